@@ -1,0 +1,1 @@
+"""Bundle → findings: quality grade, statistics, rules, causal chains, waste."""

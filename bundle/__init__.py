@@ -1,0 +1,1 @@
+"""What evidence is: table definitions, the sealed file (write, read, verify), keys, canonical JSON."""

@@ -1,0 +1,1 @@
+"""Sources → recorder → bundle, on the restricted host."""

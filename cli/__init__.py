@@ -1,0 +1,1 @@
+"""The ``audit`` command: one module per subcommand; click is imported nowhere else."""

@@ -1,0 +1,1 @@
+"""Findings → view → HTML, PDF, signatures, packet."""
