@@ -129,7 +129,9 @@ def _c(name: str, type: ColumnType, unit: str, meaning: str, **kw: bool | RingTy
 
 
 _START = _c("start_ns", "u64", "ns", "start of the interval, CLOCK_BOOTTIME")
-_DURATION = _c("duration_ns", "u64", "ns", "length of the interval; null while open when the capture ended", nullable=True)
+_DURATION = _c(
+    "duration_ns", "u64", "ns", "length of the interval; null while open when the capture ended", nullable=True
+)
 _PID = _c("pid", "u32", "", "process id (thread group id) in the host's PID namespace")
 _TID = _c("tid", "u32", "", "thread id in the host's PID namespace")
 _CPU = _c("cpu", "u16", "", "CPU that wrote the record")
@@ -192,7 +194,8 @@ OFF_CPU = Table("off_cpu", "Intervals in which a thread of a traced process was 
     _c("next_pid", "u32", "", "process that ran on this CPU instead (0: idle)"),
     _c("next_tid", "u32", "", "thread that ran on this CPU instead (0: idle)"),
     _c("next_comm", "text", "", "name of the thread that ran instead", ring="comm"),
-    _c("wake_ns", "u64", "ns", "when the thread was made runnable again, CLOCK_BOOTTIME; null if not seen", nullable=True),
+    _c("wake_ns", "u64", "ns", "when the thread was made runnable again, CLOCK_BOOTTIME; null if not seen",
+       nullable=True),
     _c("waker_pid", "u32", "", "process that woke it; null if not seen", nullable=True),
     _c("waker_tid", "u32", "", "thread that woke it; null if not seen", nullable=True),
     _c("waker_comm", "text", "", "name of the thread that woke it", ring="comm", nullable=True),
@@ -204,7 +207,8 @@ NVML_SAMPLES = Table("nvml_samples", "One row per GPU and poll, from NVML.", (
     _START, _DURATION,
     _c("gpu_index", "u32", "", "NVML index"), _c("gpu_uuid", "text", "", "NVML UUID"),
     _c("gpu_utilization_percent", "u32", "%", "share of the last NVML period in which a kernel ran", nullable=True),
-    _c("memory_utilization_percent", "u32", "%", "share of the period in which memory was read or written", nullable=True),
+    _c("memory_utilization_percent", "u32", "%", "share of the period in which memory was read or written",
+       nullable=True),
     _c("memory_total_bytes", "u64", "bytes", "framebuffer", nullable=True),
     _c("memory_used_bytes", "u64", "bytes", "allocated framebuffer", nullable=True),
     _c("memory_reserved_bytes", "u64", "bytes", "reserved by the driver (memory info v2)", nullable=True),
@@ -227,7 +231,8 @@ NVML_SAMPLES = Table("nvml_samples", "One row per GPU and poll, from NVML.", (
 NVML_PROCESSES = Table("nvml_processes", "Processes with a context on a GPU, one row per poll.", (
     _START, _DURATION, _c("gpu_index", "u32", "", "NVML index"), _c("gpu_uuid", "text", "", "NVML UUID"), _PID,
     _c("op", "text", "", "compute or graphics"),
-    _c("memory_used_bytes", "u64", "bytes", "framebuffer held by the process; null where NVML does not tell", nullable=True),
+    _c("memory_used_bytes", "u64", "bytes", "framebuffer held by the process; null where NVML does not tell",
+       nullable=True),
 ))  # fmt: skip
 
 PROCESSES = Table("processes", "Processes that map a probed library, the workload, and the recorder itself.", (
@@ -250,7 +255,8 @@ LIBRARIES = Table("libraries", "Libraries mapped by processes that could be prob
     _c("library", "text", "", "row of the probe table: cudart, nccl"), _c("path", "text", "", "path as mapped"),
     _c("build_id", "text", "", "GNU build id, hex", nullable=True),
     _c("device", "u64", "", "st_dev of the mapping"), _c("inode", "u64", "", "inode of the mapping"),
-    _c("probes", "u32", "", "functions probed"), _c("not_observed", "text", "", "exported but not in the table, comma separated"),
+    _c("probes", "u32", "", "functions probed"),
+    _c("not_observed", "text", "", "exported but not in the table, comma separated"),
     _c("reason", "text", "", "why not, where not", nullable=True),
 ))  # fmt: skip
 
@@ -282,7 +288,8 @@ GAPS = Table("gaps", "Time in which a source could not see, and why.", (
 
 LOSSES = Table("losses", "Counters per table and CPU: what was seen, written and lost, cumulative at start_ns.", (
     _START, _DURATION, _c("table_name", "text", "", "table"), _c("cpu", "u16", "", "CPU"),
-    _c("seen", "u64", "", "records the probes tried to write"), _c("written", "u64", "", "records that reached the recorder"),
+    _c("seen", "u64", "", "records the probes tried to write"),
+    _c("written", "u64", "", "records that reached the recorder"),
     _c("lost", "u64", "", "records that found the ring full"),
 ))  # fmt: skip
 
@@ -330,7 +337,7 @@ def sql_view(table: Table) -> str:
     names = {c.name for c in table.columns}
     if {"start_ns", "duration_ns"} <= names:
         cols.append('("start_ns" + "duration_ns")::UBIGINT AS "end_ns"')
-    return f'SELECT {", ".join(cols)}, "leaf", "row" FROM raw."{table.name}"'
+    return f'SELECT {", ".join(cols)}, "leaf", "row" FROM raw."{table.name}"'  # noqa: S608 (names of ours, checked)
 
 
 def markdown() -> str:
@@ -344,6 +351,9 @@ def markdown() -> str:
     ]
     for t in TABLES.values():
         out += [f"## {t.name}", "", t.meaning, "", "| column | type | unit | null | meaning |", "|---|---|---|---|---|"]
-        out += [f"| `{c.name}` | {c.type} | {c.unit or '–'} | {'yes' if c.nullable else 'no'} | {c.meaning} |" for c in t.columns]
+        out += [
+            f"| `{c.name}` | {c.type} | {c.unit or '–'} | {'yes' if c.nullable else 'no'} | {c.meaning} |"
+            for c in t.columns
+        ]
         out.append("")
     return "\n".join(out)
