@@ -1,0 +1,56 @@
+"""How results reach stdout: JSON, tables and lines, with every string from evidence made inert first."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+
+import click
+
+from gpuaudit.bundle.display import csv_cell, printable
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+force_option = click.option("--force", is_flag=True, help="Replace an existing output that has other content.")
+
+
+def print_json(value: object) -> None:
+    """``value`` as indented JSON in ASCII: escapes keep it lossless and inert in a terminal."""
+    click.echo(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=True))
+
+
+def print_line(text: str) -> None:
+    """One line of result. Text from evidence in it must have passed :func:`inert` or this call as a whole."""
+    click.echo(printable(text, limit=4096))
+
+
+def note(text: str) -> None:
+    """One line on stderr: progress and remarks, never a result."""
+    click.echo(printable(text, limit=4096), err=True)
+
+
+def cell(value: object) -> str:
+    """One value of a row as inert text; None is shown as a dash, never as 0 or an empty field."""
+    return "–" if value is None else printable(str(value))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Rows in aligned columns, numbers to the right, without any wrapping: one row, one line."""
+    body = [list(row) for row in rows]
+    shown = [[cell(c) for c in columns], *([cell(v) for v in row] for row in body)]
+    widths = [max(len(row[i]) for row in shown) for i in range(len(columns))]
+    right = [bool(body) and all(isinstance(r[i], int | float | None) for r in body) for i in range(len(columns))]
+    for row in shown:
+        parts = [t.rjust(w) if r else t.ljust(w) for t, w, r in zip(row, widths, right, strict=True)]
+        click.echo("  ".join(parts).rstrip())
+
+
+def print_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """RFC 4180 with a header; text cells neutralised against spreadsheet formulas, null is an empty cell."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\r\n")
+    writer.writerow([csv_cell(c) for c in columns])
+    for row in rows:
+        writer.writerow(["" if v is None else v if isinstance(v, int | float) else csv_cell(str(v)) for v in row])
+    click.echo(out.getvalue(), nl=False)
