@@ -1,0 +1,160 @@
+"""Findings and chains in plain words: the declared sentence with its values, shares with their denominators."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gpuaudit.analyze.finding import Chain, Document, Finding
+from gpuaudit.bundle.display import printable
+from gpuaudit.bundle.errors import InputUnusable
+from gpuaudit.report.tables import Column, Table, build
+from gpuaudit.report.text import Text, data, fill, join, link, listed, number, of, prose, words
+
+SEVERITIES = ("critical", "warning", "notice")
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One finding or chain as it is printed. ``anchor`` is made from its place, never from its id."""
+
+    anchor: str
+    label: Text
+    kind: str
+    severity: str
+    title: Text
+    sentence: Text
+    facts: tuple[tuple[str, Text], ...]
+    links: Table | None
+    against: tuple[Text, ...]
+    refuted_by: Text
+    next_step: Text
+
+
+class EvidenceLinks:
+    """From an evidence id to the anchor of its row in the evidence table."""
+
+    def __init__(self, document: Document) -> None:
+        self._anchors = {e.id: f"evidence-{n}" for n, e in enumerate(document.evidence, start=1)}
+
+    def text(self, ids: tuple[str, ...]) -> Text:
+        """References to ``ids``; one that the table lacks is shown as such."""
+        if not ids:
+            return words("none")
+        return listed(
+            link(i, self._anchors[i]) if i in self._anchors else join(data(i), words(" (not in the table)")) for i in ids
+        )
+
+
+def statements(document: Document) -> tuple[Statement, ...]:
+    """Chains and findings, the severe ones first; within a severity chains first, since they explain."""
+    declared = {d["id"]: d for d in document.appendix["declarations"]}
+    links = EvidenceLinks(document)
+    made = [
+        *(_chain(c, f"chain-{n}", _declaration(declared, c.detector), links) for n, c in enumerate(document.chains, 1)),
+        *(_finding(f, f"finding-{n}", _declaration(declared, f.rule), links) for n, f in enumerate(document.findings, 1)),
+    ]
+    return tuple(sorted(made, key=lambda s: SEVERITIES.index(s.severity)))
+
+
+def _declaration(declared: dict[str, dict[str, Any]], id: str) -> dict[str, Any]:
+    if id not in declared:
+        raise InputUnusable(
+            f"findings: {printable(id, 80)!r} found something but is not among the declarations",
+            hint="make the findings again with `audit analyze`",
+        )
+    return declared[id]
+
+
+def _sentence(declaration: dict[str, Any], key: str, values: dict[str, Any]) -> Text:
+    if key not in declaration["texts"]:
+        raise InputUnusable(
+            f"findings: {printable(declaration['id'], 80)!r} declares no text {printable(key, 80)!r}",
+            hint="make the findings again with `audit analyze`",
+        )
+    return fill(declaration["texts"][key], values)
+
+
+def _finding(finding: Finding, anchor: str, declaration: dict[str, Any], links: EvidenceLinks) -> Statement:
+    facts = (
+        ("About", _subject(finding.subject)),
+        ("Impact", number(finding.impact)),
+        ("How the impact was made", _provenance(finding.impact.provenance, finding.impact.formula)),
+        ("Grade of its evidence", data(finding.grade)),
+        ("Evidence", links.text(finding.evidence)),
+        ("It never claims", prose(declaration["never_claims"])),
+    )
+    return Statement(
+        anchor, data(finding.id), "Finding", finding.severity, prose(declaration["title"]),
+        _sentence(declaration, finding.text, finding.values), facts, None, (), (), (),
+    )  # fmt: skip
+
+
+def _chain(chain: Chain, anchor: str, declaration: dict[str, Any], links: EvidenceLinks) -> Statement:
+    facts = (
+        ("About", _subject(chain.subject)),
+        ("Impact", number(chain.impact)),
+        ("How the impact was made", _provenance(chain.impact.provenance, chain.impact.formula)),
+        ("Confidence", join(data(chain.confidence), words(", grade of its evidence "), data(chain.grade))),
+        ("Evidence", links.text(chain.evidence)),
+        ("It never claims", prose(declaration["never_claims"])),
+    )
+    table = build(
+        "Links of the chain",
+        [Column("effect", wide=True), Column("cause", wide=True), Column("overlap of the effect"), Column("evidence")],
+        [
+            [prose(x.effect), prose(x.cause), of(x.overlap_ns, x.effect_ns, x.explained), links.text(x.evidence)]
+            for x in chain.links
+        ],
+        sortable=False,
+    )
+    return Statement(
+        anchor, data(chain.id), "Chain", chain.severity, prose(declaration["title"]),
+        _sentence(declaration, chain.text, chain.values), facts, table,
+        tuple(prose(a) for a in chain.against) or (words("nothing was found that does"),),
+        prose(chain.refuted_by), prose(chain.next_step),
+    )  # fmt: skip
+
+
+def _subject(subject: dict[str, str]) -> Text:
+    if not subject:
+        return words("the whole capture")
+    return listed(join(data(name), words(" "), data(what)) for name, what in subject.items())
+
+
+def _provenance(provenance: str, formula: str) -> Text:
+    return join(data(provenance), words(": "), prose(formula)) if formula else data(provenance)
+
+
+def outcomes(document: Document) -> Table:
+    """What became of every rule and detector, those that found nothing and those that could not look among them."""
+    titles = {d["id"]: d["title"] for d in document.appendix["declarations"]}
+    return build(
+        "Every rule and detector, and what became of it",
+        [Column("rule or detector"), Column("state"), Column("reason", wide=True)],
+        [
+            [join(prose(titles.get(o.id, "")), words(" "), data(o.id)), data(o.state), prose(o.reason or "–")]
+            for o in document.outcomes
+        ],
+        sortable=False,
+    )
+
+
+def verdict(document: Document, made: tuple[Statement, ...]) -> tuple[Text, ...]:
+    """The answer of page 1: how many, how severe, what was not looked at, and the severest in their own words."""
+    counts = {s: sum(x.severity == s for x in made) for s in SEVERITIES}
+    chains, findings = len(document.chains), len(document.findings)
+    looked = sum(o.state != "not evaluated" for o in document.outcomes)
+    blind = len(document.outcomes) - looked
+    if made:
+        severe = ", ".join(f"{n} {s}" for s, n in counts.items() if n)
+        first = f"{_plural(findings, 'finding')} and {_plural(chains, 'causal chain')}: {severe}."
+    else:
+        first = "Nothing was found. That is an answer to the questions below and to no others."
+    second = f"{looked} of {_plural(looked + blind, 'rule')} and detectors looked at the evidence"
+    second += f"; {blind} could not, and their answer is unknown." if blind else "."
+    return (words(first), words(second))
+
+
+def _plural(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

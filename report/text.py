@@ -1,0 +1,125 @@
+"""Text of a report in pieces, so that evidence and our own words never mix: words, prose, data and numbers.
+
+Only ``words`` are literals of this program. Everything that comes out of a findings document is made by :func:`data`,
+:func:`prose` or :func:`number`: inert through :func:`gpuaudit.bundle.display.printable`, with every character outside
+the bundled fonts escaped, and set in an isolated ``<bdi>`` by the template.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from gpuaudit.analyze.finding import Quantity
+from gpuaudit.bundle.display import LIMIT_CHARACTERS, printable
+from gpuaudit.bundle.errors import InputUnusable
+from gpuaudit.report import rounding
+from gpuaudit.report.fonts import glyphs
+
+PROSE_LIMIT_CHARACTERS = 2_000
+"""Longest sentence taken over from a declaration: four times a name's; longer ones are cut and say so."""
+
+_PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]{0,63})\}")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of text: ``words`` (ours), ``prose`` (a sentence of the document), ``data`` (a name), ``number``, ``link``.
+
+    ``exact`` is the unrounded value of a number. ``target`` is an anchor made by this program, never taken from data.
+    """
+
+    kind: Literal["words", "prose", "data", "number", "link"]
+    text: str
+    exact: str = ""
+    target: str = ""
+
+
+Text = tuple[Piece, ...]
+
+
+def words(text: str) -> Text:
+    """A literal of this program."""
+    return (Piece("words", text),)
+
+
+def data(text: object, limit: int = LIMIT_CHARACTERS) -> Text:
+    """A name, path, id or query from the evidence."""
+    return (Piece("data", printable(str(text), limit, glyphs=glyphs())),)
+
+
+def prose(text: object) -> Text:
+    """A sentence of the findings document: a reason, a definition, a declared text."""
+    return (Piece("prose", printable(str(text), PROSE_LIMIT_CHARACTERS, glyphs=glyphs())),)
+
+
+def number(q: Quantity) -> Text:
+    """A quantity in digits; a null one is "not recorded", with its reason."""
+    if q.value is None:
+        return join(words("not recorded"), bracket(prose(q.reason)) if q.reason else ())
+    shown = rounding.shown(q)
+    return (Piece("number", inert(shown.text), inert(shown.exact)),)
+
+
+def value(q: Quantity | str) -> Text:
+    """A value of a finding: a quantity or a name."""
+    return number(q) if isinstance(q, Quantity) else data(q)
+
+
+def of(part: Quantity, whole: Quantity, ratio: Quantity) -> Text:
+    """"p of w (s)": a share never stands without its denominator."""
+    return join(number(part), words(" of "), number(whole), bracket(number(ratio)))
+
+
+def bracket(text: Text) -> Text:
+    """``text`` in round brackets, after a space."""
+    return join(words(" ("), text, words(")"))
+
+
+def link(text: str, target: str) -> Text:
+    """A reference within the report; ``target`` is one of our own anchors."""
+    return (Piece("link", inert(text), target=target),)
+
+
+def join(*texts: Text) -> Text:
+    """One text after the other."""
+    return tuple(piece for text in texts for piece in text)
+
+
+def listed(texts: Iterable[Text], separator: str = ", ") -> Text:
+    """Texts with a separator between them."""
+    out: Text = ()
+    for text in texts:
+        out = join(out, words(separator), text) if out else text
+    return out
+
+
+def fill(template: str, values: Mapping[str, Quantity | str]) -> Text:
+    """A declared sentence with its ``{name}`` placeholders filled; InputUnusable when a value is missing."""
+    out: Text = ()
+    at = 0
+    for match in _PLACEHOLDER.finditer(template):
+        if match[1] not in values:
+            raise InputUnusable(
+                f"findings: the text {printable(template, 80)!r} asks for a value {match[1]!r} that the finding lacks",
+                hint="make the findings again with `audit analyze`",
+            )
+        out = join(out, _prose_between(template[at : match.start()]), value(values[match[1]]))
+        at = match.end()
+    return join(out, _prose_between(template[at:]))
+
+
+def plain(text: Text) -> str:
+    """The same text without structure: for a title, a chart label or an alternative text."""
+    return "".join(piece.text for piece in text)
+
+
+def inert(text: str) -> str:
+    """``text`` as :func:`data` would show it, for chart labels and titles."""
+    return printable(text, glyphs=glyphs())
+
+
+def _prose_between(text: str) -> Text:
+    return prose(text) if text else ()
