@@ -20,6 +20,11 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=True))
 
 
+def print_raw(data: bytes) -> None:
+    """A JSON document of ours, byte for byte, and a line end; canonical JSON escapes control characters itself."""
+    click.echo(data.rstrip(b"\n"))
+
+
 def print_line(text: str) -> None:
     """One line of result. Text from evidence in it must have passed :func:`inert` or this call as a whole."""
     click.echo(printable(text, limit=4096))

@@ -1,0 +1,60 @@
+"""``audit analyze``: from a bundle to findings."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+
+import click
+
+from gpuaudit.cli.output import force_option, json_option, print_line, print_raw
+from gpuaudit.cli.report import render
+from gpuaudit.cli.trust import key_option, trust_with
+from gpuaudit.cli.values import Currency, Rate
+from gpuaudit.cli.write import write_output
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Findings to write; beside the bundle unless given.")
+@click.option(
+    "--report", "packet", type=click.Path(path_type=Path), help="Also render and sign the report, into this folder."
+)
+@click.option("--rate", type=Rate(), help="Price of one GPU-hour; without it no money is printed.")
+@click.option("--currency", type=Currency(), default="USD", show_default=True, help="Currency of --rate.")
+@click.option("--strict", is_flag=True, help="End with status 5 if the evidence is not complete (grade below A).")
+@key_option
+@force_option
+@json_option
+def command(
+    *, bundle: Path, out: Path | None, packet: Path | None, rate: Decimal | None, currency: str,
+    keys: tuple[Path, ...], strict: bool, force: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Verify a bundle, grade its completeness, and write findings: statistics, rules, chains, waste.
+
+    The same bundle and options give the same bytes anywhere. The bundle is never changed.
+
+    \b
+    Examples:
+      audit analyze train.db
+      audit analyze train.db --rate 2.10 --currency EUR --report packet/
+    """
+    from gpuaudit.analyze.run import AnalyzeOptions, analyze, document_bytes
+    from gpuaudit.bundle.errors import Incomplete
+    from gpuaudit.cli.summary import summary_lines
+
+    document = analyze(bundle, AnalyzeOptions(rate=rate, currency=currency, trust=trust_with(keys)))
+    data = document_bytes(document)
+    target = out or bundle.with_name(bundle.name.removesuffix(".db") + ".findings.json")
+    write_output(target, data, force=force)
+    if as_json:
+        print_raw(data)
+    else:
+        for line in summary_lines(document):
+            print_line(line)
+        print_line(f"findings  {target}")
+    if packet is not None:
+        render(target, packet, force=force, quiet=as_json)
+    if strict and document.quality["grade"] != "A":
+        reasons = "; ".join(document.quality["reasons"])
+        raise Incomplete(f"{bundle}: the evidence has grade {document.quality['grade']}: {reasons}")
