@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-3-Clause */
+/* Intervals in which a thread of a traced process is not on a CPU: why, who woke it, who ran instead. */
+#pragma once
+
+#include "targets.h"
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u32); /* tid */
+	__type(value, struct off_cpu_record);
+} open_off_cpu SEC(".maps");
+
+static __always_inline void came_back(struct task_struct *next)
+{
+	__u32 tid = next->pid;
+	struct off_cpu_record *r;
+
+	r = bpf_map_lookup_elem(&open_off_cpu, &tid); /* it was traced when it left */
+	if (!r)
+		return;
+	r->duration_ns = bpf_ktime_get_boot_ns() - r->start_ns;
+	r->valid_mask |= OFF_CPU_HAS_DURATION_NS;
+	bpf_probe_read_kernel(r->comm, sizeof(r->comm), next->comm);
+	EMIT(off_cpu, TABLE_OFF_CPU, r);
+	bpf_map_delete_elem(&open_off_cpu, &tid);
+}
+
+static __always_inline void left(struct task_struct *prev, struct task_struct *next, __u32 state)
+{
+	__u32 tid = prev->pid;
+	struct off_cpu_record r = {};
+
+	if (!tid || !traced(prev->tgid))
+		return;
+	if (state & TASK_DEAD)
+		return;
+	r.start_ns = bpf_ktime_get_boot_ns();
+	r.pid = prev->tgid;
+	r.tid = tid;
+	r.prev_state = state;
+	r.next_pid = next->tgid;
+	r.next_tid = next->pid;
+	r.cpu_out = bpf_get_smp_processor_id();
+	bpf_probe_read_kernel(r.comm, sizeof(r.comm), prev->comm);
+	bpf_probe_read_kernel(r.next_comm, sizeof(r.next_comm), next->comm);
+	if (bpf_map_update_elem(&open_off_cpu, &tid, &r, BPF_ANY))
+		count_full(FULL_OFF_CPU);
+}
+
+static __always_inline bool off_cpu_wanted(void)
+{
+	struct config *c = config();
+
+	return c && c->off_cpu;
+}
+
+/*
+ * A thread that is switched out under `preempt` stays runnable whatever its state says (it was about to sleep and had
+ * not yet done so), so its state is recorded as 0, TASK_RUNNING.
+ */
+SEC("tp_btf/sched_switch") /* Linux 5.18 and later: the state is an argument, read before anybody could wake the thread */
+int on_switch_state(__u64 *ctx)
+{
+	struct task_struct *prev = (void *)ctx[1], *next = (void *)ctx[2];
+	bool preempt = ctx[0];
+	__u32 state = ctx[3];
+
+	if (!off_cpu_wanted())
+		return 0;
+	left(prev, next, preempt ? 0 : state);
+	came_back(next);
+	return 0;
+}
+
+SEC("tp_btf/sched_switch")
+int on_switch(__u64 *ctx)
+{
+	struct task_struct *prev = (void *)ctx[1], *next = (void *)ctx[2];
+	bool preempt = ctx[0];
+
+	if (!off_cpu_wanted())
+		return 0;
+	left(prev, next, preempt ? 0 : prev->__state);
+	came_back(next);
+	return 0;
+}
+
+/*
+ * The current thread is the waker, except in an interrupt (a timer, a device): then no thread is, and none is named.
+ * The kernel's own count tells, where its symbol can be found; where not, six tracepoints keep watch instead.
+ */
+static __always_inline int note_wake(struct task_struct *task, bool interrupt)
+{
+	__u32 tid = task->pid;
+	struct off_cpu_record *r = bpf_map_lookup_elem(&open_off_cpu, &tid);
+	__u64 who;
+
+	if (!r || (r->valid_mask & OFF_CPU_HAS_WAKE_NS))
+		return 0;
+	r->wake_ns = bpf_ktime_get_boot_ns();
+	if (!interrupt) {
+		who = bpf_get_current_pid_tgid();
+		r->waker_pid = who >> 32;
+		r->waker_tid = who;
+		bpf_get_current_comm(r->waker_comm, sizeof(r->waker_comm));
+		r->valid_mask |= OFF_CPU_HAS_WAKER_PID | OFF_CPU_HAS_WAKER_TID | OFF_CPU_HAS_WAKER_COMM;
+	}
+	r->valid_mask |= OFF_CPU_HAS_WAKE_NS;
+	return 0;
+}
+
+#define IN_INTERRUPT (NMI_MASK | HARDIRQ_MASK | SOFTIRQ_SERVING)
+
+SEC("tp_btf/sched_waking")
+int on_waking(__u64 *ctx)
+{
+	return note_wake((void *)ctx[0], *(int *)bpf_this_cpu_ptr(&__preempt_count) & IN_INTERRUPT);
+}
+
+SEC("tp_btf/sched_waking") /* Linux 6.2 to 6.14 */
+int on_waking_hot(__u64 *ctx)
+{
+	struct pcpu_hot *hot = bpf_this_cpu_ptr(&pcpu_hot);
+
+	return note_wake((void *)ctx[0], hot->preempt_count & IN_INTERRUPT);
+}
+
+enum { IN_SOFTIRQ = 1, IN_IRQ = 2, IN_TIMER = 4 };
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} interrupts SEC(".maps");
+
+static __always_inline int watch(__u32 clear, __u32 set)
+{
+	__u32 zero = 0, *here = bpf_map_lookup_elem(&interrupts, &zero);
+
+	if (here)
+		*here = (*here & ~clear) | set;
+	return 0;
+}
+
+#define WATCH(tracepoint, clear, set)                 \
+	SEC("tp_btf/" #tracepoint)                    \
+	int on_##tracepoint(__u64 *ctx)               \
+	{                                             \
+		return watch(clear, set);             \
+	}
+
+WATCH(softirq_entry, 0, IN_SOFTIRQ)
+WATCH(softirq_exit, IN_SOFTIRQ, 0)
+WATCH(irq_handler_entry, 0, IN_IRQ)
+WATCH(irq_handler_exit, IN_IRQ, 0)
+WATCH(hrtimer_expire_entry, 0, IN_TIMER)
+WATCH(hrtimer_expire_exit, IN_TIMER, 0)
+
+SEC("tp_btf/sched_waking")
+int on_waking_watched(__u64 *ctx)
+{
+	__u32 zero = 0, *here = bpf_map_lookup_elem(&interrupts, &zero);
+
+	return note_wake((void *)ctx[0], !here || *here);
+}
+
+/* The waking can come before the switch is seen; then at least the time is known. */
+SEC("tp_btf/sched_wakeup")
+int on_wakeup(__u64 *ctx)
+{
+	struct task_struct *task = (void *)ctx[0];
+	__u32 tid = task->pid;
+	struct off_cpu_record *r = bpf_map_lookup_elem(&open_off_cpu, &tid);
+
+	if (!r || (r->valid_mask & OFF_CPU_HAS_WAKE_NS))
+		return 0;
+	r->wake_ns = bpf_ktime_get_boot_ns();
+	r->valid_mask |= OFF_CPU_HAS_WAKE_NS;
+	return 0;
+}

@@ -1,0 +1,308 @@
+"""The BPF side of a capture: programs, probes, discovery. Runs in the attacher, which keeps the privileges.
+
+Rows of calls and of off-CPU time go through the rings (:attr:`BpfCapture.rings`), which another process can drain.
+Everything else (processes, libraries, probes, gaps) goes to ``sink(table, row)``.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from gpuaudit.bundle.errors import HostUnfit
+from gpuaudit.capture import libbpf, processes
+from gpuaudit.capture.attach import RING_SIZES_BYTES, TRACEPOINTS, Mechanism, Programs
+from gpuaudit.capture.discovery import Found, Scanner
+from gpuaudit.capture.probed_files import ProbedFile, ProbedFiles
+from gpuaudit.capture.probes import RING_TABLES, Library, library_for
+from gpuaudit.capture.ring import RingDescription
+from gpuaudit.capture.selection import EXCLUDED, SELECTED, TRACED, Selection, Target, Targets
+from gpuaudit.capture.source import boottime_ns
+
+Sink = Callable[[str, dict[str, object]], None]
+
+DRIVER_PATIENCE_NS = 2_000_000_000
+"""A process that has mapped the driver's library for so long and no CUDA runtime will not be observed. ours"""
+
+FLUSH_TRIES, FLUSH_PAUSE_S = 500, 0.01
+"""How long :meth:`BpfCapture.finish` waits for room in the rings: 5 s."""
+
+_FULL = (
+    ("cuda", "calls were not recorded: too many were open at once"),
+    ("nccl", "communicators have no identity: too many exist at once"),
+    ("off_cpu", "off-CPU intervals were not recorded: too many threads were off CPU at once"),
+    ("off_cpu", "processes were not followed: too many exist at once"),
+)
+"""``enum full`` of capture/bpf/maps.h: source concerned, and what the count means."""
+
+
+class BpfCapture:
+    """``mechanism``: force one; ``costs_ns``: measured cost of a probe pair by kind of first instruction."""
+
+    def __init__(
+        self, sink: Sink, selection: Selection, *, mechanism: Mechanism | None = None,
+        costs_ns: Mapping[str, int] | None = None, ring_sizes_bytes: Mapping[str, int] = RING_SIZES_BYTES,
+    ) -> None:  # fmt: skip
+        self._sink = sink
+        self._selection = selection
+        self._programs = Programs(
+            off_cpu="off_cpu" in selection.sources, mechanism=mechanism, ring_sizes_bytes=ring_sizes_bytes
+        )
+        self._files = ProbedFiles(self._programs, selection.sources, costs_ns or {})
+        self._links: dict[str, libbpf.Link] = {}
+        self._scanner = Scanner({os.getpid(), *selection.exclude})
+        self._rows: dict[int, dict[str, object]] = {}
+        """The ``processes`` row of each process found and alive."""
+        self._told: set[int] = set()
+        self._loaded_ns = 0
+        self._finished = False
+
+    def load(self) -> None:
+        """Load the programs, attach the kernel tracepoints. HostUnfit names what this host lacks."""
+        try:
+            self._programs.load()
+            self._targets = Targets(self._programs.map_fd("targets"))
+            self._configure()
+            self._loaded_ns = boottime_ns()
+            for program in self._programs.tracepoints:
+                self._links[program] = self._programs.attach_tracepoint(program)
+                self._sink("probes", self._tracepoint_row(program))
+        except (OSError, HostUnfit) as e:
+            self.close()
+            if isinstance(e, HostUnfit):
+                raise
+            raise HostUnfit(f"the BPF programs cannot be set up: {e.strerror or e}", hint="run audit check") from None
+
+    def _configure(self) -> None:
+        selected_only = self._selection.pids is not None
+        value = struct.pack("<II", selected_only, "off_cpu" in self._selection.sources)
+        libbpf.map_update(self._programs.map_fd("settings"), struct.pack("<I", 0), value)
+        for pid in self._scanner.exclude:
+            self._targets.add(pid, EXCLUDED)
+        if self._selection.pids is not None:
+            for pid in processes.children(set(self._selection.pids)) - self._scanner.exclude:
+                self._targets.add(pid, SELECTED)
+
+    def exclude(self, pid: int) -> None:
+        """Never take this process as evidence: the recorder, or another of our own."""
+        self._scanner.exclude.add(pid)
+        self._targets.add(pid, EXCLUDED)
+
+    def include(self, pid: int) -> None:
+        """Follow this process and the children it will have."""
+        self._targets.add(pid, SELECTED)
+
+    @property
+    def rings(self) -> list[RingDescription]:
+        """Every ring; the descriptors may be inherited by the process that drains."""
+        return [
+            RingDescription(t, self._programs.map_fd(f"ring_{t}"), self._programs.ring_size_bytes(t)) for t in RING_TABLES
+        ]
+
+    @property
+    def counters_fd(self) -> int:
+        """Descriptor for :class:`gpuaudit.capture.ring.LossCounters`."""
+        return self._programs.map_fd("counters")
+
+    def prepare(self, paths: list[str]) -> list[str]:
+        """Probe these library files now, before anybody maps them; what could not be probed, as "path: reason"."""
+        refused = []
+        for path in paths:
+            library = library_for(Path(path).name) or library_for(Path(path).resolve().name)
+            if library is None:
+                continue
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as e:
+                refused.append(f"{path}: {e.strerror}")
+                continue
+            file = self._probe(fd, library, str(Path(path).resolve()))
+            if file.reason:
+                refused.append(f"{path}: {file.reason}")
+        return refused
+
+    def _probe(self, fd: int, library: Library, path: str) -> ProbedFile:
+        try:
+            file, fresh = self._files.add(fd, library, path)
+        finally:
+            os.close(fd)
+        if fresh:
+            for row in self._files.rows(file):
+                self._sink("probes", row)
+        return file
+
+    def scan(self) -> int:
+        """One pass of discovery: probe what is new, tell of processes that came and went. Returns libraries found."""
+        targets = self._targets.all()
+        only = None
+        if self._selection.pids is not None:
+            only = {pid for pid, t in targets.items() if t.flags & SELECTED}
+        found = self._scanner.scan(only)
+        for f in found:
+            self._found(f, targets.get(f.pid) or Target())
+        for pid in self._scanner.mapping_processes():
+            self._targets.add(pid, TRACED)
+        self._ended(targets)
+        self._tell_unobservable(boottime_ns() - DRIVER_PATIENCE_NS)
+        return len(found)
+
+    def _found(self, found: Found, target: Target) -> None:
+        self._tell_process(found.pid, target, found.found_ns)
+        library = library_for(found.mapping.file_name)
+        assert library is not None
+        row: dict[str, object] = {
+            "start_ns": found.found_ns, "duration_ns": None, "pid": found.pid, "op": "not observable",
+            "library": library.name, "path": found.mapping.path, "build_id": None, "device": found.mapping.device,
+            "inode": found.mapping.inode, "probes": 0, "not_observed": "", "reason": None,
+        }  # fmt: skip
+        try:
+            fd = processes.open_mapping(found.pid, found.mapping)
+        except processes.CannotOpen as e:
+            row["reason"] = str(e)
+            file = None
+        else:
+            self._targets.add(found.pid, TRACED)
+            file = self._probe(fd, library, found.mapping.path)
+            row |= {"build_id": file.build_id, "probes": len(file.attached), "reason": file.reason}
+            row["not_observed"] = ",".join(file.not_observed)
+            if file.attached:
+                fresh = file.attached_ns > found.found_ns
+                row["op"] = "attached" if fresh else "shared"
+                row["duration_ns"] = file.attached_ns - found.found_ns if fresh else 0
+        self._sink("libraries", row)
+        self._tell_gap(found, target, library, file)
+
+    def _tell_gap(self, found: Found, target: Target, library: Library, file: ProbedFile | None) -> None:
+        """Calls that were made before the probes were there are not in the evidence, and the evidence says so."""
+        if library.source not in self._selection.sources:
+            return
+        start = max(found.not_before_ns, target.began_ns)
+        observed = file is not None and bool(file.attached)
+        end = file.attached_ns if file is not None and observed else None
+        if end is not None and end <= start:
+            return
+        reason = f"{found.mapping.path} was mapped before its functions were probed"
+        if not observed:
+            reason = f"{found.mapping.path} is not observable: {file.reason if file else 'it cannot be opened'}"
+        for table in library.tables:
+            self._tell_time("gaps", library.source, table, found.pid, start, end, reason)
+
+    def _tell_time(
+        self, to: str, source: str, table: str | None, pid: int | None, start: int, end: int | None, reason: str
+    ) -> None:
+        duration = None if end is None else max(0, end - start)
+        self._sink(to, {
+            "start_ns": start, "duration_ns": duration, "source": source, "table_name": table, "pid": pid, "reason": reason,
+        })  # fmt: skip
+
+    def _tell_process(self, pid: int, target: Target, now: int) -> None:
+        info = processes.read_process(pid)
+        if info is None or (pid in self._rows and self._rows[pid]["start_ns"] == info.start_ns):
+            return
+        self._rows[pid] = info.row("found", self._role(target), now)
+        self._sink("processes", self._rows[pid])
+
+    def _role(self, target: Target) -> str:
+        return self._selection.role if target.flags & SELECTED else "traced"
+
+    def _ended(self, targets: Mapping[int, Target]) -> None:
+        """Write down processes that have ended, also those that ended before any pass saw them."""
+        for pid, target in sorted(targets.items()):
+            if not target.exit_ns:
+                continue
+            row = self._rows.pop(pid, None)
+            if row is None and target.flags & TRACED:
+                row = {
+                    "start_ns": target.began_ns or target.exit_ns, "pid": pid, "role": self._role(target),
+                    "parent_pid": target.parent_pid or None, "comm": target.comm, "seen_ns": target.exit_ns,
+                }  # fmt: skip
+                self._sink("processes", {**row, "op": "found", "duration_ns": None})
+            if row is not None:
+                start = int(str(row["start_ns"]))
+                life = {"op": "exited", "duration_ns": max(0, target.exit_ns - start), "seen_ns": boottime_ns()}
+                self._sink("processes", {**row, **life})
+            self._targets.remove(pid)
+
+    def _tell_unobservable(self, before_ns: int) -> None:
+        for pid, mapping, found_ns in self._scanner.unobservable():
+            if pid in self._told or found_ns > before_ns or "cuda" not in self._selection.sources:
+                continue
+            self._told.add(pid)
+            self._tell_process(pid, Target(), found_ns)
+            self._sink("libraries", {
+                "start_ns": found_ns, "duration_ns": None, "pid": pid, "op": "not observable", "library": "cudart",
+                "path": mapping.path, "build_id": None, "device": mapping.device, "inode": mapping.inode, "probes": 0,
+                "not_observed": "",
+                "reason": "the CUDA driver is mapped and no CUDA runtime library is: the runtime is linked statically, "
+                "or the driver is called directly",
+            })  # fmt: skip
+
+    def _tracepoint_row(self, program: str, detached_ns: int | None = None) -> dict[str, object]:
+        misses = libbpf.recursion_misses(self._programs.program_fd(program)) if detached_ns else None
+        return {
+            "start_ns": self._loaded_ns, "duration_ns": detached_ns and detached_ns - self._loaded_ns,
+            "op": TRACEPOINTS.get(program, program), "library": "kernel", "path": "", "offset": None,
+            "mechanism": "tp_btf", "instruction": None, "expected_cost_ns": None, "hits": None, "unmatched": None,
+            "misses": misses,
+        }  # fmt: skip
+
+    def finish(self, drain: Callable[[], None] | None = None) -> None:
+        """Detach everything, put what is still open into the rings, tell the totals.
+
+        ``drain`` is called while waiting for room in the rings, where the caller is the one who drains; otherwise
+        the process that drains must still be at it. What is in the rings afterwards is the last of the evidence.
+        """
+        if self._finished:
+            return
+        self._finished = True
+        self.scan()
+        self._files.detach()
+        for link in self._links.values():
+            link.close()
+        now = boottime_ns()
+        self._ended(self._targets.all())
+        self._tell_unobservable(now)
+        self._flush_open(drain, now)
+        for file in self._files:
+            for row in self._files.rows(file, now):
+                self._sink("probes", row)
+        for program in self._links:
+            self._sink("probes", self._tracepoint_row(program, now))
+        self._tell_function_programs(now)
+        self._tell_full(now)
+
+    def _flush_open(self, drain: Callable[[], None] | None, now: int) -> None:
+        for _ in range(FLUSH_TRIES):
+            if libbpf.run_program(self._programs.program_fd("flush_open")) == 0:
+                return
+            if drain is not None:
+                drain()
+            else:
+                time.sleep(FLUSH_PAUSE_S)
+        for source in sorted(self._selection.sources):
+            reason = "calls and intervals that were open at the end found no room in the rings"
+            self._tell_time("gaps", source, None, None, now, now, reason)
+
+    def _tell_function_programs(self, now: int) -> None:
+        """What the kernel skipped of the entry and return programs, which all probed functions share."""
+        for mechanism in sorted({f.mechanism for f in self._files if f.mechanism}):
+            for way in ("enter", "leave"):
+                program = f"{way}_{'multi' if mechanism == 'uprobe_multi' else 'perf'}"
+                self._sink("probes", {**self._tracepoint_row(program, now), "mechanism": mechanism})
+
+    def _tell_full(self, now: int) -> None:
+        for index, (source, meaning) in enumerate(_FULL):
+            raw = libbpf.map_lookup(self._programs.map_fd("full"), struct.pack("<I", index), 8)
+            count = struct.unpack("<Q", raw or bytes(8))[0]
+            if count:
+                self._tell_time("gaps", source, None, None, self._loaded_ns, now, f"{count} {meaning}")
+
+    def close(self) -> None:
+        """Detach what is still attached and unload. Twice does no harm."""
+        self._files.detach()
+        for link in self._links.values():
+            link.close()
+        self._programs.close()

@@ -1,0 +1,109 @@
+"""Which processes map a library that can be probed: found by polling /proc, cheaply.
+
+Every pass lists /proc. The maps of a process are read when it is new, when its size changed (a library that was just
+loaded changes it), and every :data:`FULL_PASS` passes in any case. Nothing has to run in the workload for this.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from gpuaudit.capture import processes
+from gpuaudit.capture.probes import library_for
+from gpuaudit.capture.processes import Mapping
+from gpuaudit.capture.source import boottime_ns
+
+FULL_PASS = 20
+"""Passes after which every map is read again: 2 s at the session's 100 ms."""
+
+DRIVER_FILE = r"libcuda\.so(\.[0-9]+)*"
+"""The driver's library: a process that maps it, but no cudart, uses the GPU in a way that is not observed."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A library newly found in a process. ``not_before_ns``: it was mapped no earlier than this."""
+
+    pid: int
+    mapping: Mapping
+    found_ns: int
+    not_before_ns: int
+
+
+@dataclass
+class _Known:
+    start_ns: int
+    hint: bytes
+    read_ns: int = 0
+    files: set[tuple[int, int]] = field(default_factory=set)
+    driver: Mapping | None = None
+    driver_ns: int = 0
+    has_runtime: bool = False
+
+
+class Scanner:
+    """Remembers what it has seen of each process, and reports what is new."""
+
+    def __init__(self, exclude: Iterable[int] = ()) -> None:
+        self.exclude: set[int] = set(exclude)
+        self._known: dict[int, _Known] = {}
+        self._passes = 0
+
+    def scan(self, only: set[int] | None = None) -> list[Found]:
+        """One pass over all processes, or over ``only`` these."""
+        self._passes += 1
+        found: list[Found] = []
+        alive = set(processes.pids())
+        for pid in sorted((alive if only is None else alive & only) - self.exclude):
+            found += self._look(pid)
+        for pid in self._known.keys() - alive:
+            del self._known[pid]
+        return found
+
+    def _look(self, pid: int) -> list[Found]:
+        hint = processes.size_hint(pid)
+        if hint is None:
+            return []
+        known = self._known.get(pid)
+        due = known is None or hint != known.hint or (self._passes + pid) % FULL_PASS == 0
+        if not due:
+            return []
+        start = processes.start_ns(pid)
+        if start is None:
+            return []
+        if known is None or known.start_ns != start:
+            known = self._known[pid] = _Known(start, hint)
+        known.hint = hint
+        return self._read(pid, known)
+
+    def _read(self, pid: int, known: _Known) -> list[Found]:
+        now, before = boottime_ns(), max(known.start_ns, known.read_ns)
+        found = []
+        mapped: set[tuple[int, int]] = set()
+        for mapping in processes.mappings(pid):
+            file = (mapping.device, mapping.inode)
+            library = library_for(mapping.file_name)
+            if library is not None:
+                mapped.add(file)
+                known.has_runtime |= library.name == "cudart"
+                if file not in known.files:
+                    found.append(Found(pid, mapping, now, before))
+            elif known.driver is None and re.fullmatch(DRIVER_FILE, mapping.file_name):
+                known.driver, known.driver_ns = mapping, now
+        known.files = mapped
+        known.read_ns = now
+        return found
+
+    def mapping_processes(self) -> list[int]:
+        """Processes that mapped a library when last looked at."""
+        return [pid for pid, known in self._known.items() if known.files]
+
+    def unobservable(self) -> list[tuple[int, Mapping, int]]:
+        """(pid, mapping of the driver's library, when found) of processes that map it and no CUDA runtime library."""
+        return [
+            (pid, known.driver, known.driver_ns)
+            for pid, known in sorted(self._known.items())
+            if known.driver is not None and not known.has_runtime
+        ]

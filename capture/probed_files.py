@@ -1,0 +1,140 @@
+"""Libraries that are probed, one entry per file: a file is read and attached once, whoever maps it."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from gpuaudit.capture import libbpf
+from gpuaudit.capture.attach import Mechanism, Place, Programs, cookie
+from gpuaudit.capture.probes import OP_IDS, Library, Probe
+from gpuaudit.capture.source import boottime_ns
+from gpuaudit.capture.symbols import Function, NotElf, Symbols, read_symbols
+
+MAX_PROBES = 8192
+"""Entries of the BPF map ``probe_counts``, as in capture/bpf/maps.h."""
+
+_COUNT = struct.Struct("<QQ")
+
+
+@dataclass(frozen=True)
+class Attached:
+    """One probed function. ``index`` is its place in the map of counters."""
+
+    index: int
+    probe: Probe
+    function: Function
+
+
+@dataclass
+class ProbedFile:
+    """One file: what was attached, when, and why not where not."""
+
+    library: Library
+    path: str
+    build_id: str | None = None
+    attached: list[Attached] = field(default_factory=list)
+    mechanism: Mechanism | None = None
+    attached_ns: int = 0
+    not_observed: tuple[str, ...] = ()
+    reason: str | None = None
+    entries: list[libbpf.Link] = field(default_factory=list)
+    returns: list[libbpf.Link] = field(default_factory=list)
+
+
+class ProbedFiles:
+    """Every file met so far, by device and inode. ``costs_ns``: instruction kind → measured cost of a probe pair."""
+
+    def __init__(self, programs: Programs, sources: frozenset[str], costs_ns: Mapping[str, int]) -> None:
+        self._programs = programs
+        self._sources = sources
+        self._costs_ns = costs_ns
+        self._files: dict[tuple[int, int], ProbedFile] = {}
+        self._next = 1  # counter 0 is the self test's
+
+    def add(self, fd: int, library: Library, path: str) -> tuple[ProbedFile, bool]:
+        """The file behind ``fd``, attached if it was not yet; and whether this call is what attached it."""
+        status = os.fstat(fd)
+        key = (status.st_dev, status.st_ino)
+        known = self._files.get(key)
+        if known is not None:
+            return known, False
+        file = self._files[key] = ProbedFile(library, path)
+        if library.source not in self._sources:
+            file.reason = f"source {library.source} was not asked for"
+            return file, False
+        try:
+            names = frozenset(n for p in library.probes for n in p.names)
+            symbols = read_symbols(fd, names, library.exports)
+        except NotElf as e:
+            file.reason = str(e)
+            return file, False
+        self._attach(fd, file, symbols)
+        return file, bool(file.attached)
+
+    def _attach(self, fd: int, file: ProbedFile, symbols: Symbols) -> None:
+        file.build_id = symbols.build_id
+        wanted = list(_chosen(file.library, symbols))
+        observed = {name for probe, _ in wanted for name in probe.names}
+        file.not_observed = tuple(n for n in symbols.exports if n not in observed)
+        if not wanted:
+            file.reason = "none of the functions in the probe table is exported"
+        elif self._next + len(wanted) > MAX_PROBES:
+            file.reason = f"all {MAX_PROBES} probes are in use"
+        if file.reason:
+            return
+        attached = [Attached(self._next + i, probe, function) for i, (probe, function) in enumerate(wanted)]
+        places = [Place(a.function.offset, cookie(a.index, OP_IDS[a.probe.op])) for a in attached]
+        try:
+            # Through the open descriptor: the file that was read is the file that is probed.
+            file.mechanism, file.entries, file.returns = self._programs.attach_functions(f"/proc/self/fd/{fd}", places)
+        except OSError as e:
+            file.reason = f"the kernel refused the probes: {e.strerror}"
+            return
+        self._next += len(wanted)
+        file.attached, file.attached_ns = attached, boottime_ns()
+
+    def __iter__(self) -> Iterator[ProbedFile]:
+        return iter(self._files.values())
+
+    def detach(self) -> None:
+        """Entry probes first, so that a call that is running is still seen to return."""
+        for file in self:
+            for link in file.entries:
+                link.close()
+        for file in self:
+            for link in file.returns:
+                link.close()
+
+    def rows(self, file: ProbedFile, detached_ns: int | None = None) -> list[dict[str, object]]:
+        """Rows of the ``probes`` table: at attach, and with what was counted once ``detached_ns`` is given."""
+        out: list[dict[str, object]] = []
+        for a in file.attached:
+            hits, unmatched = self._count(a.index) if detached_ns else (None, None)
+            out.append({
+                "start_ns": file.attached_ns, "duration_ns": detached_ns and detached_ns - file.attached_ns,
+                "op": a.probe.op, "library": file.library.name, "path": file.path, "offset": a.function.offset,
+                "mechanism": file.mechanism, "instruction": a.function.instruction,
+                "expected_cost_ns": self._costs_ns.get(a.function.instruction), "hits": hits, "unmatched": unmatched,
+                "misses": None,
+            })  # fmt: skip
+        return out
+
+    def _count(self, index: int) -> tuple[int, int]:
+        raw = libbpf.map_lookup(self._programs.map_fd("probe_counts"), struct.pack("<I", index), _COUNT.size)
+        hits, unmatched = _COUNT.unpack(raw or bytes(_COUNT.size))
+        return hits, unmatched
+
+
+def _chosen(library: Library, symbols: Symbols) -> Iterator[tuple[Probe, Function]]:
+    """One function per probe, and one probe per place: names that share an address are one function."""
+    taken: set[int] = set()
+    for probe in library.probes:
+        for name in probe.names:
+            function = symbols.functions.get(name)
+            if function is not None and function.offset not in taken:
+                taken.add(function.offset)
+                yield probe, function
+                break

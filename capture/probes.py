@@ -1,0 +1,240 @@
+"""The probe table: which functions of which libraries are watched, and where their arguments lie.
+
+A new probe is one row here and needs no new BPF code: the rows become the descriptions in the BPF map ``ops``
+(:func:`pack_op`), which one entry and one return program follow. Argument places are those of the System V ABI for
+x86-64: six integer registers, then the stack; a ``dim3`` takes two registers (x and y, then z); ``ncclUniqueId`` is
+128 bytes by value and therefore lies on the stack.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, IntFlag
+
+from gpuaudit.bundle.tables import TABLES
+
+RING_TABLES = ("cuda_calls", "nccl_calls", "nccl_comms", "off_cpu")
+"""Ring tables in the order of ``enum table`` in capture/bpf/maps.h, which starts at 1."""
+
+SLOTS = 12
+MAX_OPS = 64
+DATATYPES = 32
+"""Sizes of the BPF maps, as in capture/bpf/maps.h."""
+
+
+class From(IntEnum):
+    """Where a value is found; ``enum from`` in capture/bpf/maps.h."""
+
+    REGISTER = 1
+    STACK = 2
+    STACK_ID = 3
+    POINTEE = 4
+
+
+class Flag(IntFlag):
+    """What else a probe does; ``enum op_flags`` in capture/bpf/maps.h."""
+
+    NONE = 0
+    FIND_COMM = 1
+    MAKE_COMM = 2
+    DROP_COMM = 4
+    SIZE = 8
+    COUNT_ONLY = 16
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one value lies. ``index``: register 0–5 (rdi, rsi, rdx, rcx, r8, r9), or the n-th 8 bytes of the stack
+    arguments; the value is shifted right by ``shift_bits``."""
+
+    source: From
+    index: int
+    shift_bits: int = 0
+
+    def __str__(self) -> str:
+        register = ("rdi", "rsi", "rdx", "rcx", "r8", "r9")
+        text = {
+            From.REGISTER: f"{register[self.index % 6]}",
+            From.STACK: f"stack[{self.index}]",
+            From.STACK_ID: f"fold of 128 bytes at stack[{self.index}]",
+            From.POINTEE: f"*{register[self.index % 6]} at return",
+        }[self.source]
+        return f"{text} >> {self.shift_bits}" if self.shift_bits else text
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One watched function. ``op``: the API's own name; ``symbols``: the names it is exported under, any of them."""
+
+    op: str
+    table: str
+    places: Mapping[str, Place] = field(default_factory=dict)
+    symbols: tuple[str, ...] = ()
+    flags: Flag = Flag.NONE
+    success: tuple[int, ...] = (0,)
+    """Return codes after which what a pointer argument leads to is valid."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every symbol to look for, the first one that is found is probed."""
+        return self.symbols or (self.op,)
+
+
+@dataclass(frozen=True)
+class Library:
+    """A library to look for among the mappings of a process."""
+
+    name: str
+    source: str
+    """The source of evidence it feeds: cuda or nccl."""
+    files: str
+    """Regular expression for the file's base name."""
+    exports: str
+    """Regular expression for the names that count as its interface, for "exported but not observed"."""
+    probes: tuple[Probe, ...]
+
+    def matches(self, file_name: str) -> bool:
+        """Whether a mapped file with this base name is the library."""
+        return re.fullmatch(self.files, file_name) is not None
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Tables its probes fill."""
+        return tuple(dict.fromkeys(p.table for p in self.probes))
+
+
+def _register(index: int, shift_bits: int = 0) -> Place:
+    return Place(From.REGISTER, index, shift_bits)
+
+
+def _stack(index: int) -> Place:
+    return Place(From.STACK, index)
+
+
+_COPY = {"device_pointer": _register(0), "source_pointer": _register(1), "size_bytes": _register(2), "direction": _register(3)}
+_COPY_ASYNC = {**_COPY, "stream": _register(4)}
+_LAUNCH = {
+    "function": _register(0),
+    "grid_x": _register(1), "grid_y": _register(1, 32), "grid_z": _register(2),
+    "block_x": _register(3), "block_y": _register(3, 32), "block_z": _register(4),
+    "shared_bytes": _stack(0), "stream": _stack(1),
+}  # fmt: skip
+_STREAM = {"stream": _register(0)}
+
+
+def _cuda(op: str, places: Mapping[str, Place]) -> Probe:
+    return Probe(op, "cuda_calls", places)
+
+
+def _collective(op: str, **places: Place) -> Probe:
+    common = {"count": _register(2), "datatype": _register(3)}
+    return Probe(op, "nccl_calls", {**common, **places}, (op, f"p{op}"), Flag.FIND_COMM | Flag.SIZE)
+
+
+def _comm_init(op: str) -> Probe:
+    places = {
+        "comm_handle": Place(From.POINTEE, 0), "nranks": _register(1), "comm_id": Place(From.STACK_ID, 0),
+        "rank": _register(2),
+    }  # fmt: skip
+    # ncclInProgress is 7: a non-blocking communicator has its handle when the call returns (nccl.h, ncclResult_t).
+    return Probe(op, "nccl_comms", places, (op, f"p{op}"), Flag.MAKE_COMM, success=(0, 7))
+
+
+def _comm_end(op: str) -> Probe:
+    return Probe(op, "nccl_comms", {"comm_handle": _register(0)}, (op, f"p{op}"), Flag.FIND_COMM | Flag.DROP_COMM)
+
+
+CUDART = Library(
+    "cudart", "cuda", r"libcudart(-[0-9a-f]+)?\.so(\.[0-9]+)*", r"cuda[A-Z]\w*",
+    (
+        _cuda("cudaMalloc", {"device_pointer": Place(From.POINTEE, 0), "size_bytes": _register(1)}),
+        _cuda("cudaFree", {"device_pointer": _register(0)}),
+        _cuda("cudaMemcpy", _COPY),
+        _cuda("cudaMemcpy_ptds", _COPY),
+        _cuda("cudaMemcpyAsync", _COPY_ASYNC),
+        _cuda("cudaMemcpyAsync_ptsz", _COPY_ASYNC),
+        _cuda("cudaLaunchKernel", _LAUNCH),
+        _cuda("cudaLaunchKernel_ptsz", _LAUNCH),
+        _cuda("cudaStreamSynchronize", _STREAM),
+        _cuda("cudaStreamSynchronize_ptsz", _STREAM),
+        _cuda("cudaDeviceSynchronize", {}),
+    ),
+)  # fmt: skip
+"""The CUDA runtime (cuda_runtime_api.h). ``_ptds`` and ``_ptsz`` are the per-thread default stream twins: code of
+their own, exported beside the plain names in CUDA 12 and 13."""
+
+NCCL = Library(
+    "nccl", "nccl", r"libnccl(-[0-9a-f]+)?\.so(\.[0-9]+)*|libtorch_cuda\.so", r"nccl[A-Z]\w*",
+    (
+        _comm_init("ncclCommInitRank"),
+        _comm_init("ncclCommInitRankConfig"),
+        _comm_end("ncclCommDestroy"),
+        _comm_end("ncclCommAbort"),
+        _collective("ncclAllReduce", reduce_op=_register(4), comm_handle=_register(5), stream=_stack(0)),
+        _collective("ncclAllGather", comm_handle=_register(4), stream=_register(5)),
+        _collective("ncclReduceScatter", reduce_op=_register(4), comm_handle=_register(5), stream=_stack(0)),
+        _collective("ncclBroadcast", root=_register(4), comm_handle=_register(5), stream=_stack(0)),
+    ),
+)  # fmt: skip
+"""NCCL (nccl.h). ``ncclX`` is a weak alias of ``pncclX`` at the same address: one probe. Older PyTorch wheels carry
+NCCL inside libtorch_cuda.so."""
+
+LIBRARIES = (CUDART, NCCL)
+
+SELF_TEST = Probe("self test", "", flags=Flag.COUNT_ONLY)
+"""Op 0: counts its hits and records nothing; for the host check and the cost calibration."""
+
+PROBE_TABLE: tuple[Probe, ...] = (SELF_TEST, *(p for library in LIBRARIES for p in library.probes))
+"""Every probe; the op id of a record is the index here."""
+
+OP_IDS: dict[str, int] = {p.op: i for i, p in enumerate(PROBE_TABLE)}
+
+NCCL_DATATYPE_BYTES: tuple[int, ...] = (1, 1, 4, 4, 8, 8, 2, 4, 8, 2, 1, 1)
+"""Size of each ncclDataType_t, index = value: int8, uint8, int32, uint32, int64, uint64, float16, float32, float64,
+bfloat16, float8e4m3, float8e5m2 (nccl.h of NCCL 2.24 and later; the first ten are older and unchanged)."""
+
+
+def pack_op(probe: Probe) -> bytes:
+    """The ``struct op`` of capture/bpf/maps.h; ValueError when the row does not fit its table."""
+    if probe.flags & Flag.COUNT_ONLY:
+        return struct.pack("<IIII", 0, int(probe.flags), 0, 0) + bytes(12 * SLOTS)
+    table = TABLES[probe.table]
+    offsets = {name: (at, dtype) for name, dtype, at in table.record_fields()}
+    valid = {c.name: 1 << bit for bit, c in enumerate(table.nullable_in_ring)}
+    if len(probe.places) > SLOTS:
+        raise ValueError(f"probe {probe.op}: {len(probe.places)} values, at most {SLOTS}")
+    packed = b""
+    for name, place in probe.places.items():
+        if name not in offsets:
+            raise ValueError(f"probe {probe.op}: {probe.table} has no column {name}")
+        at, dtype = offsets[name]
+        width = int(dtype[-1])
+        if width not in (4, 8) or (place.source in (From.POINTEE, From.STACK_ID) and width != 8):
+            raise ValueError(f"probe {probe.op}: {name} has {width} bytes")
+        packed += struct.pack("<BBBBII", place.source, place.index, place.shift_bits, width, at, valid.get(name, 0))
+    success = sum(1 << code for code in probe.success)
+    head = struct.pack("<IIII", RING_TABLES.index(probe.table) + 1, int(probe.flags), len(probe.places), success)
+    return head + packed.ljust(12 * SLOTS, b"\0")
+
+
+def library_for(file_name: str) -> Library | None:
+    """The row of the probe table that a mapped file with this base name belongs to."""
+    for library in LIBRARIES:
+        if library.matches(file_name):
+            return library
+    return None
+
+
+def describe(probes: Iterable[Library] = LIBRARIES) -> list[dict[str, object]]:
+    """The probe table for people and for JSON: one mapping per probe."""
+    return [
+        {
+            "library": library.name, "files": library.files, "op": p.op, "symbols": list(p.names), "table": p.table,
+            "values": {name: str(place) for name, place in p.places.items()},
+        }
+        for library in probes
+        for p in library.probes
+    ]  # fmt: skip

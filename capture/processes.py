@@ -1,0 +1,205 @@
+"""What /proc says of a process: who it is, what it maps, and the very files it maps.
+
+Times are CLOCK_BOOTTIME in ns. A process can be gone at any moment: then None, never an error.
+"""
+
+from __future__ import annotations
+
+import ctypes as C
+import os
+import re
+import stat
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC = "/proc"
+NS_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+"""Unit of the start time in /proc/PID/stat: 10 ms on every common kernel."""
+
+MAX_COMMAND_LINE_BYTES = 4096
+MAX_MAPS_BYTES = 64 << 20
+
+SYS_OPENAT2 = 437
+RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
+"""openat2(2), include/uapi/linux/openat2.h."""
+
+_MAPPING = re.compile(
+    rb"^([0-9a-f]+-[0-9a-f]+) ..x. [0-9a-f]+ ([0-9a-f]+):([0-9a-f]+) ([0-9]+) +([^\n]*)$", re.MULTILINE
+)
+
+
+@dataclass(frozen=True)
+class ProcessInfo:
+    """Who a process is. Text is as the kernel gives it: bytes that are not UTF-8 are lone surrogates."""
+
+    pid: int
+    start_ns: int
+    parent_pid: int
+    uid: int | None
+    comm: str
+    exe: str | None
+    command_line: str | None
+    cgroup: str | None
+
+    def row(self, op: str, role: str, seen_ns: int, *, duration_ns: int | None = None) -> dict[str, object]:
+        """The row of the ``processes`` table."""
+        return {
+            "start_ns": self.start_ns, "duration_ns": duration_ns, "pid": self.pid, "op": op, "role": role,
+            "parent_pid": self.parent_pid, "uid": self.uid, "comm": self.comm, "exe": self.exe,
+            "command_line": self.command_line, "cgroup": self.cgroup, "seen_ns": seen_ns, "exit_status": None,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """One executable mapping of a file."""
+
+    address_range: str
+    device: int
+    inode: int
+    path: str
+
+    @property
+    def file_name(self) -> str:
+        """Base name of the file, without the kernel's mark for an unlinked one."""
+        return self.path.removesuffix(" (deleted)").rpartition("/")[2]
+
+
+def pids() -> list[int]:
+    """Every process id there is now."""
+    return [int(name) for name in os.listdir(PROC) if name.isdigit()]
+
+
+def _text(path: str, limit: int = 1 << 16) -> bytes | None:
+    try:
+        with Path(path).open("rb") as f:
+            return f.read(limit)
+    except OSError:
+        return None
+
+
+def _fields(pid: int) -> tuple[str, list[str]] | None:
+    """The comm, and the fields of /proc/PID/stat after it; the comm may hold spaces and brackets."""
+    raw = _text(f"{PROC}/{pid}/stat")
+    if not raw or b")" not in raw:
+        return None
+    head, _, rest = raw.rpartition(b")")
+    return os.fsdecode(head.partition(b"(")[2]), rest.decode("ascii", "replace").split()
+
+
+def start_ns(pid: int) -> int | None:
+    """Start of the process (field 22 of /proc/PID/stat), to the tick."""
+    fields = _fields(pid)
+    return int(fields[1][19]) * NS_PER_TICK if fields else None
+
+
+def read_process(pid: int) -> ProcessInfo | None:
+    """Who ``pid`` is; None when it is gone."""
+    fields = _fields(pid)
+    if fields is None:
+        return None
+    comm, rest = fields
+    status = _text(f"{PROC}/{pid}/status") or b""
+    uid = re.search(rb"^Uid:\s+(\d+)", status, re.MULTILINE)
+    command = _text(f"{PROC}/{pid}/cmdline", MAX_COMMAND_LINE_BYTES)
+    cgroup = re.search(rb"^0::(.*)$", _text(f"{PROC}/{pid}/cgroup") or b"", re.MULTILINE)
+    try:
+        exe: str | None = os.readlink(f"{PROC}/{pid}/exe")
+    except OSError:
+        exe = None
+    return ProcessInfo(
+        pid, int(rest[19]) * NS_PER_TICK, int(rest[1]), int(uid.group(1)) if uid else None, comm, exe,
+        os.fsdecode(command.rstrip(b"\0").replace(b"\0", b" ")) if command else None,
+        os.fsdecode(cgroup.group(1)) if cgroup else None,
+    )  # fmt: skip
+
+
+def size_hint(pid: int) -> bytes | None:
+    """Changes whenever something is mapped, and costs far less to read than the maps; None for a kernel thread."""
+    raw = _text(f"{PROC}/{pid}/statm")
+    if raw is None or raw.startswith(b"0 "):
+        return None
+    fields = raw.split()
+    return b" ".join((fields[0], fields[3], fields[5])) if len(fields) > 5 else raw
+
+
+def mappings(pid: int) -> Iterator[Mapping]:
+    """Executable mappings of files, one per file."""
+    seen: set[tuple[int, int]] = set()
+    for found in _MAPPING.finditer(_text(f"{PROC}/{pid}/maps", MAX_MAPS_BYTES) or b""):
+        addresses, major, minor, inode, path = found.groups()
+        file = (os.makedev(int(major, 16), int(minor, 16)), int(inode))
+        if file[1] and file not in seen:
+            seen.add(file)
+            # The kernel writes a newline in a path as \012, and nothing else in another way.
+            yield Mapping(addresses.decode(), *file, os.fsdecode(path.replace(rb"\012", b"\n")))
+
+
+def children(of: set[int]) -> set[int]:
+    """``of`` and all their descendants that are alive."""
+    parents = {pid: int(fields[1][1]) for pid in pids() if (fields := _fields(pid))}
+    found = set(of)
+    while True:
+        more = {pid for pid, parent in parents.items() if parent in found} - found
+        if not more:
+            return found
+        found |= more
+
+
+class CannotOpen(Exception):
+    """A mapped file cannot be opened; the message says why, in words for the ``libraries`` table."""
+
+
+def open_mapping(pid: int, mapping: Mapping) -> int:
+    """A descriptor of the very file that ``pid`` has mapped, whatever stands at its path now.
+
+    /proc/PID/map_files leads there without a path. Where that is not permitted, the path is resolved inside the
+    process's own root, absolute links included, and device and inode must be the mapping's.
+    """
+    try:
+        return _regular(os.open(f"{PROC}/{pid}/map_files/{_short(mapping.address_range)}", os.O_RDONLY | os.O_CLOEXEC))
+    except PermissionError:
+        pass
+    except OSError as e:
+        raise CannotOpen(f"the mapped file cannot be opened: {e.strerror}") from None
+    try:
+        root = os.open(f"{PROC}/{pid}/root", os.O_PATH | os.O_CLOEXEC)
+        try:
+            fd = _regular(_open_inside(root, mapping.path))
+        finally:
+            os.close(root)
+    except OSError as e:
+        raise CannotOpen(f"the mapped file cannot be opened: {e.strerror}") from None
+    found = os.fstat(fd)
+    if (found.st_dev, found.st_ino) != (mapping.device, mapping.inode):
+        os.close(fd)
+        raise CannotOpen(
+            f"the path leads to another file now: inode {found.st_ino} on device {found.st_dev}, mapped is inode "
+            f"{mapping.inode} on device {mapping.device}"
+        )
+    return fd
+
+
+def _short(address_range: str) -> str:
+    """map_files names ranges without leading zeros, maps pads them."""
+    first, last = address_range.split("-")
+    return f"{int(first, 16):x}-{int(last, 16):x}"
+
+
+def _regular(fd: int) -> int:
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise CannotOpen("the mapped file is not a regular file")
+    return fd
+
+
+def _open_inside(root: int, path: str) -> int:
+    how = struct.pack("<QQQ", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+    libc = C.CDLL(None, use_errno=True)
+    fd = libc.syscall(SYS_OPENAT2, root, os.fsencode(path), C.create_string_buffer(how, len(how)), len(how))
+    if fd < 0:
+        number = C.get_errno()
+        raise OSError(number, os.strerror(number))
+    return int(fd)

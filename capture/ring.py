@@ -1,0 +1,188 @@
+"""Draining a BPF ring with numpy, straight off the mapped pages, and reading the loss counters beside it.
+
+The kernel maps the data area twice in a row, so that a batch never splits at the end of the ring. Each record has an
+8-byte header (length, BUSY and DISCARD bits, page offset); every ring here holds records of one size. Works in a
+process without privileges that inherited the descriptors.
+
+The order of reads and of the one 8-byte store relies on x86-64 (loads are not reordered with loads, nor stores with
+earlier loads); on another architecture :class:`RingReader` refuses.
+"""
+
+from __future__ import annotations
+
+import mmap
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gpuaudit.bundle.columns import ColumnData, Rows
+from gpuaudit.bundle.errors import AuditError, HostUnfit
+from gpuaudit.bundle.tables import NUMPY_DTYPE, TABLES, Column, Table
+from gpuaudit.capture.probes import PROBE_TABLE, RING_TABLES
+
+BUSY = 1 << 31
+DISCARD = 1 << 30
+HEADER_BYTES = 8
+"""BPF_RINGBUF_BUSY_BIT, BPF_RINGBUF_DISCARD_BIT, BPF_RINGBUF_HDR_SZ (include/uapi/linux/bpf.h)."""
+
+PREEMPTED, BLOCKED = "preempted", "blocked"
+
+
+@dataclass(frozen=True)
+class RingDescription:
+    """One ring, as it can be passed to another process: the map's descriptor and its size."""
+
+    table: str
+    fd: int
+    size_bytes: int
+
+
+class RingReader:
+    """The consumer's side of the ring of one table. One reader per ring."""
+
+    def __init__(self, fd: int, size_bytes: int, table: str) -> None:
+        if platform.machine() != "x86_64":
+            raise HostUnfit(f"the ring drain needs x86_64, this is {platform.machine()}", hint="capture on an x86_64 host")
+        page = mmap.PAGESIZE
+        try:
+            consumer = mmap.mmap(fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=0)
+            producer = mmap.mmap(fd, page + 2 * size_bytes, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
+        except (OSError, ValueError) as e:
+            raise HostUnfit(f"the ring of {table} cannot be mapped: {e}") from None
+        self._attach(np.frombuffer(consumer, "<u8", 1), np.frombuffer(producer, "u1"), size_bytes, TABLES[table])
+
+    @classmethod
+    def over(cls, consumer: np.ndarray, producer: np.ndarray, size_bytes: int, table: str) -> RingReader:
+        """A reader over arrays laid out as the kernel maps them, for tests."""
+        reader = cls.__new__(cls)
+        reader._attach(consumer, producer, size_bytes, TABLES[table])
+        return reader
+
+    def _attach(self, consumer: np.ndarray, producer: np.ndarray, size_bytes: int, table: Table) -> None:
+        self._record = table.record_dtype()
+        self._entry = np.dtype([("header", "<u4"), ("page", "<u4"), ("record", self._record)])
+        self._consumer = consumer
+        self._producer = producer[:8].view("<u8")
+        self._data = producer[mmap.PAGESIZE :]
+        self._size_bytes = size_bytes
+        self.table = table.name
+
+    def drain(self, max_records: int = 1 << 17) -> np.ndarray:
+        """Up to ``max_records`` finished records, copied; the ring's space is free again when this returns.
+
+        Stops at the first record that its writer has not finished (BUSY); drops discarded ones.
+        """
+        step = self._entry.itemsize
+        consumed = int(self._consumer[0])
+        count = min((int(self._producer[0]) - consumed) // step, max_records)
+        if count <= 0:
+            return np.empty(0, self._record)
+        at = consumed & (self._size_bytes - 1)
+        entries = self._data[at : at + count * step].view(self._entry)
+        headers = entries["header"].copy()  # read once: a header only ever changes from BUSY to finished
+        busy = np.flatnonzero(headers & BUSY)
+        if busy.size:
+            count = int(busy[0])
+            entries, headers = entries[:count], headers[:count]
+        if np.any((headers & ~np.uint32(DISCARD)) != self._record.itemsize):
+            raise AuditError(f"the ring of {self.table} holds a record that is not {self._record.itemsize} bytes long")
+        keep = (headers & DISCARD) == 0
+        raw = entries.view("u1").reshape(count, step)[:, HEADER_BYTES:]
+        records = np.ascontiguousarray(raw if keep.all() else raw[keep]).view(self._record).reshape(-1)
+        self._consumer[0] = consumed + count * step
+        return records
+
+
+@dataclass(frozen=True)
+class LossCount:
+    """Counters of one table on one CPU since the programs were loaded."""
+
+    seen: int
+    """Records the probes tried to write."""
+    lost: int
+    """Of those, the ones that found the ring full."""
+
+
+class LossCounters:
+    """The counters that the programs keep per table and CPU, read through a shared mapping: no privilege needed."""
+
+    def __init__(self, fd: int) -> None:
+        entries = _max_entries(fd)
+        size = -(-entries * 16 // mmap.PAGESIZE) * mmap.PAGESIZE
+        try:
+            pages = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
+        except (OSError, ValueError) as e:
+            raise HostUnfit(f"the loss counters cannot be mapped: {e}") from None
+        counts = np.frombuffer(pages, "<u8", entries * 2)
+        self._counts = counts.reshape(entries // len(RING_TABLES), len(RING_TABLES), 2)
+
+    @property
+    def cpus(self) -> int:
+        """CPUs that are counted, absent ones included."""
+        return int(self._counts.shape[0])
+
+    def read(self) -> dict[tuple[str, int], LossCount]:
+        """(table, CPU) → counters. Read after a drain, ``seen − lost`` is at least what was drained."""
+        now = self._counts.copy()
+        return {
+            (table, cpu): LossCount(int(now[cpu, i, 0]), int(now[cpu, i, 1]))
+            for i, table in enumerate(RING_TABLES)
+            for cpu in range(self.cpus)
+        }
+
+
+def _max_entries(fd: int) -> int:
+    """Size of a map, from /proc/self/fdinfo: unlike bpf(2), that is open to an unprivileged holder of the fd."""
+    text = Path(f"/proc/self/fdinfo/{fd}").read_text("ascii")
+    found = re.search(r"^max_entries:\s*(\d+)$", text, re.MULTILINE)
+    if found is None:
+        raise HostUnfit(f"descriptor {fd} is not a BPF map")
+    return int(found.group(1))
+
+
+def to_rows(table: str, records: np.ndarray) -> Rows:
+    """Columns of the table from drained records: validity from ``valid_mask``, names of ops, names of threads."""
+    definition = TABLES[table]
+    bit = {c.name: i for i, c in enumerate(definition.nullable_in_ring)}
+    return {c.name: _column(c, bit.get(c.name), records) for c in definition.columns}
+
+
+def _column(column: Column, bit: int | None, records: np.ndarray) -> ColumnData:
+    if not column.in_ring:
+        return _op_from_state(records["prev_state"])
+    valid = None if bit is None else (records["valid_mask"] >> np.uint32(bit) & np.uint32(1)).astype(bool)
+    if valid is not None and valid.all():
+        valid = None
+    if column.ring == "op":
+        return _op_names(records[column.name])
+    if column.ring == "comm":
+        return _comm_names(records[column.name], valid)
+    values = np.ascontiguousarray(records[column.name]).astype(NUMPY_DTYPE[column.type], copy=False)
+    if valid is not None:
+        values = np.where(valid, values, values.dtype.type(0))
+    return ColumnData(values, valid)
+
+
+def _op_names(ids: np.ndarray) -> ColumnData:
+    used, codes = np.unique(ids, return_inverse=True)
+    if used.size and int(used[-1]) >= len(PROBE_TABLE):
+        raise AuditError(f"a record names op {int(used[-1])}, the probe table has {len(PROBE_TABLE)}")
+    return ColumnData(codes.astype(NUMPY_DTYPE["text"]), None, tuple(PROBE_TABLE[i].op for i in used.tolist()))
+
+
+def _comm_names(raw: np.ndarray, valid: np.ndarray | None) -> ColumnData:
+    """Thread names: bytes up to the first NUL; what is not UTF-8 is shown as backslash escapes."""
+    if valid is not None:
+        raw = np.where(valid, raw, b"")
+    used, codes = np.unique(raw, return_inverse=True)
+    texts = [bytes(name).split(b"\0")[0].decode("utf-8", "backslashreplace") for name in used.tolist()]
+    names = tuple(dict.fromkeys(texts))  # names that differ only after their NUL are one
+    place = np.array([names.index(t) for t in texts] or [0], dtype=NUMPY_DTYPE["text"])
+    return ColumnData(place[codes], valid, names)
+
+
+def _op_from_state(prev_state: np.ndarray) -> ColumnData:
+    return ColumnData((prev_state != 0).astype(NUMPY_DTYPE["text"]), None, (PREEMPTED, BLOCKED))
