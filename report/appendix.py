@@ -37,6 +37,7 @@ class EvidenceRow:
 class Appendix:
     declared: tuple[Declared, ...]
     tables: tuple[Table, ...]
+    left_out: tuple[Text, ...]
     evidence: tuple[EvidenceRow, ...]
 
 
@@ -50,13 +51,15 @@ def appendix(document: Document) -> Appendix:
     return Appendix(
         tuple(_declared(d) for d in section["declarations"]),
         (
+            _records("Tool and options of the analysis", {**document.tool, **document.options}),
             _definitions(section["definitions"]),
             _assumptions(section["assumptions"]),
             _records("Windows and settings", section["windows"]),
             _records("Clock", section["clock"]),
-            _probes(section["probes"]),
-            _libraries(section["libraries"]),
+            _probes(section["probes"]["rows"]),
+            _libraries(section["libraries"]["rows"]),
         ),
+        tuple(_left_out(name, section[name]) for name in ("probes", "libraries") if int(section[name]["omitted"])),
         tuple(_evidence(n, e) for n, e in enumerate(document.evidence, start=1)),
     )
 
@@ -79,6 +82,11 @@ def _declared(d: dict[str, Any]) -> Declared:
         sortable=False,
     )  # fmt: skip
     return Declared(prose(d["title"]), data(d["id"]), prose(d["question"]), tuple(facts), thresholds)
+
+
+def _left_out(name: str, section: dict[str, Any]) -> Text:
+    """A list cut by analysis says how much of it is only in the bundle."""
+    return words(f"{half_even(int(section['omitted']))} more rows of {name} are in the bundle and not printed.")
 
 
 def _definitions(rows: list[dict[str, Any]]) -> Table:
@@ -122,7 +130,7 @@ def _libraries(rows: list[dict[str, Any]]) -> Table:
     keys = ("library", "op", "pid", "path", "build_id", "not_observed", "reason")
     titles = ("library", "state", "process", "path", "build id", "exported, not observed", "reason")
     return build(
-        "Libraries that could be probed", [Column(t, wide=t in ("path", "exported, not observed")) for t in titles],
+        "Libraries that could be probed", [Column(t, wide=t in ("path", "build id", "exported, not observed")) for t in titles],
         [[loose(r.get(k)) for k in keys] for r in rows], empty="no process mapped a library of the probe table",
     )  # fmt: skip
 
@@ -163,7 +171,7 @@ def _evidence(n: int, entry: Any) -> EvidenceRow:
 def evidence_index(rows: tuple[EvidenceRow, ...]) -> Table:
     """The evidence table for HTML and PDF: id, where, query."""
     return build(
-        "Evidence: every id used above, the sealed leaves it reads and the query that gives its rows",
-        [Column("id"), Column("table, rows and leaves"), Column("query (`audit query`)", wide=True)],
+        "Every id used above, the sealed leaves it reads and the query that gives its rows",
+        [Column("id"), Column("table, rows and leaves"), Column("query", wide=True)],
         [[Cell(r.id, anchor=r.anchor), r.facts, r.query] for r in rows], empty="no evidence is referred to",
     )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 from gpuaudit.analyze.finding import Document, Quantity
 from gpuaudit.report.rounding import duration, half_even
 from gpuaudit.report.tables import Column, Table, build
-from gpuaudit.report.text import Text, data, join, number, prose, words
+from gpuaudit.report.text import Text, data, join, listed, number, prose, words
 
 GRADES = {
     "A": "complete: nothing is known to be missing",
@@ -24,6 +24,11 @@ SEALS = {
     "UNKNOWN-SIGNER": "signed by an identity that was not pinned where it was analysed: its origin is not proven",
 }
 
+UNKNOWN_SEAL = "a status this version does not know"
+
+COUNTERS = (("seen", "seen"), ("written", "written"), ("lost", "lost"))
+"""Keys and titles of the counters of page 1."""
+
 GAPS_ON_PAGE_ONE = 4
 """Gaps listed in the box; the appendix lists all of them, so that page 1 stays one page."""
 
@@ -37,10 +42,11 @@ class Completeness:
     reasons: tuple[Text, ...]
     seal: Text
     notices: tuple[Text, ...]
-    counts: Table
+    counts: tuple[Table, ...]
     gap_lines: tuple[Text, ...]
-    sources: Table
+    source_lines: tuple[Text, ...]
     gaps: Table
+    all_counts: Table
 
 
 def completeness(document: Document) -> Completeness:
@@ -51,18 +57,13 @@ def completeness(document: Document) -> Completeness:
         grade=quality["grade"],
         meaning=GRADES[quality["grade"]],
         reasons=tuple(prose(r) for r in quality["reasons"]),
-        seal=join(data(bundle["status"]), words(f": {SEALS.get(bundle['status'], 'a status this version does not know')}")),
+        seal=join(data(bundle["status"]), words(f": {SEALS.get(bundle['status'], UNKNOWN_SEAL)}")),
         notices=tuple(prose(n) for n in bundle["notices"]),
-        counts=_counts(quality["tables"]),
+        counts=_two_up(quality["tables"]),
         gap_lines=_gap_lines(gaps, int(document.window["start_ns"])),
-        sources=build(
-            "Sources of evidence",
-            [Column("source"), Column("state"), Column("reason", wide=True)],
-            [[data(s["source"]), data(s["state"]), prose(s["reason"] or "–")] for s in quality["sources"]],
-            empty="no source is listed",
-            sortable=False,
-        ),
+        source_lines=_source_lines(quality["sources"]),
         gaps=_gaps(gaps, int(document.window["start_ns"])),
+        all_counts=_counts("Records per table", quality["tables"], (*COUNTERS, ("rows", "rows read"), ("leaves", "leaves"))),
     )
 
 
@@ -76,14 +77,33 @@ def nanoseconds(value: Any, reason: str = "open until the end") -> Quantity:
     return Quantity(None if value is None else int(value), "ns", "measured", reason=reason)
 
 
-def _counts(tables: list[dict[str, Any]]) -> Table:
+def _two_up(tables: list[dict[str, Any]]) -> tuple[Table, ...]:
+    """The counters in two tables side by side: page 1 has room for half as many rows."""
+    half = (len(tables) + 1) // 2
+    parts = [p for p in (tables[:half], tables[half:]) if p]
+    captions = ("Records seen by the probes, written to the bundle, lost", "The same, continued")
+    return tuple(_counts(caption, part, COUNTERS) for caption, part in zip(captions, parts, strict=False))
+
+
+def _counts(caption: str, tables: list[dict[str, Any]], keys: tuple[tuple[str, str], ...]) -> Table:
     return build(
-        "Records per table: what the probes saw, what reached the bundle, what was lost",
-        [Column("table"), *(Column(n, numeric=True) for n in ("seen", "written", "lost", "rows read", "leaves"))],
-        [[data(t["table"]), *(count(t[k]) for k in ("seen", "written", "lost", "rows", "leaves"))] for t in tables],
+        caption,
+        [Column("table"), *(Column(title, numeric=True) for _, title in keys)],
+        [[data(t["table"]), *(count(t[key]) for key, _ in keys)] for t in tables],
         empty="no table holds a row",
         sortable=False,
     )
+
+
+def _source_lines(sources: list[dict[str, Any]]) -> tuple[Text, ...]:
+    """What was recorded in one line, then each source that was not, with its reason."""
+    whole = [data(s["source"]) for s in sources if s["state"] == "recorded"]
+    lines = [join(words("recorded: "), listed(whole))] if whole else []
+    for s in sources:
+        if s["state"] != "recorded":
+            reason = join(words(": "), prose(s["reason"])) if s["reason"] else ()
+            lines.append(join(data(s["source"]), words(" "), prose(s["state"]), reason))
+    return tuple(lines) or (words("none is listed"),)
 
 
 def _gap_lines(gaps: list[dict[str, Any]], start_ns: int) -> tuple[Text, ...]:
@@ -108,7 +128,8 @@ def _gaps(gaps: list[dict[str, Any]], start_ns: int) -> Table:
         [Column("source"), Column("starts at", numeric=True), Column("lasts", numeric=True), Column("process"),
          Column("reason", wide=True)],
         [
-            [data(g["source"]), nanoseconds(max(int(g["start_ns"]) - start_ns, 0)), nanoseconds(g["duration_ns"]),
+            [data(g["source"]), nanoseconds(max(int(g["start_ns"]) - start_ns, 0)),
+             words("to the end") if g["duration_ns"] is None else nanoseconds(g["duration_ns"]),
              data(g["pid"]) if g["pid"] is not None else words("whole host"), prose(g["reason"])]
             for g in gaps
         ],

@@ -11,7 +11,7 @@ from fractions import Fraction
 from functools import cache
 from pathlib import Path
 
-from fontTools.ttLib import TTFont
+from fontTools.ttLib import TTFont  # type: ignore[import-untyped]
 
 from gpuaudit import templates
 
@@ -42,13 +42,10 @@ def font_bytes(face: Face, suffix: str) -> bytes:
 
 
 @cache
-def glyphs() -> frozenset[int]:
-    """Code points that every bundled face can draw; anything else is shown as an escape."""
-    common: set[int] | None = None
-    for face in FACES:
-        have = set(_advances(face))
-        common = have if common is None else common & have
-    return frozenset(common or ())
+def glyphs(*, mono: bool = False) -> frozenset[int]:
+    """Code points that the sans cuts (or the mono one) can draw; anything else is shown as an escape."""
+    drawn = [set(_advances(face)) for face in FACES if ("Mono" in face.family) == mono]
+    return frozenset(set.intersection(*drawn))
 
 
 def text_width(text: str, size: Fraction, *, bold: bool = False) -> Fraction:

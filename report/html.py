@@ -22,7 +22,7 @@ FONT_SCHEME = "report-font:"
 """Names of fonts in the print for the PDF; the typesetter's fetcher knows them and nothing else."""
 
 CONTENTS = (
-    ("verdict", "Verdict"), ("completeness", "Completeness of the evidence"), ("findings", "Findings and chains"),
+    ("completeness", "Completeness of the evidence"), ("verdict", "Verdict"), ("findings", "Findings and chains"),
     ("outcomes", "What was asked, and what became of it"), ("timeline", "Incident timeline"),
     ("ranks", "Ranks and collectives"), ("latency", "Latency of operations"), ("nvml", "GPU readings"),
     ("operations", "Operations"), ("waste", "Waste ledger"), ("cost", "What the recording cost the host"),

@@ -9,7 +9,7 @@ from gpuaudit.analyze.finding import Document, Quantity, number_from_json
 from gpuaudit.report.charts.canvas import Figure
 from gpuaudit.report.charts.waste_bars import waste_bars
 from gpuaudit.report.rounding import shown
-from gpuaudit.report.tables import Column, Table, build
+from gpuaudit.report.tables import Column, Raw, Table, build
 from gpuaudit.report.text import Text, data, join, number, plain, prose, words
 
 KEYS = {
@@ -46,8 +46,8 @@ def operations(document: Document) -> Table:
     """Exact statistics per operation, by total time."""
     names = ("count", "open", "errors", "total", "p50", "p99", "max")
     titles = ("calls", "still open", "errors", "total", "median", "p99", "longest")
-    rows = [
-        [join(data(o["op"])), data(o["table"]), *(_bare(quantity(o[n])) for n in names)] for o in document.operations
+    rows: list[list[Raw]] = [
+        [data(o["op"]), data(o["table"]), *(_bare(quantity(o[n])) for n in names)] for o in document.operations
     ]
     return build(
         "Operations, by total time",
@@ -88,7 +88,9 @@ def waste(document: Document) -> Waste:
     if observed.value and bars:
         figure = waste_bars(bars, observed.value, shown(observed).text)
         figure.caption = join(
-            words("Each bar is a part of the observed GPU time, "), number(observed), words("; no time is counted twice.")
+            words("Each bar is a part of the observed GPU time, "),
+            number(observed),
+            words("; no time is counted twice."),
         )
     return Waste(
         figure,
@@ -140,7 +142,7 @@ def _rate(section: dict[str, Any]) -> Text:
 def cost(document: Document) -> Table:
     """What the recording cost the host."""
     return build(
-        "What the recording cost the host",
+        "Measured or derived by the recorder itself",
         [Column("what"), Column("amount", numeric=True), Column("made"), Column("definition", wide=True)],
         [
             [prose(r["name"]), q, data(q.provenance), prose(r["definition"])]

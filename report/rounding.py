@@ -24,7 +24,7 @@ Exact = int | Fraction
 
 @dataclass(frozen=True)
 class Shown:
-    """Digits with their unit, and the exact value that they stand for (``exact``, for a tooltip or a reader's check)."""
+    """Digits with their unit, and the exact value that they stand for."""
 
     text: str
     exact: str
@@ -107,7 +107,7 @@ def _digits(value: Exact, unit: str) -> str:
         case "MHz" | "°C" | "%":
             return f"{half_even(value)} {unit}"
     if len(unit) == 3 and unit.isascii() and unit.isupper():
-        return f"{half_even(value, 2)} {unit}"
+        return f"{half_even(value, 2) if abs(value) >= 1 else half_even(value, 4)} {unit}"
     return f"{significant(value)} {unit}".strip()
 
 

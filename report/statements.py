@@ -79,7 +79,7 @@ def _finding(finding: Finding, anchor: str, declaration: dict[str, Any], links: 
     facts = (
         ("About", _subject(finding.subject)),
         ("Impact", number(finding.impact)),
-        ("How the impact was made", _provenance(finding.impact.provenance, finding.impact.formula)),
+        ("Made from", _provenance(finding.impact.provenance, finding.impact.formula)),
         ("Grade of its evidence", data(finding.grade)),
         ("Evidence", links.text(finding.evidence)),
         ("It never claims", prose(declaration["never_claims"])),
@@ -94,7 +94,7 @@ def _chain(chain: Chain, anchor: str, declaration: dict[str, Any], links: Eviden
     facts = (
         ("About", _subject(chain.subject)),
         ("Impact", number(chain.impact)),
-        ("How the impact was made", _provenance(chain.impact.provenance, chain.impact.formula)),
+        ("Made from", _provenance(chain.impact.provenance, chain.impact.formula)),
         ("Confidence", join(data(chain.confidence), words(", grade of its evidence "), data(chain.grade))),
         ("Evidence", links.text(chain.evidence)),
         ("It never claims", prose(declaration["never_claims"])),

@@ -21,6 +21,9 @@ from gpuaudit.report.fonts import glyphs
 PROSE_LIMIT_CHARACTERS = 2_000
 """Longest sentence taken over from a declaration: four times a name's; longer ones are cut and say so."""
 
+LONGEST_WORD = 26
+"""Longest word that is never broken: the longest API name probed (``cudaStreamSynchronize_ptsz``)."""
+
 _PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]{0,63})\}")
 
 
@@ -36,6 +39,11 @@ class Piece:
     exact: str = ""
     target: str = ""
 
+    @property
+    def breakable(self) -> bool:
+        """Holds a word too long for a table cell: it may be broken anywhere."""
+        return any(len(word) > LONGEST_WORD for word in self.text.split(" "))
+
 
 Text = tuple[Piece, ...]
 
@@ -47,7 +55,7 @@ def words(text: str) -> Text:
 
 def data(text: object, limit: int = LIMIT_CHARACTERS) -> Text:
     """A name, path, id or query from the evidence."""
-    return (Piece("data", printable(str(text), limit, glyphs=glyphs())),)
+    return (Piece("data", printable(str(text), limit, glyphs=glyphs(mono=True))),)
 
 
 def prose(text: object) -> Text:
@@ -117,7 +125,7 @@ def plain(text: Text) -> str:
 
 
 def inert(text: str) -> str:
-    """``text`` as :func:`data` would show it, for chart labels and titles."""
+    """A text for chart labels and titles, inert as :func:`prose`, with the cap of a name."""
     return printable(text, glyphs=glyphs())
 
 

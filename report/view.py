@@ -76,7 +76,7 @@ def _build(document: Document) -> View:
         title="GPU audit report",
         synthetic=bool(document.bundle["synthetic"]),
         host=data(document.host["hostname"], 64),
-        identity=data(document.bundle["root"], 16),
+        identity=data(document.bundle["root"], 64),
         created=_created(document),
         cover=_cover(document),
         verdict=said.verdict(document, made),
@@ -110,12 +110,11 @@ def _cover(document: Document) -> tuple[tuple[str, Text], ...]:
                       words(f", {int(host['cpus'])} CPUs, kernel "), data(host["kernel"]))),
         ("GPUs", _gpus(host["gpus"])),
         ("Recorded", _recorded(window)),
-        ("Bundle", join(data(bundle["origin"]))),
+        ("Bundle", data(bundle["origin"])),
         ("Merkle root", join(data(bundle["root"]), words(f", {int(bundle['size'])} leaves"))),
         ("File SHA-256", data(bundle["file_sha256"])),
-        ("Identity", join(words("SHA-256 of its public key "), data(bundle["identity_sha256"]))),
-        ("Analysed by", join(data(document.tool["name"]), words(" "), data(document.tool["version"]),
-                             words(", installed files SHA-256 "), data(document.tool["digest"]))),
+        ("Identity key SHA-256", data(bundle["identity_sha256"])),
+        ("Analysed by", join(data(document.tool["name"]), words(" "), data(document.tool["version"]))),
     ]  # fmt: skip
     return tuple(lines)
 

@@ -273,10 +273,10 @@ def _nvml(gpu: int) -> dict[str, Any]:
     idle = range(74, 117) if gpu == 3 else range(0)
 
     def series(name: str, unit: str, base: int, swing: int, rest: int) -> dict[str, Any]:
-        mean = [rest if i in idle else base + (i * 37 + gpu * 11) % (swing + 1) - swing // 2 for i in range(n)]
+        mean = [rest if i in idle else base + (i * 7_368_787 + gpu * 11) % (swing + 1) - swing // 2 for i in range(n)]
         gone = {62, 63}
         return {"name": name, "unit": unit,
-                "minimum": [None if i in gone else str(v - swing // 5) for i, v in enumerate(mean)],
+                "minimum": [None if i in gone else str(max(v - swing // 5, 0)) for i, v in enumerate(mean)],
                 "mean": [None if i in gone else str(v) for i, v in enumerate(mean)],
                 "maximum": [None if i in gone else str(v + swing // 4) for i, v in enumerate(mean)]}  # fmt: skip
 
@@ -284,9 +284,9 @@ def _nvml(gpu: int) -> dict[str, Any]:
         "gpu_index": gpu, "gpu_uuid": UUIDS[gpu], "bin_ns": str(500 * MS),
         "times_ns": [str(START + i * 500 * MS) for i in range(n)],
         "series": [
-            series("GPU utilisation", "%", 88, 20, 0), series("power", "mW", 612_000, 90_000, 121_000),
-            series("memory used", "bytes", 71 << 30, 1 << 28, 71 << 30), series("SM clock", "MHz", 1_755, 60, 345),
-            series("temperature", "°C", 64, 6, 48),
+            series("gpu_utilization_percent", "%", 84, 20, 0), series("power_mw", "mW", 612_000, 90_000, 121_000),
+            series("memory_used_bytes", "bytes", 71 << 30, 1 << 28, 71 << 30), series("clock_sm_mhz", "MHz", 1_755, 60, 345),
+            series("temperature_c", "°C", 64, 6, 48),
         ],
     }  # fmt: skip
 
@@ -308,20 +308,20 @@ def _appendix() -> dict[str, Any]:
              "instruction": "push", "expected_cost_ns": "780", "unmatched": "0", "misses": "0"}  # fmt: skip
     return {
         "declarations": [d.to_json() for d in (LATE_RANK, IDLE, SILENCE, THROTTLING)],
-        "probes": [
+        "probes": {"omitted": 0, "evidence": "E3", "rows": [
             {**probe, "op": "cudaLaunchKernel", "hits": "45600"}, {**probe, "op": "cudaMemcpyAsync", "hits": "2400"},
             {**probe, "op": "cudaStreamSynchronize", "hits": "200"}, {**probe, "op": "cudaMalloc", "hits": "13"},
             {**probe, "op": "ncclAllReduce", "library": "nccl", "path": "/opt/venv/lib/libnccl.so.2", "hits": "200",
              "instruction": "single-stepped", "expected_cost_ns": "18200"},
             {"op": "sched_switch", "library": "kernel", "path": "", "mechanism": "tp_btf", "instruction": None,
              "expected_cost_ns": None, "hits": "1204331", "unmatched": "0", "misses": "0"},
-        ],
-        "libraries": [
+        ]},
+        "libraries": {"omitted": 0, "evidence": "E3", "rows": [
             {"library": "cudart", "op": "attached", "pid": "4901", "path": "/opt/venv/lib/libcudart.so.12",
              "build_id": "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c", "not_observed": "cudaGraphLaunch, cudaMallocAsync", "reason": None},
             {"library": "cudart", "op": "not observable", "pid": "4977", "path": "/usr/local/bin/encoder", "build_id": None,
              "not_observed": "", "reason": "statically linked, no symbols"},
-        ],
+        ]},
         "definitions": [
             {"term": "lateness", "text": "Arrival of a rank at a collective minus the median arrival of the other ranks."},
             {"term": "GPU-second", "text": "One second of one GPU."},

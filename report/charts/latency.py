@@ -14,7 +14,7 @@ STRIPS_PER_FIGURE = 20
 """Strips that fit a page with caption and axis: 20 × 40 px in the 900 px of an A4 page."""
 
 _STRIP, _STEP = 28, 40
-_DECADES = (("1 ns", 1), ("1 µs", 10**3), ("1 ms", 10**6), ("1 s", 10**9), ("1,000 s", 10**12))
+_DECADES = tuple(10**p for p in range(13))
 
 
 def latency(charts: list[dict[str, Any]], marks: dict[tuple[str, str], dict[str, int]]) -> list[Figure]:
@@ -42,8 +42,15 @@ class _LogAxis:
         return self.left + (power + within - self.first) * self.width / (self.last - self.first)
 
     def ticks(self) -> list[tuple[Fraction, str]]:
-        inside = [(self.x(ns), text) for text, ns in _DECADES if 1 << self.first <= ns <= 1 << self.last]
-        return inside or [(self.left, f"{half_even(1 << self.first)} ns")]
+        """Powers of ten inside the axis, every one or every third so that labels stay apart."""
+        inside = [ns for ns in _DECADES if 1 << self.first <= ns <= 1 << self.last]
+        every = 3 if len(inside) * 60 > self.width else 1
+        return [(self.x(ns), _decade(ns)) for ns in inside if len(str(ns)) % every == 1 % every]
+
+
+def _decade(ns: int) -> str:
+    size, unit = next((s, u) for s, u in ((10**9, "s"), (10**6, "ms"), (10**3, "µs"), (1, "ns")) if ns >= s)
+    return f"{half_even(ns // size)} {unit}"
 
 
 def _figure(

@@ -12,8 +12,15 @@ from gpuaudit.report.fonts import fitted, text_width
 from gpuaudit.report.rounding import duration, half_even, shown
 from gpuaudit.report.text import inert, words
 
+NAMES = {
+    "gpu_utilization_percent": "GPU utilisation", "memory_utilization_percent": "memory utilisation",
+    "memory_used_bytes": "memory used", "power_mw": "power", "power_limit_mw": "power limit",
+    "temperature_c": "temperature", "clock_sm_mhz": "SM clock", "clock_memory_mhz": "memory clock",
+}  # fmt: skip
+"""Columns of nvml_samples in words; the unit stands on the axis."""
+
 _STRIP, _STEP = 30, 44
-_NAME_ROOM = 128
+_WIDEST_NAME = 128
 
 
 def nvml_strips(chart: dict[str, Any], window_start_ns: int) -> Figure | None:
@@ -24,15 +31,17 @@ def nvml_strips(chart: dict[str, Any], window_start_ns: int) -> Figure | None:
         return None
     bin_ns = int(chart["bin_ns"])
     scale_room = max(text_width(t, LABEL_SIZE) for s in series for t in _ends(s)) + 8
-    left = _NAME_ROOM + scale_room
+    names = [_name(s) for s in series]
+    name_room = min(max(text_width(n, LABEL_SIZE) for n in names), Fraction(_WIDEST_NAME)) + 14
+    left = name_room + scale_room
     axis = TimeAxis(times[0], times[-1] + bin_ns, left, WIDTH - left - 4, window_start_ns)
     top = 4
     bottom = top + _STEP * len(series)
     name = f"GPU {int(chart['gpu_index'])}"
-    told = "; ".join(f"{inert(s['name'])} from {_ends(s)[0]} to {_ends(s)[1]}" for s in series)
+    told = "; ".join(f"{_name(s)} from {_ends(s)[0]} to {_ends(s)[1]}" for s in series)
     figure = Figure(f"NVML readings of {name}", f"{told}.", bottom + 32)
     figure.caption = words(
-        f"{name}. Line: mean of each bin of {duration(bin_ns)} ({half_even(len(times))} bins); shade: smallest to "
+        f"Line: mean of each bin of {duration(bin_ns)} ({half_even(len(times))} bins); shade: smallest to "
         "largest reading. A break is time without a reading."
     )
     axis.draw(figure, top, bottom, "time since the start of the capture")
@@ -44,7 +53,7 @@ def nvml_strips(chart: dict[str, Any], window_start_ns: int) -> Figure | None:
 def _strip(figure: Figure, axis: TimeAxis, series: dict[str, Any], times: list[int], y: int) -> None:
     low, high = _limits(series)
     smallest, largest = _ends(series)
-    figure.label(0, y + 18, fitted(inert(series["name"]), LABEL_SIZE, Fraction(_NAME_ROOM - 4)))
+    figure.label(0, y + 18, fitted(_name(series), LABEL_SIZE, Fraction(_WIDEST_NAME)))
     edge = Fraction(axis.left) - 5
     figure.label(edge, y + 9, largest, "end", "quiet")
     if smallest != largest:
@@ -64,6 +73,10 @@ def _strip(figure: Figure, axis: TimeAxis, series: dict[str, Any], times: list[i
             continue
         figure.path([*upper, *lower], "band", closed=True)
         figure.path([*mean], "line")
+
+
+def _name(series: dict[str, Any]) -> str:
+    return NAMES.get(series["name"], inert(series["name"]))
 
 
 def _runs(series: dict[str, Any]) -> list[list[int]]:

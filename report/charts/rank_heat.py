@@ -121,5 +121,5 @@ def _caption(chart: dict[str, Any]) -> Text:
     if worst is not None:
         text = join(text, words(f" Largest lateness {duration(worst)}."))
     if int(chart["omitted"]):
-        text = join(text, words(f" {half_even(int(chart['omitted']))} collectives are not drawn."))
+        text = join(text, words(f" {half_even(int(chart['omitted']))} more communicators or ranks are not drawn."))
     return text

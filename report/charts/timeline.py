@@ -12,7 +12,7 @@ from gpuaudit.report.charts.axis import TimeAxis
 from gpuaudit.report.charts.canvas import LABEL_SIZE, WIDTH, Figure
 from gpuaudit.report.fonts import fitted, text_width
 from gpuaudit.report.rounding import half_even
-from gpuaudit.report.text import inert, join, prose, words
+from gpuaudit.report.text import Text, inert, join, listed, prose, words
 
 LANES_PER_FIGURE = 34
 """Lanes that fit a page with caption and axis: 34 × 20 px in the 900 px of an A4 page."""
@@ -59,26 +59,32 @@ def _figure(chart: dict[str, Any], lanes: list[dict[str, Any]], number: int, par
     axis.draw(figure, top, bottom, "time since the start of the capture")
     for row, (lane, name) in enumerate(zip(lanes, names, strict=True)):
         y = top + row * _STEP + 2
+        marked = Fraction(-1000)
         figure.label(room - 6, y + 11, fitted(name, LABEL_SIZE, room - 8), "end")
-        for start_ns, duration_ns, kind in sorted(lane["intervals"], key=lambda i: _DRAW_ORDER.index(i[2])):
-            _bar(figure, axis, y, int(start_ns), int(duration_ns), kind)
+        for start_ns, duration_ns, kind in sorted(lane["intervals"], key=lambda i: (_DRAW_ORDER.index(i[2]), int(i[0]))):
+            marked = _bar(figure, axis, y, (int(start_ns), int(duration_ns), kind), marked)
     return figure
 
 
-def _bar(figure: Figure, axis: TimeAxis, y: int, start_ns: int, duration_ns: int, kind: str) -> None:
+def _bar(figure: Figure, axis: TimeAxis, y: int, interval: tuple[int, int, str], marked: Fraction) -> Fraction:
+    """Draw one interval; ``marked`` is where the last triangle of the lane stands, and the answer where it stands now."""
+    start_ns, duration_ns, kind = interval
     x1, x2 = axis.x(start_ns), axis.x(start_ns + duration_ns)
     upper, lower, _ = CLASSES[kind]
     if kind == "finding":
-        _bracket(figure, x1, x2, Fraction(y))
-    else:
-        figure.rect(x1, y + upper * _LANE, max(x2 - x1, Fraction(3, 5)), (lower - upper) * _LANE, kind)
+        apart = (x1 + x2) / 2 - marked >= 10
+        _bracket(figure, x1, x2, Fraction(y), pointed=apart)
+        return (x1 + x2) / 2 if apart else marked
+    figure.rect(x1, y + upper * _LANE, max(x2 - x1, Fraction(3, 5)), (lower - upper) * _LANE, kind)
+    return marked
 
 
-def _bracket(figure: Figure, x1: Fraction, x2: Fraction, y: Fraction) -> None:
-    """A finding: a rule along the top of the lane and a triangle pointing at its middle."""
+def _bracket(figure: Figure, x1: Fraction, x2: Fraction, y: Fraction, *, pointed: bool = True) -> None:
+    """A finding: a rule along the top of the lane and, where there is room, a triangle pointing at its middle."""
     middle = (x1 + x2) / 2
     figure.rect(x1, y - 1, max(x2 - x1, Fraction(1)), Fraction(3, 2), "finding")
-    figure.path([(middle - 4, y - 1), (middle + 4, y - 1), (middle, y + 6)], "finding", closed=True)
+    if pointed:
+        figure.path([(middle - 4, y - 1), (middle + 4, y - 1), (middle, y + 6)], "finding", closed=True)
 
 
 def _legend_rows(used: list[str]) -> list[list[tuple[str, Fraction]]]:
@@ -86,7 +92,7 @@ def _legend_rows(used: list[str]) -> list[list[tuple[str, Fraction]]]:
     rows: list[list[tuple[str, Fraction]]] = []
     x = Fraction(WIDTH + 1)
     for kind in used:
-        width = 22 + text_width(CLASSES[kind][2], LABEL_SIZE) + 16
+        width = 20 + text_width(CLASSES[kind][2], LABEL_SIZE) + 11
         if x + width > WIDTH:
             rows.append([])
             x = Fraction(0)
@@ -104,7 +110,7 @@ def _legend(figure: Figure, rows: list[list[tuple[str, Fraction]]]) -> None:
                 _bracket(figure, x, x + 16, y + 2)
             else:
                 figure.rect(x, y + upper * 12, 16, (lower - upper) * 12, kind)
-            figure.label(x + 21, y + 10, name)
+            figure.label(x + 20, y + 10, name)
 
 
 def _describe(lanes: list[dict[str, Any]], names: list[str]) -> str:
@@ -112,12 +118,13 @@ def _describe(lanes: list[dict[str, Any]], names: list[str]) -> str:
     return "One lane for each of " + "; ".join(counts) + "."
 
 
-def _caption(chart: dict[str, Any], lanes: list[dict[str, Any]]) -> tuple[Any, ...]:
+def _caption(chart: dict[str, Any], lanes: list[dict[str, Any]]) -> Text:
     omitted = sum(int(lane["omitted"]) for lane in lanes)
-    rules = list(dict.fromkeys(lane["rule"] for lane in lanes if lane["rule"]))
-    text = words("Times count from the start of the capture. ")
+    lanes_left_out = int(chart.get("omitted_lanes", 0))
+    rules = dict.fromkeys(lane["rule"] for lane in lanes if lane["rule"])
+    text = words("Times count from the start of the capture.")
     if omitted:
-        text = join(text, words(f"{half_even(omitted)} intervals are not drawn. "))
-    for rule in rules:
-        text = join(text, prose(rule), words(" "))
-    return text
+        text = join(text, words(f" {half_even(omitted)} intervals are not drawn."))
+    if lanes_left_out:
+        text = join(text, words(f" {half_even(lanes_left_out)} lanes are not drawn."))
+    return join(text, words(" Drawn: "), listed((prose(r) for r in rules), "; "), words(".")) if rules else text
