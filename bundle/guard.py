@@ -34,6 +34,8 @@ CPU_S = 3600
 LEAF_DEADLINE_S = 120
 """Wall-clock time for one leaf, far above what the slowest machine needs."""
 
+_CHECK_ONLY = False
+"""In place of column names in a request: decode all, answer nothing."""
 _LENGTHS = struct.Struct("<III")
 _REPLY = struct.Struct("<II")
 
@@ -59,11 +61,23 @@ class Decoder:
 
     def decode(self, header: Header, payload: bytes, columns: Sequence[str] | None = None) -> Rows:
         """What :func:`gpuaudit.bundle.segment.decode` gives; BundleInvalid where it cannot."""
+        shape, data = self._ask(header, payload, None if columns is None else list(columns))
+        try:
+            return _rebuild(header, shape, memoryview(data))
+        except (ValueError, KeyError, TypeError, IndexError):
+            raise BundleInvalid(f"leaf {header.idx}: its payload decodes to something else than its header") from None
+
+    def check(self, header: Header, payload: bytes) -> None:
+        """Decode everything and keep nothing; BundleInvalid where it cannot be decoded."""
+        self._ask(header, payload, _CHECK_ONLY)
+
+    def _ask(self, header: Header, payload: bytes, columns: list[str] | bool | None) -> tuple[Any, bytes]:
+        """One request and its reply: the description of the columns, and their bytes."""
         child = self._child = self._child or _start()
         source, sink = child.stdout, child.stdin
         if source is None or sink is None:
             raise ValueError("the decoder's pipes are closed")
-        wanted = canonical.dumps(None if columns is None else list(columns))
+        wanted = canonical.dumps(columns)
         body = header.to_bytes()
         deadline = threading.Timer(LEAF_DEADLINE_S, child.kill)
         deadline.start()
@@ -81,10 +95,7 @@ class Decoder:
             deadline.cancel()
         if isinstance(shape, str):
             raise BundleInvalid(shape)
-        try:
-            return _rebuild(header, shape, memoryview(data))
-        except (ValueError, KeyError, TypeError, IndexError):
-            raise BundleInvalid(f"leaf {header.idx}: its payload decodes to something else than its header") from None
+        return shape, data
 
 
 def _start() -> subprocess.Popen[bytes]:
@@ -165,7 +176,9 @@ def _serve() -> None:
         shape: Any
         try:
             idx = int(canonical.loads(body)["idx"])
-            shape, parts = _flatten(segment.decode(parse(body, idx), payload, canonical.loads(wanted)))
+            columns = canonical.loads(wanted)
+            rows = segment.decode(parse(body, idx), payload, None if columns is _CHECK_ONLY else columns)
+            shape, parts = ([], []) if columns is _CHECK_ONLY else _flatten(rows)
         except BundleInvalid as e:
             shape = e.message
         except MemoryError:
