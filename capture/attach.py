@@ -28,7 +28,9 @@ Mechanism = Literal["uprobe_multi", "perf uprobe"]
 MECHANISMS: tuple[Mechanism, ...] = ("uprobe_multi", "perf uprobe")
 _SUFFIX: dict[Mechanism, str] = {"uprobe_multi": "multi", "perf uprobe": "perf"}
 
-RING_SIZES_BYTES: dict[str, int] = {"cuda_calls": 16 << 20, "nccl_calls": 4 << 20, "nccl_comms": 1 << 18, "off_cpu": 16 << 20}
+RING_SIZES_BYTES: dict[str, int] = {
+    "cuda_calls": 16 << 20, "nccl_calls": 4 << 20, "nccl_comms": 1 << 18, "off_cpu": 16 << 20,
+}  # fmt: skip
 """Powers of two. At 136 bytes a call, 16 MiB hold 123,000 calls: 1.2 s of 100,000 calls/s until the first is lost."""
 
 INTERRUPT_WATCH = (
@@ -59,6 +61,25 @@ class Place:
     cookie: int
 
 
+@dataclass(frozen=True)
+class Attachment:
+    """Links of the entry and of the return probes of one file."""
+
+    mechanism: Mechanism
+    entries: list[libbpf.Link]
+    returns: list[libbpf.Link]
+
+    def detach_entries(self) -> None:
+        """First of the two: a call that is running is still seen to return."""
+        for link in self.entries:
+            link.close()
+
+    def detach_returns(self) -> None:
+        """Last of the two."""
+        for link in self.returns:
+            link.close()
+
+
 def cookie(probe_index: int, op_id: int) -> int:
     """What an attached probe tells its programs: which counter is its own, and which op it is."""
     return probe_index << 32 | op_id
@@ -84,22 +105,21 @@ class Programs:
         HostUnfit when none is: it names the last reason the kernel gave.
         """
         if not OBJECT.is_file():
-            raise HostUnfit(f"{OBJECT.name} is missing from the installation", hint="run scripts/build-bpf, or reinstall")
+            raise HostUnfit(f"{OBJECT.name} is not installed", hint="run scripts/build-bpf, or install again")
         data = OBJECT.read_bytes()
-        failure: tuple[OSError, str] | None = None
+        failures: list[HostUnfit] = []
         for switch, waking in self._variants():
             wanted = [*PROCESS_PROGRAMS, *((switch, *waking, "on_wakeup") if self._off_cpu else ())]
             functions = [f"{way}_{_SUFFIX[m]}" for m in self._mechanisms for way in ("enter", "leave")]
             try:
                 self._load(data, {*wanted, *functions, "flush_open"})
             except OSError as e:
-                failure = failure or (e, libbpf.last_message())
+                failures.append(_unfit(e, libbpf.last_message()))
                 continue
             self.tracepoints = wanted
             self._describe()
             return
-        assert failure is not None
-        raise _unfit(*failure)
+        raise failures[0]
 
     def _variants(self) -> list[tuple[str, tuple[str, ...]]]:
         if not self._off_cpu:
@@ -152,28 +172,29 @@ class Programs:
         except OSError as e:
             raise _unfit(e, libbpf.last_message()) from None
 
-    def attach_functions(self, path: str, places: Sequence[Place]) -> tuple[Mechanism, list[libbpf.Link], list[libbpf.Link]]:
-        """Probe entry and return of functions of a file, for every process: (mechanism, entry and return links).
+    def attach_functions(self, path: str, places: Sequence[Place]) -> Attachment:
+        """Probe entry and return of functions of a file, for every process.
 
         The return probes come first, so that no call is seen whose return is not. OSError when no mechanism works;
         nothing stays attached then. A mechanism that failed once is not tried again.
         """
-        failure: OSError | None = None
+        failures: list[OSError] = []
         for mechanism in self._mechanisms:
-            entries: list[libbpf.Link] = []
-            returns: list[libbpf.Link] = []
             try:
-                for links, at_return in ((returns, True), (entries, False)):
-                    links += self._attach(mechanism, path, places, at_return)
+                returns = self._attach(mechanism, path, places, at_return=True)
             except OSError as e:
-                failure = failure or e
-                for link in (*entries, *returns):
+                failures.append(e)
+                continue
+            try:
+                entries = self._attach(mechanism, path, places, at_return=False)
+            except OSError as e:
+                failures.append(e)
+                for link in returns:
                     link.close()
                 continue
             self._mechanisms = (mechanism,)
-            return mechanism, entries, returns
-        assert failure is not None
-        raise failure
+            return Attachment(mechanism, entries, returns)
+        raise failures[0]
 
     def _attach(self, mechanism: Mechanism, path: str, places: Sequence[Place], at_return: bool) -> list[libbpf.Link]:
         name = f"{'leave' if at_return else 'enter'}_{_SUFFIX[mechanism]}"
@@ -199,11 +220,12 @@ class Programs:
 
 
 def _uprobe_multi(program_fd: int, path: str, places: Sequence[Place], at_return: bool) -> libbpf.Link:
-    """BPF_LINK_CREATE with ``link_create.uprobe_multi``: path, offsets, reference counters, cookies, count, flags, pid."""
+    """BPF_LINK_CREATE with ``link_create.uprobe_multi``."""
     name = C.create_string_buffer(os.fsencode(path))
     offsets = (C.c_uint64 * len(places))(*(p.offset for p in places))
     cookies = (C.c_uint64 * len(places))(*(p.cookie for p in places))
     flags = BPF_F_UPROBE_MULTI_RETURN if at_return else 0
+    # program, target, attach type, flags; then path, offsets, reference counters, cookies, count, flags, pid
     attributes = struct.pack("<IIII", program_fd, 0, BPF_TRACE_UPROBE_MULTI, 0) + struct.pack(
         "<QQQQIII", C.addressof(name), C.addressof(offsets), 0, C.addressof(cookies), len(places), flags, 0
     )
@@ -217,5 +239,5 @@ def _unfit(error: OSError, said: str) -> HostUnfit:
     if isinstance(error, PermissionError):
         return HostUnfit(message, hint="run as root, or with CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE")
     if not Path("/sys/kernel/btf/vmlinux").exists():
-        return HostUnfit(message, hint="this kernel has no BTF (/sys/kernel/btf/vmlinux); use one built with CONFIG_DEBUG_INFO_BTF")
+        return HostUnfit(message, hint="this kernel has no BTF; use one built with CONFIG_DEBUG_INFO_BTF")
     return HostUnfit(message, hint="audit check says which feature is missing")

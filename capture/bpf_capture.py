@@ -98,9 +98,8 @@ class BpfCapture:
     @property
     def rings(self) -> list[RingDescription]:
         """Every ring; the descriptors may be inherited by the process that drains."""
-        return [
-            RingDescription(t, self._programs.map_fd(f"ring_{t}"), self._programs.ring_size_bytes(t)) for t in RING_TABLES
-        ]
+        p = self._programs
+        return [RingDescription(t, p.map_fd(f"ring_{t}"), p.ring_size_bytes(t)) for t in RING_TABLES]
 
     @property
     def counters_fd(self) -> int:
@@ -151,8 +150,7 @@ class BpfCapture:
 
     def _found(self, found: Found, target: Target) -> None:
         self._tell_process(found.pid, target, found.found_ns)
-        library = library_for(found.mapping.file_name)
-        assert library is not None
+        library = found.library
         row: dict[str, object] = {
             "start_ns": found.found_ns, "duration_ns": None, "pid": found.pid, "op": "not observable",
             "library": library.name, "path": found.mapping.path, "build_id": None, "device": found.mapping.device,
@@ -188,15 +186,15 @@ class BpfCapture:
         if not observed:
             reason = f"{found.mapping.path} is not observable: {file.reason if file else 'it cannot be opened'}"
         for table in library.tables:
-            self._tell_time("gaps", library.source, table, found.pid, start, end, reason)
+            self._gap(library.source, reason, start, end, table=table, pid=found.pid)
 
-    def _tell_time(
-        self, to: str, source: str, table: str | None, pid: int | None, start: int, end: int | None, reason: str
-    ) -> None:
-        duration = None if end is None else max(0, end - start)
-        self._sink(to, {
-            "start_ns": start, "duration_ns": duration, "source": source, "table_name": table, "pid": pid, "reason": reason,
-        })  # fmt: skip
+    def _gap(
+        self, source: str, reason: str, start_ns: int, end_ns: int | None, *, table: str | None = None,
+        pid: int | None = None,
+    ) -> None:  # fmt: skip
+        duration = None if end_ns is None else max(0, end_ns - start_ns)
+        row: dict[str, object] = {"start_ns": start_ns, "duration_ns": duration, "source": source, "reason": reason}
+        self._sink("gaps", {**row, "table_name": table, "pid": pid})
 
     def _tell_process(self, pid: int, target: Target, now: int) -> None:
         info = processes.read_process(pid)
@@ -284,11 +282,11 @@ class BpfCapture:
                 time.sleep(FLUSH_PAUSE_S)
         for source in sorted(self._selection.sources):
             reason = "calls and intervals that were open at the end found no room in the rings"
-            self._tell_time("gaps", source, None, None, now, now, reason)
+            self._gap(source, reason, now, now)
 
     def _tell_function_programs(self, now: int) -> None:
         """What the kernel skipped of the entry and return programs, which all probed functions share."""
-        for mechanism in sorted({f.mechanism for f in self._files if f.mechanism}):
+        for mechanism in sorted({f.attachment.mechanism for f in self._files if f.attachment}):
             for way in ("enter", "leave"):
                 program = f"{way}_{'multi' if mechanism == 'uprobe_multi' else 'perf'}"
                 self._sink("probes", {**self._tracepoint_row(program, now), "mechanism": mechanism})
@@ -298,7 +296,7 @@ class BpfCapture:
             raw = libbpf.map_lookup(self._programs.map_fd("full"), struct.pack("<I", index), 8)
             count = struct.unpack("<Q", raw or bytes(8))[0]
             if count:
-                self._tell_time("gaps", source, None, None, self._loaded_ns, now, f"{count} {meaning}")
+                self._gap(source, f"{count} {meaning}", self._loaded_ns, now)
 
     def close(self) -> None:
         """Detach what is still attached and unload. Twice does no harm."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from gpuaudit.capture import processes
-from gpuaudit.capture.probes import library_for
+from gpuaudit.capture.probes import Library, library_for
 from gpuaudit.capture.processes import Mapping
 from gpuaudit.capture.source import boottime_ns
 
@@ -27,6 +27,7 @@ class Found:
     """A library newly found in a process. ``not_before_ns``: it was mapped no earlier than this."""
 
     pid: int
+    library: Library
     mapping: Mapping
     found_ns: int
     not_before_ns: int
@@ -89,7 +90,7 @@ class Scanner:
                 mapped.add(file)
                 known.has_runtime |= library.name == "cudart"
                 if file not in known.files:
-                    found.append(Found(pid, mapping, now, before))
+                    found.append(Found(pid, library, mapping, now, before))
             elif known.driver is None and re.fullmatch(DRIVER_FILE, mapping.file_name):
                 known.driver, known.driver_ns = mapping, now
         known.files = mapped

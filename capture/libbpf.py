@@ -89,11 +89,10 @@ def _library() -> Any:
         except AttributeError:
             raise HostUnfit(f"{name} lacks {function}", hint="libbpf 1.0 or newer is needed") from None
         f.restype, f.argtypes = result, arguments
-    lib.libbpf_set_print(C.cast(_keep_message, _P))
+    lib.libbpf_set_print(C.cast(_PRINT_CALLBACK, _P))
     return lib
 
 
-@_PRINT
 def _keep_message(level: int, form: bytes, arguments: int) -> int:
     if level <= 0:  # LIBBPF_WARN
         text = C.create_string_buffer(2048)
@@ -101,6 +100,10 @@ def _keep_message(level: int, form: bytes, arguments: int) -> int:
         _LOG.append(text.value.decode("utf-8", "replace").strip())
         del _LOG[:-40]
     return 0
+
+
+_PRINT_CALLBACK = _PRINT(_keep_message)
+"""Kept alive here: libbpf calls it for as long as it is loaded."""
 
 
 def version() -> str:

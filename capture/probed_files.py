@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from gpuaudit.capture import libbpf
-from gpuaudit.capture.attach import Mechanism, Place, Programs, cookie
+from gpuaudit.capture.attach import Attachment, Place, Programs, cookie
 from gpuaudit.capture.probes import OP_IDS, Library, Probe
 from gpuaudit.capture.source import boottime_ns
 from gpuaudit.capture.symbols import Function, NotElf, Symbols, read_symbols
@@ -36,12 +36,10 @@ class ProbedFile:
     path: str
     build_id: str | None = None
     attached: list[Attached] = field(default_factory=list)
-    mechanism: Mechanism | None = None
+    attachment: Attachment | None = None
     attached_ns: int = 0
     not_observed: tuple[str, ...] = ()
     reason: str | None = None
-    entries: list[libbpf.Link] = field(default_factory=list)
-    returns: list[libbpf.Link] = field(default_factory=list)
 
 
 class ProbedFiles:
@@ -89,7 +87,7 @@ class ProbedFiles:
         places = [Place(a.function.offset, cookie(a.index, OP_IDS[a.probe.op])) for a in attached]
         try:
             # Through the open descriptor: the file that was read is the file that is probed.
-            file.mechanism, file.entries, file.returns = self._programs.attach_functions(f"/proc/self/fd/{fd}", places)
+            file.attachment = self._programs.attach_functions(f"/proc/self/fd/{fd}", places)
         except OSError as e:
             file.reason = f"the kernel refused the probes: {e.strerror}"
             return
@@ -100,13 +98,12 @@ class ProbedFiles:
         return iter(self._files.values())
 
     def detach(self) -> None:
-        """Entry probes first, so that a call that is running is still seen to return."""
-        for file in self:
-            for link in file.entries:
-                link.close()
-        for file in self:
-            for link in file.returns:
-                link.close()
+        """All entry probes first, then the return probes. Twice does no harm."""
+        attachments = [file.attachment for file in self if file.attachment]
+        for attachment in attachments:
+            attachment.detach_entries()
+        for attachment in attachments:
+            attachment.detach_returns()
 
     def rows(self, file: ProbedFile, detached_ns: int | None = None) -> list[dict[str, object]]:
         """Rows of the ``probes`` table: at attach, and with what was counted once ``detached_ns`` is given."""
@@ -116,7 +113,7 @@ class ProbedFiles:
             out.append({
                 "start_ns": file.attached_ns, "duration_ns": detached_ns and detached_ns - file.attached_ns,
                 "op": a.probe.op, "library": file.library.name, "path": file.path, "offset": a.function.offset,
-                "mechanism": file.mechanism, "instruction": a.function.instruction,
+                "mechanism": file.attachment and file.attachment.mechanism, "instruction": a.function.instruction,
                 "expected_cost_ns": self._costs_ns.get(a.function.instruction), "hits": hits, "unmatched": unmatched,
                 "misses": None,
             })  # fmt: skip

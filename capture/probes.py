@@ -114,7 +114,10 @@ def _stack(index: int) -> Place:
     return Place(From.STACK, index)
 
 
-_COPY = {"device_pointer": _register(0), "source_pointer": _register(1), "size_bytes": _register(2), "direction": _register(3)}
+_COPY = {
+    "device_pointer": _register(0), "source_pointer": _register(1), "size_bytes": _register(2),
+    "direction": _register(3),
+}  # fmt: skip
 _COPY_ASYNC = {**_COPY, "stream": _register(4)}
 _LAUNCH = {
     "function": _register(0),

@@ -69,7 +69,8 @@ class Mapping:
 
 def pids() -> list[int]:
     """Every process id there is now."""
-    return [int(name) for name in os.listdir(PROC) if name.isdigit()]
+    with os.scandir(PROC) as entries:
+        return [int(e.name) for e in entries if e.name.isdigit()]
 
 
 def _text(path: str, limit: int = 1 << 16) -> bytes | None:
@@ -106,7 +107,7 @@ def read_process(pid: int) -> ProcessInfo | None:
     command = _text(f"{PROC}/{pid}/cmdline", MAX_COMMAND_LINE_BYTES)
     cgroup = re.search(rb"^0::(.*)$", _text(f"{PROC}/{pid}/cgroup") or b"", re.MULTILINE)
     try:
-        exe: str | None = os.readlink(f"{PROC}/{pid}/exe")
+        exe: str | None = str(Path(f"{PROC}/{pid}/exe").readlink())
     except OSError:
         exe = None
     return ProcessInfo(

@@ -45,7 +45,8 @@ class RingReader:
 
     def __init__(self, fd: int, size_bytes: int, table: str) -> None:
         if platform.machine() != "x86_64":
-            raise HostUnfit(f"the ring drain needs x86_64, this is {platform.machine()}", hint="capture on an x86_64 host")
+            machine = platform.machine()
+            raise HostUnfit(f"the ring drain needs x86_64, this is {machine}", hint="capture on an x86_64 host")
         page = mmap.PAGESIZE
         try:
             consumer = mmap.mmap(fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=0)

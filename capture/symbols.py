@@ -1,8 +1,8 @@
 """Finding functions in an ELF file that nobody vouches for: exported names, file offsets, first instructions.
 
-The file belongs to the audited workload, so it may be anything. pyelftools reads the headers, under limits and over
-a window of the file; the symbol table itself is decoded with numpy and bounded by the section's size. Whatever is wrong with the
-file ends as :class:`NotElf`, with a reason for the ``libraries`` table.
+The file belongs to the audited workload, so it may be anything. pyelftools reads the headers, under limits; the
+symbol table itself is decoded with numpy and bounded by the section's size. Whatever is wrong with the file ends as
+:class:`NotElf`, with a reason for the ``libraries`` table.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import io
 import os
 import re
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from elftools.common.exceptions import ELFError
 from elftools.construct import ConstructError
 from elftools.elf.elffile import ELFFile
+from elftools.elf.segments import NoteSegment
 
 MAX_SECTIONS = 4096
 MAX_SYMBOLS_BYTES = 256 << 20
@@ -25,7 +27,9 @@ MAX_SEGMENTS = 256
 MAX_NOTE_BYTES = 1 << 16
 """Limits on what is read of one file. libnccl 2.32 has 2 MB of symbols, libtorch_cuda about 60 MB."""
 
-SYMBOL = np.dtype([("name", "<u4"), ("info", "u1"), ("other", "u1"), ("shndx", "<u2"), ("value", "<u8"), ("size", "<u8")])
+SYMBOL = np.dtype(
+    [("name", "<u4"), ("info", "u1"), ("other", "u1"), ("shndx", "<u2"), ("value", "<u8"), ("size", "<u8")]
+)
 STT_FUNC, STT_GNU_IFUNC = 2, 10
 STB_GLOBAL, STB_WEAK = 1, 2
 """Elf64_Sym and the values of its ``info`` (System V ABI)."""
@@ -111,7 +115,7 @@ def _segments(elf: ELFFile) -> list[_Segment]:
 def _build_id(elf: ELFFile, size: int) -> str | None:
     for i in range(elf.num_segments()):
         segment = elf.get_segment(i)
-        if segment["p_type"] != "PT_NOTE" or segment["p_filesz"] > MAX_NOTE_BYTES or segment["p_offset"] > size:
+        if not isinstance(segment, NoteSegment) or segment["p_filesz"] > MAX_NOTE_BYTES or segment["p_offset"] > size:
             continue
         for note in segment.iter_notes():
             if note["n_type"] == "NT_GNU_BUILD_ID" and re.fullmatch("[0-9a-f]{2,128}", str(note["n_desc"])):
@@ -128,26 +132,27 @@ def _symbol_table(elf: ELFFile, fd: int, size: int, kind: str) -> tuple[bool, np
         if header["sh_type"] != kind:
             continue
         linked = elf._get_section_header(header["sh_link"])
-        symbols = _read(fd, size, header["sh_offset"], header["sh_size"], MAX_SYMBOLS_BYTES, "symbol table")
-        strings = _read(fd, size, linked["sh_offset"], linked["sh_size"], MAX_STRINGS_BYTES, "string table")
+        symbols = _section(fd, size, header, MAX_SYMBOLS_BYTES)
+        strings = _section(fd, size, linked, MAX_STRINGS_BYTES)
         whole = len(symbols) // SYMBOL.itemsize * SYMBOL.itemsize
         return kind == "SHT_DYNSYM", np.frombuffer(symbols[:whole], SYMBOL), strings
     return None
 
 
-def _read(fd: int, size: int, offset: int, length: int, limit: int, what: str) -> bytes:
+def _section(fd: int, size: int, header: Mapping[str, int], limit: int) -> bytes:
+    offset, length = header["sh_offset"], header["sh_size"]
     if length > limit:
-        raise NotElf(f"{what} of {length} bytes, more than {limit}")
+        raise NotElf(f"a symbol or string table of {length} bytes, more than {limit}")
     if offset + length > size:
-        raise NotElf(f"{what} lies outside the file")
+        raise NotElf("a symbol or string table lies outside the file")
     return os.pread(fd, length, offset)
 
 
 def _defined(table: np.ndarray, strings: bytes, names: frozenset[str], pattern: re.Pattern[str]) -> dict[str, int]:
     """Name → address of the defined functions that are asked for; only names with a likely first part are decoded."""
     kind, binding = table["info"] & 0xF, table["info"] >> 4
-    is_function = ((kind == STT_FUNC) | (kind == STT_GNU_IFUNC)) & (table["shndx"] != 0) & (table["name"] < len(strings))
-    chosen = table[is_function & (binding <= STB_WEAK)]
+    is_function = ((kind == STT_FUNC) | (kind == STT_GNU_IFUNC)) & (table["shndx"] != 0) & (binding <= STB_WEAK)
+    chosen = table[is_function & (table["name"] < len(strings))]
     starts = {n[:4].encode() for n in names} | {_literal_start(pattern)}
     codes = np.frombuffer(strings + b"\0" * 4, "u1")
     at = chosen["name"].astype(np.int64)
