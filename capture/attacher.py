@@ -1,0 +1,324 @@
+"""The attacher of one capture: starts the recorder, watches until the end, and publishes the sealed bundle."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from gpuaudit.bundle.errors import EXIT_ENVIRONMENT, AuditError, HostUnfit
+from gpuaudit.bundle.note import Signer
+from gpuaudit.capture.channel import TO_ATTACHER, Channel, ChannelBroken, Message
+from gpuaudit.capture.child import child_command, child_environment
+from gpuaudit.capture.cost import usage_rows
+from gpuaudit.capture.launch import Command, InvokingUser, Workload, own_limits, typed_at_terminal
+from gpuaudit.capture.options import DEFAULT_DURATION_S, CaptureOptions, CaptureResult, EndedBy, Status
+from gpuaudit.capture.output import Output
+from gpuaudit.capture.privileges import Credentials
+from gpuaudit.capture.probing import Probing
+from gpuaudit.capture.scenario import Scenario
+from gpuaudit.capture.signing import SigningDesk
+from gpuaudit.capture.start import StartMessage
+
+RECEIPT_DEADLINE_S = 60.0
+SEAL_DEADLINE_S = 300.0
+"""A slow disk may need minutes to seal what a full memory holds; a recorder that hangs must still end."""
+
+RECORDER_EXIT_S = 10.0
+WORKLOAD_GRACE_S = 10.0
+"""After SIGINT or SIGTERM the workload has this long to end by itself before the capture ends without it."""
+
+TURN_S = 0.05
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that was decided before anything was made."""
+
+    options: CaptureOptions
+    output: Output
+    identity: Signer
+    recorder: Credentials | None
+    command: Command | None
+    user: InvokingUser | None
+    host_facts: dict[str, object]
+    open_body: dict[str, object]
+    scenario: Scenario | None
+    capture_uuid: str
+    tell: Callable[[Status], None]
+
+
+class Attacher:
+    """One capture; :meth:`run` is called once."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._limits = own_limits()
+        origin = f"{plan.options.site}/{plan.host_facts['host_id']}/{plan.capture_uuid}"
+        self._origin = origin
+        self._desk = SigningDesk(plan.identity, origin)
+        self._probing: Probing | None = None
+        self._workload: Workload | None = None
+        self._workload_status: int | None = None
+        self._recorder: subprocess.Popen[bytes] | None = None
+        self._channel: Channel
+        self._receipt_saved = False
+        self._sealed: Message | None = None
+        self._phase = "recording"
+        self._signal = 0
+        self._scenario_ended = False
+        self._begin_s = 0.0
+        self._capabilities: list[dict[str, Any]] = []
+
+    def run(self) -> CaptureResult:
+        """Capture until the end, seal, publish."""
+        plan = self._plan
+        if plan.scenario is None:
+            self._probing = Probing.load(plan.options)
+        handlers = self._take_signals()
+        try:
+            plan.output.create(plan.recorder)
+            self._spawn()
+            self._await_receipt()
+            self._launch()
+            ended_by = self._watch()
+            self._finish()
+            result = self._publish(ended_by)
+        except BaseException:
+            self._abandon()
+            raise
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            if self._probing:
+                self._probing.close()
+            plan.output.close()
+        return result
+
+    def _take_signals(self) -> dict[int, Any]:
+        def note(number: int, _: FrameType | None) -> None:
+            self._signal = self._signal or number
+
+        try:
+            return {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        except ValueError:  # not the main thread: whoever runs us there ends us by the duration
+            return {}
+
+    def _spawn(self) -> None:
+        plan = self._plan
+        ours, theirs = socket.socketpair()
+        rings = self._probing.rings if self._probing else []
+        counters = self._probing.counters_fd if self._probing else -1
+        inherited = [theirs.fileno(), *(r.fd for r in rings), *([counters] if counters >= 0 else [])]
+        with theirs:
+            self._recorder = subprocess.Popen(
+                child_command("gpuaudit.capture.recorder_main", str(theirs.fileno())),
+                pass_fds=inherited, cwd=plan.output.partial, env=child_environment(), stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )  # fmt: skip
+        self._channel = Channel(ours, TO_ATTACHER)
+        if self._probing:
+            self._probing.recorder_started(self._recorder.pid)
+        start = StartMessage(
+            site=plan.options.site, host_id=str(plan.host_facts["host_id"]), capture_uuid=plan.capture_uuid,
+            challenge=plan.options.challenge, public_key=plan.identity.public_key.hex(), open_body=plan.open_body,
+            sources=list(plan.options.sources), seed=plan.options.seed,
+            capabilities=[vars(c) for c in self._probing.capabilities] if self._probing else [],
+            gpus=list(plan.scenario.gpus) if plan.scenario else [], rings=list(rings), counters_fd=counters,
+            synthetic=plan.options.synthetic, uid=plan.recorder.uid if plan.recorder else None,
+            gid=plan.recorder.gid if plan.recorder else None,
+        )  # fmt: skip
+        self._channel.send("start", **start.to_message())
+
+    def _await_receipt(self) -> None:
+        deadline = time.monotonic() + RECEIPT_DEADLINE_S
+        while not self._receipt_saved:
+            if time.monotonic() > deadline:
+                raise HostUnfit(f"the recorder did not begin within {RECEIPT_DEADLINE_S:.0f} s")
+            self._turn(0.5)
+        self._begin_s = time.monotonic()
+
+    def _launch(self) -> None:
+        """Start the workload held, probe what it is linked with, and let it go."""
+        if self._plan.command is None:
+            return
+        self._workload = Workload(self._plan.command, self._plan.user, self._limits)
+        if self._probing:
+            self._probing.prepare_workload(self._workload.pid, self._plan.command, self._plan.user)
+            self._send_rows()
+        self._workload.release()
+        if self._probing:
+            self._probing.workload_released()
+
+    def _watch(self) -> EndedBy:
+        """Turn after turn until something ends the capture."""
+        options = self._plan.options
+        duration_s = options.duration_s
+        if duration_s is None and not options.command and not options.synthetic:
+            duration_s = DEFAULT_DURATION_S
+        while self._sealed is None:
+            self._turn(TURN_S)
+            if self._probing:
+                self._probing.scan_when_due()
+                self._send_rows()
+            if self._workload and (status := self._workload.poll()) is not None:
+                self._workload_status = status
+                return "workload"
+            if self._signal:
+                return self._on_signal()
+            if self._scenario_ended:
+                return "scenario"
+            if self._probing and self._probing.all_ended():
+                return "workload"
+            if duration_s is not None and time.monotonic() - self._begin_s >= duration_s:
+                return "duration"
+        return "duration"
+
+    def _on_signal(self) -> EndedBy:
+        """Pass the signal on where it did not reach the workload, and record its end."""
+        number = self._signal
+        if self._workload:
+            if number == signal.SIGTERM or not typed_at_terminal():
+                self._workload.send_signal(number)
+            deadline = time.monotonic() + WORKLOAD_GRACE_S
+            self._signal = 0  # a second one ends the wait
+            while not self._signal and self._sealed is None and time.monotonic() < deadline:
+                self._turn(TURN_S)
+                self._workload_status = self._workload.poll()
+                if self._workload_status is not None:
+                    break
+        return "interrupt" if number == signal.SIGINT else "terminate"
+
+    def _finish(self) -> None:
+        """Detach, send the last rows, and have it sealed."""
+        self._phase = "sealing"
+        if self._sealed is not None:  # the recorder ended by itself: the disk is full
+            return
+        cost = []
+        if self._probing:
+            self._probing.finish(self._workload, self._workload_status)
+            self._send_rows()
+            cost = self._probing.cost_rows()
+        cost += usage_rows("attacher", resource.getrusage(resource.RUSAGE_SELF))
+        self._channel.send("finish", cost=cost)
+        deadline = time.monotonic() + SEAL_DEADLINE_S
+        while self._sealed is None:
+            if time.monotonic() > deadline:
+                raise HostUnfit(f"the recorder did not seal within {SEAL_DEADLINE_S:.0f} s")
+            self._turn(0.5)
+
+    def _turn(self, timeout_s: float) -> None:
+        """Handle what the recorder sends."""
+        try:
+            messages = self._channel.receive(timeout_s)
+        except ChannelBroken:
+            raise self._recorder_gone() from None
+        for message in messages:
+            self._handle(message)
+
+    def _handle(self, message: Message) -> None:
+        kind = message["type"]
+        if kind == "sign":
+            self._desk.answer(message, self._channel)
+        elif kind == "receipt" and not self._receipt_saved:
+            text = str(message.get("text", ""))
+            self._plan.output.save_receipt(text)
+            self._receipt_saved = True
+            self._plan.tell(Status("receipt", text))
+        elif kind == "status":
+            self._scenario_ended = bool(message.get("ended"))
+            self._tell_status(message)
+        elif kind == "failed":
+            raise _error_of(message)
+        elif kind == "sealed":
+            self._sealed = message
+
+    def _tell_status(self, message: Message) -> None:
+        rows = message.get("rows")
+        counts = {str(k): int(v) for k, v in rows.items()} if isinstance(rows, dict) else {}
+        self._plan.tell(
+            Status(
+                "sealing" if self._phase == "sealing" else "recording",
+                elapsed_s=int(message.get("elapsed_ns", 0)) / 1e9,
+                rows=counts,
+                lost=int(message.get("lost", 0)),
+                size_bytes=int(message.get("size_bytes", 0)),
+            )  # fmt: skip
+        )
+
+    def _send_rows(self) -> None:
+        assert self._probing is not None  # noqa: S101 - callers have checked
+        for table, rows in self._probing.take_rows():
+            try:
+                self._channel.send("rows", table=table, rows=rows)
+            except ChannelBroken:
+                raise self._recorder_gone() from None
+
+    def _publish(self, ended_by: EndedBy) -> CaptureResult:
+        assert self._sealed is not None and self._recorder is not None  # noqa: S101 - _finish waits for it
+        output, sealed = self._plan.output, self._sealed
+        self._channel.close()
+        self._recorder.wait(RECORDER_EXIT_S)
+        output.publish()
+        full_after_ns = sealed.get("full_after_ns")
+        if full_after_ns is not None:
+            raise HostUnfit(
+                f"the disk became full: the first {int(full_after_ns) / 1e9:.1f} s are safe, sealed in {output.path}",
+                hint="free some room, or choose --out on a larger disk, and capture again",
+            )
+        totals = {str(t): {k: int(v) for k, v in c.items()} for t, c in sealed["totals"].items()}
+        sources = [{str(k): str(v) for k, v in s.items()} for s in sealed["sources"]]
+        incomplete = [f"{s['source']}: {s['state']} ({s['reason']})" for s in sources if s["state"] != "recorded"]
+        if not sealed.get("by_identity"):
+            incomplete.append("the identity did not sign the seal")
+        return CaptureResult(
+            path=output.path, seal_path=output.seal_path, receipt_path=output.receipt_path, origin=self._origin,
+            root_b64=str(sealed["root_b64"]), size=int(sealed["size"]), file_sha256=str(sealed["file_sha256"]),
+            ended_by=ended_by, elapsed_s=int(sealed["elapsed_ns"]) / 1e9, totals=totals, sources=sources,
+            incomplete=tuple(incomplete), workload_status=self._workload_status, identity_created=False,
+        )  # fmt: skip
+
+    def _recorder_gone(self) -> AuditError:
+        """Why the channel closed without a word: the recorder died."""
+        assert self._recorder is not None  # noqa: S101 - there is a channel
+        try:
+            code: int | str = self._recorder.wait(RECORDER_EXIT_S)
+        except subprocess.TimeoutExpired:
+            code = "unknown, it still runs"
+        partial = self._plan.output.partial
+        how = f"signal {-code}" if isinstance(code, int) and code < 0 else f"exit code {code}"
+        return HostUnfit(
+            f"the recorder ended before it sealed ({how})",
+            hint=f"what it had sealed is in {partial}: audit verify {partial}/bundle.db",
+        )
+
+    def _abandon(self) -> None:
+        """After a failure: let the recorder write what it has, and leave nothing running that we started."""
+        if self._workload is not None and self._workload.poll() is None and self._workload.is_held:
+            self._workload.kill_held()
+        if self._recorder is not None:
+            self._channel.close()
+            try:
+                self._recorder.wait(RECORDER_EXIT_S)
+            except subprocess.TimeoutExpired:
+                self._recorder.kill()
+                self._recorder.wait()
+        if self._receipt_saved:
+            self._plan.output.hand_over_partial()
+        else:
+            self._plan.output.discard()
+
+
+def _error_of(message: Message) -> AuditError:
+    """The recorder's error as ours; its texts are bounded, because it may have been taken over."""
+    text, hint = str(message.get("message", ""))[:1000], str(message.get("hint", ""))[:1000]
+    if message.get("exit_code") == EXIT_ENVIRONMENT:
+        return HostUnfit(text, hint=hint)
+    return AuditError(text, hint=hint)

@@ -1,0 +1,24 @@
+"""How the processes of a capture are started: the same Python, the same package, nothing from the working directory."""
+
+from __future__ import annotations
+
+import os
+import site
+import sys
+from pathlib import Path
+
+import gpuaudit
+
+
+def child_command(module: str, *arguments: str) -> list[str]:
+    """Command line that runs ``module``; ``-P``: a ``numpy.py`` in the working directory must not be imported by root."""
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def child_environment() -> dict[str, str]:
+    """Our environment, with the package's folder on PYTHONPATH where it is not installed, and no BLAS threads."""
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    root = str(Path(gpuaudit.__file__).parent.parent)
+    if root not in {*site.getsitepackages(), site.getusersitepackages()}:
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+    return environment

@@ -1,0 +1,197 @@
+"""Where a capture writes, and how a finished bundle gets its name.
+
+While it runs the bundle lives in ``<out>.partial/bundle.db``, in a directory that belongs to the recorder's user; at
+the end it is moved to ``<out>`` and ``<out>.seal``. The attacher does this with privileges in a directory that an
+ordinary user may own, so every step works on open directories and refuses links.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpuaudit.bundle.errors import HostUnfit, OutputExists, UsageError
+from gpuaudit.capture.host import hostname
+from gpuaudit.capture.privileges import Credentials
+
+BUNDLE_NAME = "bundle.db"
+RESERVE_NAME = "reserve"
+_PARTIAL_FILES = (BUNDLE_NAME, f"{BUNDLE_NAME}-wal", f"{BUNDLE_NAME}-shm", f"{BUNDLE_NAME}-journal",
+                  f"{BUNDLE_NAME}.seal", RESERVE_NAME)  # fmt: skip
+_PUBLIC_MODE = 0o644
+
+
+def default_name(now: datetime.datetime) -> str:
+    """``audit-<host>-<utc>.db``; ``now`` must be in UTC."""
+    return f"audit-{hostname()}-{now:%Y%m%dT%H%M%SZ}.db"
+
+
+@dataclass
+class Output:
+    """The names of one capture. ``owner`` is the invoking user, who gets the files; None keeps them."""
+
+    path: Path
+    receipt_path: Path
+    force: bool = False
+    owner: Credentials | None = None
+    _parent_fd: int = -1
+    _partial_fd: int = -1
+
+    @property
+    def partial(self) -> Path:
+        """The directory of the running capture."""
+        return self.path.with_name(self.path.name + ".partial")
+
+    @property
+    def seal_path(self) -> Path:
+        """The detached signatures beside the bundle."""
+        return self.path.with_name(self.path.name + ".seal")
+
+    def check(self) -> None:
+        """Refuse names that cannot be used, before anything is made."""
+        parent = self.path.parent
+        if not parent.is_dir():
+            raise UsageError(f"--out {self.path}: the directory {parent} does not exist", hint=f"mkdir -p {parent}")
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise UsageError(f"--out {self.path}: no permission to write in {parent}", hint="choose another --out")
+        for path in (self.path, self.seal_path, self.receipt_path, self.partial):
+            if not path.is_symlink() and not path.exists():
+                continue
+            if not self.force:
+                what = "a capture that did not end" if path == self.partial else "other content"
+                raise OutputExists(f"{path} exists already, with {what}", hint="choose another --out, or --force")
+            if path != self.partial and (path.is_symlink() or not path.is_file()):
+                raise OutputExists(f"{path} is not an ordinary file, so --force does not replace it", hint="remove it")
+
+    def create(self, recorder: Credentials | None) -> None:
+        """Make ``<out>.partial/`` for the recorder's user."""
+        self._parent_fd = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if self.force:
+            self._clear_partial()
+        try:
+            os.mkdir(self.partial.name, 0o700, dir_fd=self._parent_fd)
+        except FileExistsError:
+            raise OutputExists(f"{self.partial} exists already", hint="a capture did not end: move it away") from None
+        except OSError as e:
+            raise HostUnfit(f"{self.partial} could not be made: {e.strerror}", hint="choose another --out") from None
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._partial_fd = os.open(self.partial.name, flags, dir_fd=self._parent_fd)
+        if os.fstat(self._partial_fd).st_uid != os.geteuid():
+            raise HostUnfit(
+                f"{self.partial} was replaced while it was being made", hint="capture into another directory"
+            )
+        if recorder is not None:
+            os.fchown(self._partial_fd, recorder.uid, recorder.gid)
+
+    def save_receipt(self, text: str) -> None:
+        """Write the start receipt; it must be on disk before anybody relies on it."""
+        directory = os.open(self.receipt_path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._write_new(directory, self.receipt_path.name, text.encode("utf-8"))
+            os.fsync(directory)
+        except OSError as e:
+            raise HostUnfit(f"the receipt {self.receipt_path} could not be written: {e.strerror}") from None
+        finally:
+            os.close(directory)
+
+    def publish(self) -> None:
+        """Move the sealed bundle and its seal to their names, hand them to the owner, remove the partial directory."""
+        for name, target in ((f"{BUNDLE_NAME}.seal", self.seal_path.name), (BUNDLE_NAME, self.path.name)):
+            self._move(name, target)
+        for name in _PARTIAL_FILES:
+            _unlink_if_there(name, self._partial_fd)
+        os.rmdir(self.partial.name, dir_fd=self._parent_fd)
+        os.fsync(self._parent_fd)
+
+    def hand_over_partial(self) -> None:
+        """After a failed capture: let the invoking user read what was recorded."""
+        if self.owner is None or self._partial_fd < 0:
+            return
+        for name in _PARTIAL_FILES:
+            try:
+                fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._partial_fd)
+            except OSError:
+                continue
+            self._give(fd)
+        os.fchown(self._partial_fd, self.owner.uid, self.owner.gid)
+
+    def discard(self) -> None:
+        """Remove the partial directory of a capture that failed before its first leaf."""
+        if self._partial_fd >= 0:
+            for name in _PARTIAL_FILES:
+                _unlink_if_there(name, self._partial_fd)
+            os.rmdir(self.partial.name, dir_fd=self._parent_fd)
+
+    def close(self) -> None:
+        """Close the directories."""
+        for fd in (self._partial_fd, self._parent_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._partial_fd = self._parent_fd = -1
+
+    def _move(self, name: str, target: str) -> None:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._partial_fd)
+        if self.force:
+            os.rename(name, target, src_dir_fd=self._partial_fd, dst_dir_fd=self._parent_fd)
+        else:
+            try:
+                os.link(name, target, src_dir_fd=self._partial_fd, dst_dir_fd=self._parent_fd, follow_symlinks=False)
+            except FileExistsError:
+                os.close(fd)
+                raise OutputExists(
+                    f"{self.path.with_name(target)} appeared while the capture ran",
+                    hint=f"the sealed bundle is in {self.partial}: move it to another name",
+                ) from None
+            os.unlink(name, dir_fd=self._partial_fd)
+        self._give(fd)
+
+    def _give(self, fd: int) -> None:
+        """Make an open regular file the owner's, readable for all; closes it."""
+        try:
+            if stat.S_ISREG(os.fstat(fd).st_mode) and os.geteuid() == 0:
+                owner = self.owner or Credentials(os.geteuid(), os.getegid())
+                os.fchown(fd, owner.uid, owner.gid)
+            os.fchmod(fd, _PUBLIC_MODE)
+        finally:
+            os.close(fd)
+
+    def _write_new(self, directory: int, name: str, data: bytes) -> None:
+        temporary = f".{name}.{os.getpid()}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(temporary, flags, 0o600, dir_fd=directory)
+        try:
+            os.write(fd, data)
+            os.fsync(fd)
+            os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+        except OSError:
+            os.unlink(temporary, dir_fd=directory)
+            os.close(fd)
+            raise
+        self._give(fd)
+
+    def _clear_partial(self) -> None:
+        try:
+            fd = os.open(self.partial.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self._parent_fd)
+        except FileNotFoundError:
+            return
+        except OSError as e:
+            raise OutputExists(
+                f"{self.partial} is not a directory of a capture: {e.strerror}", hint="remove it"
+            ) from None
+        for name in _PARTIAL_FILES:
+            _unlink_if_there(name, fd)
+        os.close(fd)
+        try:
+            os.rmdir(self.partial.name, dir_fd=self._parent_fd)
+        except OSError as e:
+            raise OutputExists(f"{self.partial} holds other files: {e.strerror}", hint="move them away") from None
+
+
+def _unlink_if_there(name: str, directory: int) -> None:
+    try:
+        os.unlink(name, dir_fd=directory)
+    except FileNotFoundError:
+        return

@@ -1,0 +1,146 @@
+"""The attacher's half of the evidence: BPF programs, processes and libraries, and what they cost.
+
+Rows that it finds are kept until :meth:`Probing.take_rows`, and go to the recorder over the channel.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from gpuaudit.bundle.errors import HostUnfit
+from gpuaudit.capture.cost import CostRow, probe_rows
+from gpuaudit.capture.launch import Command, InvokingUser, Workload
+from gpuaudit.capture.linked import linked_files
+from gpuaudit.capture.options import CaptureOptions
+from gpuaudit.capture.privileges import missing_for_bpf
+from gpuaudit.capture.processes import read_process, start_ns
+from gpuaudit.capture.ring import RingDescription
+from gpuaudit.capture.source import BPF_SOURCES, Capability, boottime_ns
+
+SCAN_INTERVAL_S = 0.25
+"""A library that a process loads is probed within this time: short against the seconds CUDA takes to start."""
+
+ROWS_PER_MESSAGE = 64
+"""A row is at most about 10 kB (a command line of 4,096 bytes, escaped), and a message at most 1 MiB."""
+
+
+class Probing:
+    """What the attacher watches in one capture; ``bpf`` None when no source needs it."""
+
+    def __init__(self, options: CaptureOptions, capabilities: list[Capability]) -> None:
+        self.capabilities = capabilities
+        self._pids = {pid: start_ns(pid) for pid in options.pids}
+        self._bpf: Any = None
+        self._rows: list[tuple[str, dict[str, Any]]] = []
+        self._probe_totals: list[dict[str, Any]] = []
+        self._calibrated_ns: int | None = None
+        self._next_scan_s = 0.0
+        self._workload_pid = 0
+
+    @classmethod
+    def load(cls, options: CaptureOptions) -> Probing:
+        """Load what the options ask for. HostUnfit when BPF is wanted and cannot be had."""
+        wanted = [s for s in options.sources if s in BPF_SOURCES]
+        unwanted = [s for s in BPF_SOURCES if s not in wanted]
+        capabilities = [Capability(s, True) for s in wanted] + [Capability(s, False, "not asked for") for s in unwanted]
+        probing = cls(options, capabilities)
+        if wanted:
+            probing._load_bpf(options, wanted)
+        for pid, role in ((os.getpid(), "attacher"), *((p, "traced") for p in options.pids)):
+            probing._process_row(pid, "found", role)
+        return probing
+
+    def _load_bpf(self, options: CaptureOptions, wanted: list[str]) -> None:
+        missing = missing_for_bpf()
+        if missing:
+            raise HostUnfit(
+                f"capturing {', '.join(wanted)} needs {' and '.join(missing)}, which this process lacks",
+                hint="sudo audit capture; without privileges only --sources nvml can be captured",
+            )
+        from gpuaudit.capture.bpf_capture import BpfCapture, Selection  # noqa: PLC0415 - libbpf is loaded only where needed
+
+        selection = Selection(pids=tuple(options.pids), sources=tuple(wanted))
+        self._bpf = BpfCapture(self._take, selection)
+        self._bpf.load()
+
+    @property
+    def rings(self) -> list[RingDescription]:
+        """Rings for the recorder to inherit."""
+        return list(self._bpf.rings) if self._bpf else []
+
+    @property
+    def counters_fd(self) -> int:
+        """The loss counters' map; −1 without BPF."""
+        return int(self._bpf.counters) if self._bpf else -1
+
+    def recorder_started(self, pid: int) -> None:
+        """The recorder is a process of this capture, and its own activity is never evidence against the workload."""
+        self._process_row(pid, "found", "recorder")
+
+    def prepare_workload(self, pid: int, command: Command, user: InvokingUser | None) -> None:
+        """Probe what the held process will be linked with."""
+        self._workload_pid = pid
+        if self._bpf:
+            self._bpf.prepare(linked_files(command, user))
+
+    def workload_released(self) -> None:
+        """The held process executes the workload now; it is told of under its own name at the next scan."""
+        self._process_row(self._workload_pid, "found", "workload")
+
+    def scan_when_due(self) -> None:
+        """One pass of discovery, every :data:`SCAN_INTERVAL_S`."""
+        if self._bpf and time.monotonic() >= self._next_scan_s:
+            self._bpf.scan()
+            self._next_scan_s = time.monotonic() + SCAN_INTERVAL_S
+
+    def all_ended(self) -> bool:
+        """Whether every process named by ``--pid`` is gone (its number may have been given to another one)."""
+        return bool(self._pids) and all(start_ns(pid) != born for pid, born in self._pids.items())
+
+    def finish(self, workload: Workload | None, status: int | None) -> None:
+        """Detach, and collect the last rows: probe totals, open calls, the workload's exit."""
+        if workload is not None and status is not None:
+            self._workload_exited(status)
+        if self._bpf:
+            self._bpf.finish()
+
+    def cost_rows(self) -> list[CostRow]:
+        """What the probes cost the workload."""
+        return probe_rows(self._probe_totals, self._calibrated_ns) if self._bpf else []
+
+    def take_rows(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        """Rows since the last call, in batches of one table that fit a message."""
+        rows, self._rows = self._rows, []
+        batches: dict[str, list[dict[str, Any]]] = {}
+        for table, row in rows:
+            batch = batches.setdefault(table, [])
+            batch.append(row)
+            if len(batch) == ROWS_PER_MESSAGE:
+                yield table, batches.pop(table)
+        yield from batches.items()
+
+    def close(self) -> None:
+        """Detach whatever is still attached."""
+        if self._bpf:
+            self._bpf.close()
+
+    def _take(self, table: str, row: dict[str, Any]) -> None:
+        if table == "probes" and row.get("hits") is not None:
+            self._probe_totals.append(row)
+        self._rows.append((table, row))
+
+    def _process_row(self, pid: int, op: str, role: str) -> None:
+        info = read_process(pid)
+        if info is not None:
+            self._rows.append(("processes", info.row(op, role, boottime_ns())))
+            if role == "workload":
+                self._workload_row = self._rows[-1][1]
+
+    def _workload_exited(self, status: int) -> None:
+        now = boottime_ns()
+        row = dict(self._workload_row)
+        row.update(op="exited", seen_ns=now, duration_ns=max(0, now - int(row["start_ns"])), exit_status=status)
+        self._rows.append(("processes", row))

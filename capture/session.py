@@ -1,0 +1,114 @@
+"""One capture from beginning to end: ``audit capture`` is the attacher, and starts the recorder as its child.
+
+The attacher holds the privileges and the identity's private key: it loads and attaches the BPF programs, finds
+processes, starts the workload, signs, and gives the finished bundle its name. Everything that is recorded goes through
+the recorder (:mod:`gpuaudit.capture.recorder_main`).
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from gpuaudit.bundle import keys
+from gpuaudit.bundle.errors import Incomplete, UsageError
+from gpuaudit.bundle.note import spki_sha256
+from gpuaudit.bundle.writer import MAX_CHALLENGE_CHARS
+from gpuaudit.capture import host
+from gpuaudit.capture.attacher import Attacher, Plan
+from gpuaudit.capture.launch import invoking_user, resolve_command
+from gpuaudit.capture.options import CaptureOptions, CaptureResult, Status
+from gpuaudit.capture.output import Output, default_name
+from gpuaudit.capture.privileges import protect_memory, recorder_credentials
+from gpuaudit.capture.scenario import Scenario, load_scenario
+from gpuaudit.capture.source import SELECTABLE_SOURCES
+
+__all__ = ["CaptureOptions", "CaptureResult", "Status", "run_capture"]
+
+_SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+
+
+def run_capture(options: CaptureOptions, *, status: Callable[[Status], None] | None = None) -> CaptureResult:
+    """Capture, seal, and give the bundle its name.
+
+    ``status`` hears of everything a person should see (:class:`Status`). Call it from the main thread: SIGINT, SIGTERM
+    and SIGHUP end the capture cleanly while it runs. UsageError and OutputExists before anything is made; HostUnfit
+    when the host lacks a privilege, a kernel feature or room; Incomplete under ``strict``.
+    """
+    tell = status or (lambda _: None)
+    _check_options(options)
+    scenario = load_scenario(options.synthetic) if options.synthetic else None
+    user = None if scenario else invoking_user()
+    command = resolve_command(options.command, user) if options.command else None
+    out = _absolute(options.out or Path(default_name(datetime.datetime.now(datetime.UTC))))
+    receipt = _absolute(options.receipt_path) if options.receipt_path else out.with_name(out.name + ".receipt")
+    owner = user.credentials if user else None
+    output = Output(out, receipt, options.force, owner)
+    output.check()
+    identity, created = keys.load_identity(create=True)
+    if created:
+        tell(
+            Status(
+                "notice", f"made a new identity for this host: {spki_sha256(identity.public_key)} (SHA-256 of its SPKI)"
+            )
+        )
+    protect_memory()
+    recorder = None if scenario else recorder_credentials()
+    facts = dict(scenario.host) if scenario else host.host_facts(identity.public_key)
+    plan = Plan(
+        options=options, output=output, identity=identity, recorder=recorder, command=command, user=user,
+        host_facts=facts, open_body=_open_body(options, facts, scenario), scenario=scenario,
+        capture_uuid=str(uuid.uuid4()), tell=tell,
+    )  # fmt: skip
+    result = replace(Attacher(plan).run(), identity_created=created)
+    if options.strict and result.incomplete:
+        raise Incomplete(
+            f"{result.path} is sealed, but the capture is incomplete: {'; '.join(result.incomplete)}",
+            hint="look at its gaps and losses, or capture without --strict",
+        )
+    return result
+
+
+def _open_body(options: CaptureOptions, facts: dict[str, object], scenario: Scenario | None) -> dict[str, object]:
+    """Leaf 0, but for the GPUs and the state of the sources, which the recorder adds."""
+    asked = {
+        "duration_s": None if options.duration_s is None else str(options.duration_s), "pids": list(options.pids),
+        "command": list(options.command), "sources": list(options.sources), "synthetic": options.synthetic,
+        "seed": options.seed if scenario else None, "site": options.site, "strict": options.strict,
+    }  # fmt: skip
+    return {
+        "host": facts, "options": asked, "tool": host.tool_facts(), "synthetic": scenario is not None,
+        "clock_hz": os.sysconf("SC_CLK_TCK"),
+    }  # fmt: skip
+
+
+def _absolute(path: Path) -> Path:
+    return Path.cwd() / path
+
+
+def _check_options(options: CaptureOptions) -> None:
+    unknown = [s for s in options.sources if s not in SELECTABLE_SOURCES]
+    if unknown or not options.sources:
+        raise UsageError(
+            f"unknown source {unknown[0]!r}" if unknown else "no source was selected",
+            hint=f"there are: {', '.join(SELECTABLE_SOURCES)}",
+        )
+    if options.duration_s is not None and not 0 < options.duration_s <= 7 * 86_400:
+        raise UsageError(f"--duration {options.duration_s} is not between 0 and 7 days", hint="give seconds, like 60")
+    if options.command and options.pids:
+        raise UsageError("a command and --pid cannot both be given", hint="capture one or the other")
+    if options.synthetic and (options.command or options.pids):
+        raise UsageError("a synthetic scenario watches no process", hint="leave out --pid and the command")
+    if not _SITE.match(options.site):
+        raise UsageError(f"--site {options.site!r:.80}: letters, digits, dot, hyphen and underscore, at most 64")
+    challenge = options.challenge
+    if len(challenge) > MAX_CHALLENGE_CHARS or not challenge.isprintable() or challenge != challenge.strip():
+        raise UsageError(f"--challenge: at most {MAX_CHALLENGE_CHARS} printable characters on one line")
+    for pid in options.pids:
+        if pid <= 0 or not Path(f"/proc/{pid}").is_dir():
+            raise UsageError(f"--pid {pid}: there is no such process", hint="ps -e lists them")
