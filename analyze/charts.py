@@ -1,0 +1,90 @@
+"""Bounded series for the charts of a report: never more than a page can show, and each says what it left out."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+
+from gpuaudit.analyze import heat, timeline
+from gpuaudit.analyze.context import Context
+from gpuaudit.analyze.finding import Chain, Json
+from gpuaudit.analyze.gpu_time import UNKNOWN
+from gpuaudit.analyze.operations import API_TABLES
+from gpuaudit.analyze.store import NOT_OWN, quoted
+
+MAX_NVML_BINS = 300
+"""A chart of 600 points' width shows no more."""
+
+MAX_GPUS = 16
+"""One page of small multiples; the largest servers have 16."""
+
+NVML_SERIES = (
+    ("gpu_utilization_percent", "GPU utilisation", "%"), ("memory_used_bytes", "memory used", "bytes"),
+    ("power_mw", "power", "mW"), ("power_limit_mw", "power limit", "mW"), ("temperature_c", "temperature", "°C"),
+    ("clock_sm_mhz", "SM clock", "MHz"), ("clock_memory_mhz", "memory clock", "MHz"),
+)  # fmt: skip
+
+
+def charts(context: Context, chains: list[Chain]) -> dict[str, Json]:
+    """Section ``charts`` of the document."""
+    return {
+        "timeline": timeline.timeline(context, chains),
+        "rank_heat": heat.rank_heat(context),
+        "nvml": _nvml(context),
+        "latency": _latency(context),
+    }
+
+
+def _nvml(context: Context) -> list[Json]:
+    length = max(1, context.window.length_ns)
+    bin_ns = -(-length // MAX_NVML_BINS)
+    bins = -(-length // bin_ns)
+    times = [context.window.start_ns + i * bin_ns for i in range(bins)]
+    out = []
+    for gpu in context.gpus[:MAX_GPUS]:
+        columns = ", ".join(f"coalesce(least({c}, {1 << 62}), {UNKNOWN})::BIGINT AS {c}" for c, _, _ in NVML_SERIES)
+        a = context.store.arrays(
+            f"SELECT start_ns::BIGINT AS start_ns, {columns} FROM nvml_samples WHERE {gpu.where} ORDER BY start_ns, leaf, row"
+        )
+        at = np.clip((a["start_ns"] - context.window.start_ns) // bin_ns, 0, bins - 1)
+        series = [_series(name, unit, a[c], at, bins) for c, name, unit in NVML_SERIES]
+        out.append(
+            {
+                "gpu_index": gpu.index, "gpu_uuid": gpu.uuid, "times_ns": [str(t) for t in times], "bin_ns": str(bin_ns),
+                "series": series, "omitted": max(0, len(context.gpus) - MAX_GPUS),
+            }
+        )  # fmt: skip
+    return out
+
+
+def _series(name: str, unit: str, values: npt.NDArray[np.int64], at: npt.NDArray[np.int64], bins: int) -> Json:
+    minimum: list[str | None] = [None] * bins
+    mean: list[str | None] = [None] * bins
+    maximum: list[str | None] = [None] * bins
+    known = values != UNKNOWN
+    values, at = values[known], at[known]
+    edges = np.searchsorted(at, np.arange(bins + 1))
+    for i in np.unique(at).tolist():
+        part = values[edges[i] : edges[i + 1]].tolist()
+        minimum[i], maximum[i] = str(min(part)), str(max(part))
+        mean[i] = str(round(Fraction(sum(part), len(part))))
+    return {"name": name, "unit": unit, "minimum": minimum, "mean": mean, "maximum": maximum}
+
+
+def _latency(context: Context) -> list[Json]:
+    """Finished calls per power of two of their duration; bin [0, 1) holds durations of 0 ns."""
+    out: list[Json] = []
+    for table in API_TABLES:
+        ops = context.store.sql(
+            f"SELECT op FROM {table} WHERE duration_ns IS NOT NULL AND {NOT_OWN} GROUP BY op ORDER BY op"
+        )
+        for (op,) in ops:
+            rows = context.store.sql(
+                "SELECT CASE WHEN duration_ns = 0 THEN -1 ELSE length(bin(duration_ns)) - 1 END AS b, count(*) "
+                f"FROM {table} WHERE op = {quoted(op)} AND duration_ns IS NOT NULL AND {NOT_OWN} GROUP BY 1 ORDER BY 1"
+            )
+            bins = [[str(0 if b < 0 else 1 << int(b)), str(1 << (int(b) + 1)), str(n)] for b, n in rows]
+            out.append({"table": table, "op": op, "bins": bins})
+    return out

@@ -1,0 +1,236 @@
+"""Collectives put side by side: the same collective of one communicator, seen from each of its ranks.
+
+The n-th collective call of a rank is the n-th of every other rank, because NCCL demands the same order on all of
+them. That holds only if no call is missing from the evidence, so before anything is compared it is checked that
+nothing was lost, that operation, element count, bytes, datatype and root agree at every index, and that no rank was
+through with a collective before the last one had entered it (which is impossible, and shows a missing call).
+
+A rank's *arrival* is the start of its call. It *waits* in the call itself (blocking) or in the stream
+synchronisation that follows on the same thread and stream, or the device synchronisation (asynchronous).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gpuaudit.analyze.evidence import RowKeys
+from gpuaudit.analyze.store import NOT_OWN, Store
+
+Array = npt.NDArray[np.int64]
+
+NONE = -1
+"""Stands for "not there" in integer arrays: an open call has no end, a call may have no synchronisation after it."""
+
+MIN_COHORT = 3
+"""With two ranks nobody can say which of them was early and which late."""
+
+QUORUM_NUM, QUORUM_DEN = 1, 2
+"""At least half of a communicator's ranks must have been observed, or the median is not the communicator's."""
+
+NCCL_OK = "(return_code IS NULL OR return_code IN (0, 7))"
+"""ncclSuccess = 0, ncclInProgress = 7 (ncclResult_t, nccl.h); a call that failed took part in no collective."""
+
+SYNC_OPS = ("cudaStreamSynchronize", "cudaDeviceSynchronize")
+SIGNATURE = ("count", "size_bytes", "datatype", "root")
+
+
+@dataclass(frozen=True)
+class Collectives:
+    """One communicator. Arrays have shape (ranks, collectives); times in ns, :data:`NONE` where there is none.
+
+    ``not_evaluated`` says why the ranks cannot be compared; then the arrays are empty. ``unmatched`` counts collectives
+    at the end that not every rank had reached. ``call_keys`` and ``sync_keys`` are (ranks, collectives, 2): leaf and row.
+    """
+
+    comm_id: int
+    nranks: int
+    ranks: tuple[int, ...]
+    pids: tuple[int, ...]
+    arrival: Array
+    call_end: Array
+    sync_start: Array
+    sync_end: Array
+    call_keys: RowKeys
+    sync_keys: RowKeys
+    unmatched: int = 0
+    not_evaluated: str = ""
+
+    @property
+    def name(self) -> str:
+        """The identity as sixteen hexadecimal digits."""
+        return f"{self.comm_id:016x}"
+
+    @property
+    def where(self) -> str:
+        """SQL condition for the communicator's calls."""
+        return f"comm_id = {self.comm_id} AND {NCCL_OK} AND {NOT_OWN}"
+
+    @property
+    def count(self) -> int:
+        """Collectives that every observed rank entered."""
+        return int(self.arrival.shape[1])
+
+    @property
+    def last_arrival(self) -> Array:
+        """Shape (collectives,): when the last observed rank entered."""
+        return self.arrival.max(axis=0) if self.count else np.zeros(0, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class _RankCalls:
+    rank: int
+    pids: tuple[int, ...]
+    nranks: int
+    columns: dict[str, npt.NDArray[Any]]
+
+    def __len__(self) -> int:
+        return len(self.columns["start_ns"])
+
+
+def read_collectives(store: Store, nccl_lost: int) -> list[Collectives]:
+    """Every communicator with an identity, by identity. ``nccl_lost``: calls that the counters say were lost."""
+    ids = store.sql(f"SELECT DISTINCT comm_id FROM nccl_calls WHERE comm_id IS NOT NULL AND {NOT_OWN} ORDER BY 1")
+    syncs = _Syncs(store)
+    return [_read_one(store, int(i), syncs, nccl_lost) for (i,) in ids]
+
+
+def _read_one(store: Store, comm_id: int, syncs: _Syncs, nccl_lost: int) -> Collectives:
+    ranks = _read_ranks(store, comm_id)
+    reason = _why_not(store, ranks, nccl_lost)
+    numbers = tuple(r.rank for r in ranks)
+    pids = tuple(r.pids[0] for r in ranks)
+    nranks = max((r.nranks for r in ranks), default=0)
+    n = 0 if reason else min(len(r) for r in ranks)
+    rows = [{k: v[:n] for k, v in r.columns.items()} for r in ranks]
+    arrival = _stack([r["start_ns"] for r in rows], n)
+    call_end = _stack([r["end_ns"] for r in rows], n)
+    found = [syncs.following(pid, r) for pid, r in zip(pids, rows, strict=True)]
+    sync_start, sync_end = _stack([f[0] for f in found], n), _stack([f[1] for f in found], n)
+    if not reason:
+        reason = _impossible(arrival, sync_end, numbers, equal_counts=len({len(r) for r in ranks}) == 1)
+    if reason:
+        none, keys = np.zeros((len(ranks), 0), dtype=np.int64), np.zeros((len(ranks), 0, 2), dtype=np.int64)
+        return Collectives(comm_id, nranks, numbers, pids, none, none, none, none, keys, keys, 0, reason)
+    call_keys = np.stack([np.stack([r["leaf"], r["row"]], axis=1) for r in rows])
+    sync_keys = np.stack([f[2] for f in found])
+    unmatched = max(len(r) for r in ranks) - n
+    return Collectives(
+        comm_id, nranks, numbers, pids, arrival, call_end, sync_start, sync_end, call_keys, sync_keys, unmatched
+    )
+
+
+def _stack(parts: list[Array], n: int) -> Array:
+    return np.stack(parts) if parts else np.zeros((0, n), dtype=np.int64)
+
+
+def _read_ranks(store: Store, comm_id: int) -> list[_RankCalls]:
+    signature = ", ".join(f"'{c} ' || coalesce({c}::VARCHAR, 'none')" for c in SIGNATURE)
+    a = store.arrays(
+        f"SELECT coalesce(rank, {NONE})::BIGINT AS rank, coalesce(nranks, 0)::BIGINT AS nranks, pid::BIGINT AS pid, "
+        f"tid::BIGINT AS tid, concat_ws(', ', op, {signature}) AS signature, start_ns::BIGINT AS start_ns, "
+        f"coalesce(end_ns, {NONE})::BIGINT AS end_ns, coalesce(stream::VARCHAR, '') AS stream, "
+        f"leaf::BIGINT AS leaf, row::BIGINT AS row FROM nccl_calls WHERE comm_id = {comm_id} AND {NCCL_OK} AND {NOT_OWN} "
+        "ORDER BY rank, start_ns, seq, leaf, row"
+    )
+    out = []
+    for rank in np.unique(a["rank"]).tolist():
+        mine = {k: v[a["rank"] == rank] for k, v in a.items()}
+        pids = tuple(int(p) for p in np.unique(mine["pid"]))
+        out.append(_RankCalls(int(rank), pids, int(mine["nranks"].max()), mine))
+    return out
+
+
+def _why_not(store: Store, ranks: list[_RankCalls], nccl_lost: int) -> str:
+    """Why the ranks cannot be compared, or nothing."""
+    if not ranks:
+        return "no collective of it succeeded"
+    if nccl_lost:
+        return f"{nccl_lost} records of nccl_calls were lost, so a collective's number on a rank is not known"
+    for r in ranks:
+        if r.rank < 0 or len(r.pids) > 1:
+            return f"rank {r.rank} was seen in {len(r.pids)} processes, expected one process per rank"
+    sizes = {r.nranks for r in ranks}
+    if len(sizes) > 1 or max(r.rank for r in ranks) >= max(sizes):
+        return f"the ranks do not agree on the size of the communicator: {sorted(sizes)}"
+    nranks = sizes.pop()
+    if len(ranks) < MIN_COHORT:
+        return f"{len(ranks)} of {nranks} ranks observed, and at least {MIN_COHORT} are needed to tell late from early"
+    if len(ranks) * QUORUM_DEN < nranks * QUORUM_NUM:
+        return f"{len(ranks)} of {nranks} ranks observed, fewer than {QUORUM_NUM}/{QUORUM_DEN} of them"
+    return _gap(store, ranks) or _disagreement(ranks)
+
+
+def _gap(store: Store, ranks: list[_RankCalls]) -> str:
+    start = min(int(r.columns["start_ns"][0]) for r in ranks)
+    end = max(int(r.columns["start_ns"][-1]) for r in ranks)
+    pids = ", ".join(str(r.pids[0]) for r in ranks)
+    found = store.sql(
+        "SELECT start_ns, reason FROM gaps WHERE (table_name = 'nccl_calls' OR source = 'nccl') "
+        f"AND (pid IS NULL OR pid IN ({pids})) AND start_ns <= {end} AND coalesce(end_ns, {end}) > {start} "
+        "ORDER BY start_ns, reason LIMIT 1"
+    )
+    return f"calls may be missing: {found[0][1]}" if found else ""
+
+
+def _disagreement(ranks: list[_RankCalls]) -> str:
+    n = min(len(r) for r in ranks)
+    first = ranks[0]
+    for r in ranks[1:]:
+        differ = np.flatnonzero(r.columns["signature"][:n] != first.columns["signature"][:n])
+        if len(differ):
+            i = int(differ[0])
+            return (
+                f"collective {i} is not the same on all ranks: rank {first.rank} {first.columns['signature'][i]}; "
+                f"rank {r.rank} {r.columns['signature'][i]}"
+            )
+    return ""
+
+
+def _impossible(arrival: Array, sync_end: Array, ranks: tuple[int, ...], *, equal_counts: bool) -> str:
+    """A rank that was through before another one came: then a call is missing from the evidence."""
+    if not arrival.shape[1]:
+        return "no collective was entered by every rank"
+    seen = sync_end != NONE
+    if not equal_counts and not seen.any():
+        return "the ranks made different numbers of calls, and no synchronisation shows whether one is missing"
+    early = seen & (sync_end < arrival.max(axis=0))
+    if early.any():
+        i = int(np.flatnonzero(early.any(axis=0))[0])
+        who = ranks[int(np.flatnonzero(early[:, i])[0])]
+        late = ranks[int(arrival[:, i].argmax())]
+        return f"rank {who} was through with collective {i} before rank {late} entered it, so a call is missing"
+    return ""
+
+
+class _Syncs:
+    """Synchronisation calls by thread, to find the one that follows a collective."""
+
+    def __init__(self, store: Store) -> None:
+        ops = ", ".join(f"'{op}'" for op in SYNC_OPS)
+        self._all = store.arrays(
+            f"SELECT pid::BIGINT AS pid, tid::BIGINT AS tid, op = 'cudaDeviceSynchronize' AS device, "
+            f"coalesce(stream::VARCHAR, '') AS stream, start_ns::BIGINT AS start_ns, coalesce(end_ns, {NONE})::BIGINT AS end_ns, "
+            f"leaf::BIGINT AS leaf, row::BIGINT AS row FROM cuda_calls WHERE op IN ({ops}) AND {NOT_OWN} "
+            "AND (return_code IS NULL OR return_code = 0) ORDER BY pid, tid, start_ns, leaf, row"
+        )
+
+    def following(self, pid: int, calls: dict[str, npt.NDArray[Any]]) -> tuple[Array, Array, RowKeys]:
+        """Start, end and key of the first synchronisation after each call, on its thread and stream."""
+        n = len(calls["start_ns"])
+        start, end = np.full(n, NONE, dtype=np.int64), np.full(n, NONE, dtype=np.int64)
+        keys = np.full((n, 2), NONE, dtype=np.int64)
+        of_process = self._all["pid"] == pid
+        for tid in np.unique(calls["tid"]).tolist():
+            thread = of_process & (self._all["tid"] == tid)
+            for stream in sorted(set(calls["stream"][calls["tid"] == tid].tolist())):
+                syncs = np.flatnonzero(thread & (self._all["device"] | (self._all["stream"] == stream)))
+                mine = np.flatnonzero((calls["tid"] == tid) & (calls["stream"] == stream) & (calls["end_ns"] != NONE))
+                at = np.searchsorted(self._all["start_ns"][syncs], calls["end_ns"][mine])
+                mine, hit = mine[at < len(syncs)], syncs[at[at < len(syncs)]]
+                start[mine], end[mine] = self._all["start_ns"][hit], self._all["end_ns"][hit]
+                keys[mine] = np.stack([self._all["leaf"][hit], self._all["row"][hit]], axis=1)
+        return start, end, keys

@@ -1,0 +1,80 @@
+"""What a rule or chain detector gets and what it gives back.
+
+A rule is one pure function, ``evaluate(context) -> Found | NotEvaluated``, beside its ``DECLARATION``. What several of
+them need (time of each GPU, collectives put side by side) is read once, here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from gpuaudit.analyze import gpu_time
+from gpuaudit.analyze.collectives import Collectives, read_collectives
+from gpuaudit.analyze.evidence import EvidenceBook
+from gpuaudit.analyze.finding import Chain, Finding
+from gpuaudit.analyze.gpu_time import GpuTime
+from gpuaudit.analyze.quality import Quality
+from gpuaudit.analyze.store import Store
+from gpuaudit.analyze.window import Window
+
+UNNUMBERED = ""
+"""Id of a finding or chain until the analysis numbers them all, gravest first."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Evaluated: what was found (nothing means clear), and one sentence on what was looked at."""
+
+    items: Sequence[Finding | Chain]
+    reason: str
+
+
+@dataclass(frozen=True)
+class NotEvaluated:
+    """Could not be evaluated, or not for all there was: why. Never the same as clear."""
+
+    reason: str
+
+
+Outcome = Found | NotEvaluated
+
+
+@dataclass
+class Context:
+    """The evidence, its window and quality, and the book that hands out evidence ids."""
+
+    store: Store
+    window: Window
+    quality: Quality
+    book: EvidenceBook
+    names: dict[int, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Read the names of processes; of several names of one process id the last one counts."""
+        rows = self.store.sql("SELECT pid, comm FROM processes ORDER BY seen_ns, leaf, row")
+        self.names = {int(pid): str(comm) for pid, comm in rows}
+
+    @cached_property
+    def gpus(self) -> list[GpuTime]:
+        """Time of every GPU with NVML samples."""
+        return gpu_time.read_gpus(self.store)
+
+    @cached_property
+    def collectives(self) -> list[Collectives]:
+        """Every communicator with an identity."""
+        return read_collectives(self.store, self.quality.lost("nccl_calls"))
+
+    @cached_property
+    def without_identity(self) -> list[tuple[int, int, int]]:
+        """(process, handle, calls) of communicators whose making was not seen."""
+        rows = self.store.sql(
+            "SELECT pid, comm_handle, count(*) FROM nccl_calls WHERE comm_id IS NULL AND "
+            "pid NOT IN (SELECT pid FROM processes WHERE role IN ('recorder', 'attacher')) GROUP BY 1, 2 ORDER BY 1, 2"
+        )
+        return [(int(p), int(h), int(n)) for p, h, n in rows]
+
+    def process_name(self, pid: int) -> str:
+        """The kernel's name of a process, or that it was not recorded."""
+        return self.names.get(pid, "name not recorded")

@@ -1,0 +1,75 @@
+"""The evidence table of a findings document: for every number, the query over the public views that gives its rows.
+
+A query returns exactly the rows that stand behind the number, in the order of the bundle; the entry holds how many
+they are and which sealed leaves hold them. Equal queries share one entry. Ids are given in the order of asking, which
+is the same in every run.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from gpuaudit.analyze.finding import Evidence
+from gpuaudit.analyze.store import Store
+
+MAX_LISTED_RUNS = 400
+"""Row ranges that one query lists; past it the query names the rows by what they have in common (about 12 kB of SQL)."""
+
+RowKeys = npt.NDArray[np.int64]
+"""Shape (n, 2): leaf and row of each piece of evidence."""
+
+
+class EvidenceBook:
+    """Collects evidence entries while the analysis runs."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._by_query: dict[str, Evidence] = {}
+
+    def where(self, table: str, condition: str = "true") -> str:
+        """The id of the entry for all rows of ``table`` (a view's name) that meet an SQL condition."""
+        tail = "ORDER BY leaf" if table in {"leaves", "artefacts"} else "ORDER BY leaf, row"
+        query = f"SELECT * FROM {table} WHERE {condition} {tail}"
+        known = self._by_query.get(query)
+        if known is None:
+            counts = self._store.sql(f"SELECT leaf, count(*) FROM ({query}) GROUP BY leaf ORDER BY leaf")
+            known = Evidence(
+                f"E{len(self._by_query) + 1}",
+                table,
+                tuple(int(c[0]) for c in counts),
+                sum(int(c[1]) for c in counts),
+                query,
+            )
+            self._by_query[query] = known
+        return known.id
+
+    def listed(self, table: str, keys: RowKeys, otherwise: str) -> str:
+        """The id of the entry for the rows named by ``keys``.
+
+        Where they fall into more than :data:`MAX_LISTED_RUNS` runs, the entry holds the rows that meet ``otherwise``:
+        a condition that all of them meet, and that tells what the number was computed from.
+        """
+        runs = _runs(keys)
+        if len(runs) > MAX_LISTED_RUNS:
+            return self.where(table, otherwise)
+        if not runs:
+            return self.where(table, "false")
+        terms = [f"leaf = {leaf} AND row BETWEEN {low} AND {high}" for leaf, low, high in runs]
+        return self.where(table, terms[0] if len(terms) == 1 else " OR ".join(f"({t})" for t in terms))
+
+    def entries(self) -> list[Evidence]:
+        """Every entry so far, in the order of their ids."""
+        return list(self._by_query.values())
+
+
+def _runs(keys: RowKeys) -> list[tuple[int, int, int]]:
+    """(leaf, first row, last row) of maximal runs of consecutive rows."""
+    if not len(keys):
+        return []
+    keys = np.unique(keys, axis=0)
+    starts = np.ones(len(keys), dtype=bool)
+    starts[1:] = (keys[1:, 0] != keys[:-1, 0]) | (keys[1:, 1] != keys[:-1, 1] + 1)
+    first = np.flatnonzero(starts)
+    last = np.append(first[1:], len(keys)) - 1
+    return [(int(keys[a, 0]), int(keys[a, 1]), int(keys[b, 1])) for a, b in zip(first, last, strict=True)]

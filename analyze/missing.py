@@ -1,0 +1,144 @@
+"""What the evidence lacks, one function per way of lacking: each gives reasons that lower the quality grade."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gpuaudit.analyze.finding import Grade, Json
+from gpuaudit.analyze.store import NOT_OWN, Store
+from gpuaudit.analyze.window import Window
+
+SOURCE_TABLES = {
+    "cuda": ("cuda_calls",), "cudart": ("cuda_calls",), "nccl": ("nccl_calls", "nccl_comms"), "off_cpu": ("off_cpu",),
+    "nvml": ("nvml_samples", "nvml_processes"), "clock": ("clock",),
+}  # fmt: skip
+"""Tables that a source, or a library of the probe table, fills."""
+
+MAX_NAMED = 5
+"""Reasons of one kind that are spelled out; the rest are counted, so that page 1 stays one page."""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One thing that lowers the grade; ``tables`` empty means that it concerns the whole bundle."""
+
+    grade: Grade
+    text: str
+    tables: tuple[str, ...] = ()
+
+
+def missing(store: Store, window: Window, sources: Sequence[dict[str, Json]]) -> list[Reason]:
+    """Everything but losses and the seal."""
+    out = [*_unavailable(sources), *_gaps(store), *_clock(window), *_unmatched(store)]
+    return [*out, *_not_observable(store), *_late(store, window), *_no_identity(store), *_refused(store)]
+
+
+def _unavailable(sources: Sequence[dict[str, Json]]) -> list[Reason]:
+    return [
+        Reason(
+            "B", f"source {s['source']} {s['state']}: {s['reason'] or 'no reason given'}", _tables_of(str(s["source"]))
+        )
+        for s in sources
+        if s["state"] != "recorded"
+    ]
+
+
+def _tables_of(source: str) -> tuple[str, ...]:
+    return SOURCE_TABLES.get(source, (f"source:{source}",))
+
+
+def _gaps(store: Store) -> list[Reason]:
+    rows = store.sql(
+        "SELECT source, any_value(table_name), reason, count(*), sum(duration_ns)::BIGINT, count(*) - count(duration_ns) "
+        "FROM (SELECT * FROM gaps ORDER BY start_ns, leaf, row) GROUP BY source, reason ORDER BY source, reason"
+    )
+    out = []
+    for source, table, reason, count, total, open_count in rows:
+        length = f"{total or 0} ns" + (f" and {open_count} without an end" if open_count else "")
+        tables = (str(table),) if table else _tables_of(str(source))
+        out.append(Reason("B", f"source {source} could not see ({count} gaps, {length}): {reason}", tables))
+    return out
+
+
+def _clock(window: Window) -> list[Reason]:
+    out = [
+        Reason(
+            "B",
+            f"the wall clock was stepped by {s.step_ns} ns: UTC times are uncertain by it, durations are not",
+            ("clock",),
+        )
+        for s in window.steps
+    ]
+    if window.start_utc_ns is None:
+        out.append(Reason("B", "no clock pair was recorded, so UTC times are not known", ("clock",)))
+    if window.suspended_ns:
+        out.append(Reason("B", f"the host was suspended for {window.suspended_ns} ns within the capture"))
+    return out
+
+
+def _unmatched(store: Store) -> list[Reason]:
+    """Calls that the probes saw only half of. Counters are cumulative: the last row of a probe has the total."""
+    rows = store.sql(
+        "SELECT library, sum(u)::BIGINT, sum(m)::BIGINT, sum(h)::BIGINT FROM (SELECT library, op, path, "
+        'coalesce("offset", 0), max(unmatched) AS u, max(misses) AS m, max(hits) AS h FROM probes GROUP BY 1, 2, 3, 4) '
+        "GROUP BY library HAVING coalesce(sum(u), 0) + coalesce(sum(m), 0) > 0 ORDER BY library"
+    )
+    return [
+        Reason(
+            "B", f"probes on {library}: {u or 0} unmatched entries or returns and {m or 0} misses of {h or 0} hits",
+            _tables_of("off_cpu" if library == "kernel" else str(library)),
+        )
+        for library, u, m, h in rows
+    ]  # fmt: skip
+
+
+def _not_observable(store: Store) -> list[Reason]:
+    rows = store.sql(
+        "SELECT pid, library, coalesce(reason, 'no reason given') FROM libraries WHERE op = 'not observable' "
+        f"AND {NOT_OWN} GROUP BY ALL ORDER BY pid, library, 3"
+    )
+    texts = [(f"process {pid}: {library} not observable: {reason}", str(library)) for pid, library, reason in rows]
+    return _capped([Reason("B", text, _tables_of(library)) for text, library in texts], "libraries not observable")
+
+
+def _late(store: Store, window: Window) -> list[Reason]:
+    """Processes that started within the capture and whose library was probed for the first time after they started."""
+    rows = store.sql(
+        "SELECT l.pid, l.library, max(l.start_ns + coalesce(l.duration_ns, 0) - p.start_ns)::BIGINT FROM libraries l "
+        "JOIN (SELECT pid, min(start_ns) AS start_ns FROM processes WHERE role NOT IN ('recorder', 'attacher') GROUP BY pid) p "
+        "ON p.pid = l.pid WHERE l.op = 'attached' AND p.start_ns >= ? AND l.start_ns + coalesce(l.duration_ns, 0) > p.start_ns "
+        "GROUP BY l.pid, l.library ORDER BY l.pid, l.library", [window.start_ns]
+    )  # fmt: skip
+    out = [
+        Reason("B", f"process {pid}: {library} was probed {late} ns after the process started; calls before are not recorded",
+               _tables_of(str(library)))
+        for pid, library, late in rows
+    ]  # fmt: skip
+    return _capped(out, "libraries probed late")
+
+
+def _no_identity(store: Store) -> list[Reason]:
+    rows = store.sql(
+        f"SELECT pid, comm_handle, count(*) FROM nccl_calls WHERE comm_id IS NULL AND {NOT_OWN} GROUP BY 1, 2 ORDER BY 1, 2"
+    )
+    out = [
+        Reason("B", f"process {pid}: communicator {handle:#x} has no identity, it was made before the probes were attached "
+               f"({calls} calls)", ("nccl_comms",))
+        for pid, handle, calls in rows
+    ]  # fmt: skip
+    return _capped(out, "communicators without identity")
+
+
+def _refused(store: Store) -> list[Reason]:
+    rows = store.sql("SELECT unavailable, count(*) FROM nvml_samples WHERE unavailable <> '' GROUP BY 1 ORDER BY 1")
+    out = [Reason("B", f"NVML refused fields in {n} samples: {fields}", ("source:nvml_fields",)) for fields, n in rows]
+    return _capped(out, "sets of fields that NVML refused")
+
+
+def _capped(reasons: list[Reason], what: str) -> list[Reason]:
+    if len(reasons) <= MAX_NAMED:
+        return reasons
+    rest = reasons[MAX_NAMED:]
+    tables = tuple(sorted({t for r in rest for t in r.tables}))
+    return [*reasons[:MAX_NAMED], Reason("B", f"and {len(rest)} more {what}", tables)]

@@ -1,0 +1,120 @@
+"""Rule: a GPU that lowered its clocks for power or heat.
+
+Each NVML sample stands for the time from its poll to the next one; the time of samples with one of the named reasons set
+is added up. Unit of the impact: GPU-nanoseconds under a reason, of the observed time of that GPU.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+
+from gpuaudit.analyze import intervals, severity
+from gpuaudit.analyze.context import UNNUMBERED, Context, Found, NotEvaluated, Outcome
+from gpuaudit.analyze.finding import Declaration, Finding, Quantity, Threshold
+from gpuaudit.analyze.gpu_time import UNKNOWN, GpuTime
+
+REASONS: dict[str, int] = {
+    "sw_power_cap": 0x4,
+    "hw_slowdown": 0x8,
+    "sw_thermal_slowdown": 0x20,
+    "hw_thermal_slowdown": 0x40,
+    "hw_power_brake_slowdown": 0x80,
+}
+"""nvmlClocksEventReason* of nvml.h that stand for power or heat; idle, settings and sync boost are not among them."""
+
+MASK = sum(REASONS.values())
+
+MIN_SHARE = Threshold(
+    "throttled_share", Fraction(1, 100), "share",
+    "chosen: below a hundredth of the observed time lowered clocks cannot be told from noise in a step's duration",
+)  # fmt: skip
+
+DECLARATION = Declaration(
+    id="throttling",
+    kind="rule",
+    title="Power or thermal throttling",
+    question="For how long did a GPU lower its clocks for power or heat, and for which named reason?",
+    inputs=(
+        ("nvml_samples", ("start_ns", "gpu_index", "gpu_uuid", "event_reasons", "clock_sm_mhz", "clock_sm_max_mhz")),
+    ),
+    thresholds=(MIN_SHARE, *severity.THRESHOLDS),
+    texts={
+        "throttling": "GPU {gpu} ran under {reasons} for {throttled} of {observed} observed ({share}); its SM clock was "
+        "then {clock} (median), of at most {clock_max}."
+    },
+    never_claims="How much work was lost: the time under a reason is an upper bound of the time lost to it.",
+    assumptions=("A reason that NVML names at a sample holds until the next one.",),
+)
+
+
+def evaluate(context: Context) -> Outcome:
+    """One finding per GPU, with the time of every reason."""
+    if not context.gpus:
+        reason = context.quality.source_reason("nvml") or "no sample in the bundle"
+        return NotEvaluated(f"no NVML sample of any GPU: {reason}")
+    measured = [g for g in context.gpus if (g.event_reasons != UNKNOWN).any() and len(g.covered)]
+    if not measured:
+        return NotEvaluated("NVML told no clock event reasons for any interval between two samples")
+    items = [f for g in measured if (f := _of_gpu(context, g)) is not None]
+    reason = f"{len(measured)} of {len(context.gpus)} GPUs evaluated"
+    if len(measured) < len(context.gpus) and not items:
+        return NotEvaluated(f"{reason}; the others told no clock event reasons")
+    return Found(items, reason)
+
+
+def _of_gpu(context: Context, gpu: GpuTime) -> Finding | None:
+    known = gpu.event_reasons != UNKNOWN
+    chosen = known & (gpu.event_reasons & MASK != 0)
+    throttled, observed = intervals.measure(gpu.time(chosen)), intervals.measure(gpu.time(known))
+    if not throttled or Fraction(throttled, observed) < MIN_SHARE.value:
+        return None
+    evidence = (context.book.where("nvml_samples", f"{gpu.where} AND event_reasons & {MASK} <> 0"),)
+    known_rows = (context.book.where("nvml_samples", f"{gpu.where} AND event_reasons IS NOT NULL"),)
+    formula = "sum over samples with the reason set of the time from the sample to the next"
+
+    def derived(value: int | Fraction, unit: str, how: str) -> Quantity:
+        return Quantity(value, unit, "derived", evidence, how)
+
+    by_reason = {
+        name: intervals.measure(gpu.time(known & (gpu.event_reasons & bit != 0))) for name, bit in REASONS.items()
+    }
+    return Finding(
+        id=UNNUMBERED,
+        rule=DECLARATION.id,
+        severity=severity.of_share(throttled, observed),
+        text="throttling",
+        values={
+            "gpu": f"{gpu.index} ({gpu.uuid})",
+            "reasons": ", ".join(n for n, t in by_reason.items() if t),
+            "throttled": derived(throttled, "gpu_ns", formula),
+            "observed": Quantity(
+                observed, "gpu_ns", "derived", known_rows, "time covered by samples that name reasons"
+            ),
+            "share": derived(Fraction(throttled, observed), "share", "throttled / observed"),
+            "clock": _median(gpu.clock_sm_mhz[chosen], evidence, "median SM clock of those samples"),
+            "clock_max": _highest(gpu.clock_sm_max_mhz[chosen], evidence),
+            **{n: derived(t, "gpu_ns", formula) for n, t in by_reason.items() if t},
+        },
+        subject={"gpu": gpu.uuid, "gpu_index": str(gpu.index)},
+        impact=derived(throttled, "gpu_ns", formula),
+        grade=context.quality.grade_of(("nvml_samples",)),
+        evidence=evidence,
+    )
+
+
+def _median(values: npt.NDArray[np.int64], evidence: tuple[str, ...], formula: str) -> Quantity:
+    told = np.sort(values[values != UNKNOWN])
+    if not len(told):
+        return Quantity(None, "MHz", "derived", evidence, formula, "NVML told no SM clock")
+    return Quantity(int(told[(len(told) + 1) // 2 - 1]), "MHz", "derived", evidence, formula)
+
+
+def _highest(values: npt.NDArray[np.int64], evidence: tuple[str, ...]) -> Quantity:
+    told = values[values != UNKNOWN]
+    formula = "highest SM clock that NVML names"
+    if not len(told):
+        return Quantity(None, "MHz", "derived", evidence, formula, "NVML told no highest SM clock")
+    return Quantity(int(told.max()), "MHz", "derived", evidence, formula)

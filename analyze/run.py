@@ -1,0 +1,129 @@
+"""From a bundle to its findings document: verify, then decode, then everything else, the same bytes every time."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from gpuaudit.analyze.appendix import appendix
+from gpuaudit.analyze.charts import charts
+from gpuaudit.analyze.context import Context, Found
+from gpuaudit.analyze.evidence import EvidenceBook
+from gpuaudit.analyze.finding import Chain, Document, Finding, Json, RuleOutcome
+from gpuaudit.analyze.host import cost, host
+from gpuaudit.analyze.money import Rate
+from gpuaudit.analyze.operations import operations
+from gpuaudit.analyze.quality import read_quality
+from gpuaudit.analyze.registry import plugins
+from gpuaudit.analyze.store import Store
+from gpuaudit.analyze.waste import waste
+from gpuaudit.analyze.window import read_window
+from gpuaudit.bundle import canonical
+from gpuaudit.bundle.errors import BundleInvalid
+from gpuaudit.bundle.reader import Bundle
+from gpuaudit.bundle.tool import tool_facts
+from gpuaudit.bundle.verify import Verification, verify
+
+if TYPE_CHECKING:
+    from gpuaudit.bundle.keys import Identity
+
+SEVERITIES = ("critical", "warning", "notice")
+
+
+@dataclass(frozen=True)
+class AnalyzeOptions:
+    """What is asked of an analysis; ``trust`` are the pinned identities, ``rate`` a price per GPU-hour."""
+
+    rate: Decimal | None = None
+    currency: str = "USD"
+    trust: Sequence[Identity] = ()
+
+
+def analyze(path: Path | str, options: AnalyzeOptions | None = None) -> Document:
+    """The findings of a bundle; the file is read and never changed.
+
+    BundleInvalid when it was tampered with (exit 3). An unsealed bundle or an unknown signer is analysed, said on
+    page 1, and graded C at best.
+    """
+    options = options or AnalyzeOptions()
+    path = Path(path)
+    verification = verify(path, trust=options.trust, decode=False)
+    with Bundle.open(path) as bundle:
+        store = Store.from_bundle(bundle)
+        bundle.check_unchanged()
+    with path.open("rb") as f:
+        if hashlib.file_digest(f, "sha256").hexdigest() != verification.file_sha256:
+            raise BundleInvalid(f"{path.name} was changed while it was being analysed")
+    return analyze_store(store, verification, options)
+
+
+def analyze_store(store: Store, verification: Verification, options: AnalyzeOptions) -> Document:
+    """The findings of evidence that is in a store already; a pure function of its arguments."""
+    rate = None if options.rate is None else Rate(options.rate, options.currency)
+    window = read_window(store)
+    quality = read_quality(store, window, verification.status)
+    context = Context(store, window, quality, EvidenceBook(store))
+    findings, chains, outcomes = _evaluate(context)
+    document = Document(
+        tool=dict(tool_facts()),
+        options={
+            "rate": None if rate is None else f"{rate.per_hour:f}",
+            "currency": options.currency if rate is not None else "",
+            "trusted_identities": sorted({i.fingerprint for i in options.trust}),
+        },
+        bundle=_bundle(store, verification),
+        host=host(store.open_body),
+        window=window.to_json(),
+        quality=quality.to_json(context.book),
+        operations=operations(store, context.book),
+        outcomes=outcomes,
+        findings=findings,
+        chains=chains,
+        waste=waste(context, rate),
+        cost={"rows": cost(store, context.book)},
+        charts=charts(context, chains),
+        appendix=appendix(context, rate),
+    )
+    document.evidence = context.book.entries()
+    return document
+
+
+def document_bytes(document: Document) -> bytes:
+    """``findings.json``: canonical JSON (RFC 8785), so that equal findings are equal bytes."""
+    return canonical.dumps(document.to_json())
+
+
+def _evaluate(context: Context) -> tuple[list[Finding], list[Chain], list[RuleOutcome]]:
+    findings: list[Finding] = []
+    chains: list[Chain] = []
+    outcomes: list[RuleOutcome] = []
+    for plugin in plugins():
+        outcome = plugin.evaluate(context)
+        if not isinstance(outcome, Found):
+            outcomes.append(RuleOutcome(plugin.declaration.id, "not evaluated", outcome.reason))
+            continue
+        findings += [x for x in outcome.items if isinstance(x, Finding)]
+        chains += [x for x in outcome.items if isinstance(x, Chain)]
+        outcomes.append(RuleOutcome(plugin.declaration.id, "finding" if outcome.items else "clear", outcome.reason))
+    return _numbered(findings, "F"), _numbered(chains, "C"), outcomes
+
+
+Item = TypeVar("Item", Finding, Chain)
+
+
+def _numbered(items: list[Item], letter: str) -> list[Item]:
+    """Gravest first, then by impact; what is equal keeps the order of rules and subjects."""
+    ordered = sorted(items, key=lambda x: (SEVERITIES.index(x.severity), -(x.impact.value or 0)))
+    return [replace(x, id=f"{letter}{i}") for i, x in enumerate(ordered, start=1)]
+
+
+def _bundle(store: Store, v: Verification) -> dict[str, Json]:
+    return {
+        "origin": v.origin, "root": v.root_b64, "size": v.size, "status": v.status, "file_sha256": v.file_sha256,
+        "identity_sha256": v.identity_sha256, "synthetic": store.open_body.get("synthetic") is not False,
+        "notices": list(v.notices),
+    }  # fmt: skip

@@ -1,0 +1,232 @@
+"""The evidence of one capture in an in-memory DuckDB: one SQL view per table, and nothing that can be written back.
+
+Schema ``raw`` holds the decoded columns; the views are those of :func:`gpuaudit.bundle.tables.sql_view`, and two more:
+``leaves`` (what each sealed leaf says of itself) and ``artefacts`` (named bodies, such as the cost of the recording).
+One thread, no extensions, no files: the same bundle gives the same answers anywhere.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from gpuaudit.bundle.columns import ColumnData, Rows, row_count
+from gpuaudit.bundle.errors import InputUnusable
+from gpuaudit.bundle.tables import SQL_TYPE, TABLES, Table, sql_view
+
+if TYPE_CHECKING:
+    from gpuaudit.bundle.reader import Bundle
+
+MAX_TIME_NS = 1 << 62
+"""146 years: a time or duration beyond it is not evidence, and sums of two stay within int64."""
+
+MAX_RAW_BYTES = 64 << 30
+"""Decoded size past which a bundle is refused before decoding; a bundle of a day on 8 GPUs has less than a tenth."""
+
+NOT_OWN = "pid NOT IN (SELECT pid FROM processes WHERE role IN ('recorder', 'attacher'))"
+"""SQL condition that keeps the recorder's and the attacher's own rows out of what is said of the workload."""
+
+_PLAIN = re.compile(r"[A-Za-z0-9_.:-]*\Z")
+
+_CONFIG: dict[str, str | bool | int | float | list[str]] = {
+    "threads": "1",
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    "temp_directory": "",
+}
+
+_EXTRA_TABLES = {
+    "leaves": "leaf UINTEGER, kind VARCHAR, table_name VARCHAR, rows UBIGINT, seen UBIGINT, written UBIGINT, "
+    "lost UBIGINT, boot_ns UBIGINT, utc_ns BIGINT",
+    "artefacts": "leaf UINTEGER, name VARCHAR, size_bytes UBIGINT, body VARCHAR",
+}
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """What one sealed leaf says of itself; counters are cumulative for its table, None where the leaf has none."""
+
+    index: int
+    kind: str
+    table: str | None
+    rows: int
+    seen: int | None
+    written: int | None
+    lost: int | None
+    boot_ns: int | None = None
+    utc_ns: int | None = None
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A named body in the bundle."""
+
+    leaf: int
+    name: str
+    body: bytes
+
+
+class Store:
+    """Evidence, queryable. Make it with :meth:`from_bundle` or :meth:`from_tables`."""
+
+    def __init__(self) -> None:
+        self._con = duckdb.connect(":memory:", config=_CONFIG)
+        self.leaves: list[Leaf] = []
+        self.artefacts: list[Artefact] = []
+        self.open_body: dict[str, Any] = {}
+        self.totals: dict[str, Any] = {}
+        self._con.execute("CREATE SCHEMA raw")
+        for table in TABLES.values():
+            columns = ", ".join(f'"{c.name}" {SQL_TYPE[c.type]}' for c in table.columns)
+            self._con.execute(f'CREATE TABLE raw."{table.name}"({columns}, "leaf" UINTEGER, "row" UINTEGER)')
+        for name, columns in _EXTRA_TABLES.items():
+            self._con.execute(f"CREATE TABLE raw.{name}({columns})")
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle) -> Store:
+        """Everything a verified bundle holds; InputUnusable when it would not fit or holds impossible times."""
+        store = cls()
+        raw = sum(h.raw_len for h in bundle.headers)
+        if raw > MAX_RAW_BYTES:
+            raise InputUnusable(
+                f"the bundle decodes to {raw} bytes, at most {MAX_RAW_BYTES} are analysed at once",
+                hint="capture for a shorter time",
+            )
+        store.open_body = dict(bundle.open_body)
+        totals = (bundle.seal_body or {}).get("totals", {})
+        store.totals = totals.get("tables", {}) if isinstance(totals, dict) else {}
+        for h in bundle.headers:
+            store.leaves.append(
+                Leaf(h.idx, h.kind, h.table, h.rows or 0, h.seen, h.written, h.lost, h.boot_ns, h.utc_ns)
+            )
+        for table in TABLES.values():
+            for leaf, rows in bundle.segments(table.name):
+                store._insert(table, leaf, rows)
+        store.artefacts = [Artefact(i, name, body) for i, name, body in bundle.artefacts()]
+        store._finish()
+        return store
+
+    @classmethod
+    def from_tables(
+        cls, tables: Mapping[str, Rows | Sequence[Rows]], *, open_body: Mapping[str, Any] | None = None,
+        lost: Mapping[str, int] | None = None, artefacts: Iterable[tuple[str, bytes]] = (),
+    ) -> Store:  # fmt: skip
+        """Rows per table, one leaf per segment, without a file: for tests and imports.
+
+        ``lost`` adds records that the counters say were lost, per table.
+        """
+        store = cls()
+        store.open_body = dict(open_body or {})
+        store.leaves.append(Leaf(0, "open", None, 0, None, None, None))
+        for name, given in tables.items():
+            written = 0
+            for rows in [given] if isinstance(given, dict) else given:
+                leaf = len(store.leaves)
+                count = row_count(rows)
+                written += count
+                missing = (lost or {}).get(name, 0)
+                store.leaves.append(Leaf(leaf, "segment", name, count, written + missing, written, missing))
+                store._insert(TABLES[name], leaf, rows)
+        for name, body in artefacts:
+            store.artefacts.append(Artefact(len(store.leaves), name, body))
+            store.leaves.append(Leaf(len(store.leaves), "artefact", None, 0, None, None, None))
+        store._finish()
+        return store
+
+    def sql(self, query: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """Rows of a query over the views, as Python values."""
+        return self._con.execute(query, list(parameters)).fetchall()
+
+    def arrays(self, query: str) -> dict[str, npt.NDArray[Any]]:
+        """Columns of a query as numpy arrays; the query casts to BIGINT and replaces nulls itself."""
+        out = self._con.execute(query).fetchnumpy()
+        return {name: np.ma.getdata(values) for name, values in out.items()}
+
+    def row_count(self, table: str) -> int:
+        """Rows of a table."""
+        return int(self.sql(f'SELECT count(*) FROM "{TABLES[table].name}"')[0][0])
+
+    def artefact(self, name: str) -> Artefact | None:
+        """The last artefact of that name."""
+        found = [a for a in self.artefacts if a.name == name]
+        return found[-1] if found else None
+
+    def lock(self, memory_bytes: int) -> duckdb.DuckDBPyConnection:
+        """The connection, for a stranger's query: no files, no settings, bounded memory, for good."""
+        for setting in (f"memory_limit='{memory_bytes}B'", "enable_external_access=false", "lock_configuration=true"):
+            self._con.execute(f"SET {setting}")
+        return self._con
+
+    def _insert(self, table: Table, leaf: int, rows: Rows) -> None:
+        count = row_count(rows)
+        if not count:
+            return
+        columns: dict[str, pa.Array] = {}
+        for c in table.columns:
+            data = rows.get(c.name)
+            if data is None:
+                raise InputUnusable(
+                    f"leaf {leaf}: {table.name} has no column {c.name}", hint="analyse it with the version that made it"
+                )
+            if c.name.endswith("_ns") and c.type in {"u64", "i64"}:
+                _check_times(table, c.name, leaf, data.values)
+            columns[c.name] = _arrow(data)
+        columns["leaf"] = pa.array(np.full(count, leaf, dtype=np.uint32))
+        columns["row"] = pa.array(np.arange(count, dtype=np.uint32))
+        self._con.register("batch", pa.table(columns))
+        self._con.execute(f'INSERT INTO raw."{table.name}" SELECT * FROM batch')
+        self._con.unregister("batch")
+
+    def _finish(self) -> None:
+        for leaf in self.leaves:
+            values = (
+                leaf.index,
+                leaf.kind,
+                leaf.table,
+                leaf.rows,
+                leaf.seen,
+                leaf.written,
+                leaf.lost,
+                leaf.boot_ns,
+                leaf.utc_ns,
+            )
+            self._con.execute("INSERT INTO raw.leaves VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", list(values))
+        for a in self.artefacts:
+            text = a.body.decode("utf-8", "replace")
+            self._con.execute("INSERT INTO raw.artefacts VALUES (?, ?, ?, ?)", [a.leaf, a.name, len(a.body), text])
+        for table in TABLES.values():
+            self._con.execute(f'CREATE VIEW "{table.name}" AS {sql_view(table)}')
+        for name in _EXTRA_TABLES:
+            self._con.execute(f"CREATE VIEW {name} AS SELECT * FROM raw.{name}")
+
+
+def quoted(text: str) -> str:
+    """A text value as an SQL expression: evidence reaches SQL text only through here.
+
+    What is not a plain identifier goes through hexadecimal, so that no quote, NUL or newline is ever part of a query.
+    """
+    return f"'{text}'" if _PLAIN.match(text) else f"decode(unhex('{text.encode().hex()}'))"
+
+
+def _check_times(table: Table, column: str, leaf: int, values: npt.NDArray[Any]) -> None:
+    worst = max(abs(int(values.max())), abs(int(values.min())))
+    if worst >= MAX_TIME_NS:
+        raise InputUnusable(
+            f"leaf {leaf}: {table.name}.{column} holds {worst} ns, expected less than {MAX_TIME_NS} (146 years)",
+            hint="this evidence was not written by a recorder; ask for the original bundle",
+        )
+
+
+def _arrow(data: ColumnData) -> pa.Array:
+    mask = None if data.valid is None else ~data.valid
+    values = pa.array(data.values, mask=mask)
+    if data.dictionary is None:
+        return values
+    return pa.DictionaryArray.from_arrays(values, pa.array(data.dictionary, type=pa.string())).cast(pa.string())
