@@ -61,7 +61,7 @@ def _strings(context: Context, table: str, query: str) -> Json:
         {n: None if v is None else str(v) for n, v in zip(names, row, strict=True) if n not in _LEFT_OUT}
         for row in rows[:MAX_ROWS]
     ]
-    return shown
+    return {"rows": shown, "omitted": len(rows) - len(shown), "evidence": [context.book.where(table)]}
 
 
 def _assumptions(rate: Rate | None) -> list[Json]:

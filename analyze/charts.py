@@ -21,9 +21,13 @@ MAX_GPUS = 16
 """One page of small multiples; the largest servers have 16."""
 
 NVML_SERIES = (
-    ("gpu_utilization_percent", "GPU utilisation", "%"), ("memory_used_bytes", "memory used", "bytes"),
-    ("power_mw", "power", "mW"), ("power_limit_mw", "power limit", "mW"), ("temperature_c", "temperature", "°C"),
-    ("clock_sm_mhz", "SM clock", "MHz"), ("clock_memory_mhz", "memory clock", "MHz"),
+    ("gpu_utilization_percent", "%"),
+    ("memory_used_bytes", "bytes"),
+    ("power_mw", "mW"),
+    ("power_limit_mw", "mW"),
+    ("temperature_c", "°C"),
+    ("clock_sm_mhz", "MHz"),
+    ("clock_memory_mhz", "MHz"),
 )  # fmt: skip
 
 
@@ -44,12 +48,12 @@ def _nvml(context: Context) -> list[Json]:
     times = [context.window.start_ns + i * bin_ns for i in range(bins)]
     out = []
     for gpu in context.gpus[:MAX_GPUS]:
-        columns = ", ".join(f"coalesce(least({c}, {1 << 62}), {UNKNOWN})::BIGINT AS {c}" for c, _, _ in NVML_SERIES)
+        columns = ", ".join(f"coalesce(least({c}, {1 << 62}), {UNKNOWN})::BIGINT AS {c}" for c, _ in NVML_SERIES)
         a = context.store.arrays(
             f"SELECT start_ns::BIGINT AS start_ns, {columns} FROM nvml_samples WHERE {gpu.where} ORDER BY start_ns, leaf, row"
         )
         at = np.clip((a["start_ns"] - context.window.start_ns) // bin_ns, 0, bins - 1)
-        series = [_series(name, unit, a[c], at, bins) for c, name, unit in NVML_SERIES]
+        series = [_series(name, unit, a[name], at, bins) for name, unit in NVML_SERIES]
         out.append(
             {
                 "gpu_index": gpu.index, "gpu_uuid": gpu.uuid, "times_ns": [str(t) for t in times], "bin_ns": str(bin_ns),
