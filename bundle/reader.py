@@ -108,12 +108,12 @@ class Bundle:
     def payload(self, idx: int) -> bytes | None:
         """The payload of a leaf, salt included, found to have the header's digest; None when it is withheld."""
         h = self.headers[idx]
-        found = self._query("SELECT length(payload) FROM leaf WHERE idx=?", (idx,)).fetchone()[0]
+        found = next(self._query("SELECT length(payload) FROM leaf WHERE idx=?", (idx,)))[0]
         if found is None:
             return None
         if found != h.len:
             raise BundleInvalid(f"leaf {idx}: payload has {found} bytes, the header says {h.len}")
-        data: bytes = self._query("SELECT payload FROM leaf WHERE idx=?", (idx,)).fetchone()[0]
+        data: bytes = next(self._query("SELECT payload FROM leaf WHERE idx=?", (idx,)))[0]
         digest = hashlib.sha256(data).hexdigest()
         if digest != h.sha256:
             raise BundleInvalid(f"leaf {idx}: payload has SHA-256 {digest}, the header says {h.sha256}")
@@ -175,11 +175,17 @@ class Bundle:
         if _identity(self.path) != self._stat:
             raise BundleInvalid(f"{self.path.name} was changed while it was being read")
 
-    def _query(self, sql: str, parameters: tuple[int, ...] = ()) -> sqlite3.Cursor:
-        try:
-            return self._db.execute(sql, parameters)
-        except sqlite3.Error as e:
-            raise BundleInvalid(f"the file is damaged: {e}") from None
+    def _query(self, sql: str, parameters: tuple[int, ...] = ()) -> Iterator[tuple[Any, ...]]:
+        cursor = self._db.cursor()
+        row: tuple[Any, ...] | None = None
+        while True:
+            try:
+                row = cursor.execute(sql, parameters).fetchone() if row is None else cursor.fetchone()
+            except (sqlite3.Error, UnicodeError) as e:  # a message that quotes damaged text may not be text
+                raise BundleInvalid(f"the file is damaged: {e}") from None
+            if row is None:
+                return
+            yield row
 
 
 def _check_against_table(h: Header) -> None:
@@ -204,10 +210,14 @@ def _head(path: Path) -> bytes:
         raise InputUnusable(
             f"cannot read {path}: {e.strerror}", hint="give the file that audit capture wrote"
         ) from None
-    with os.fdopen(fd, "rb") as f:
+    try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise BundleInvalid(f"{path} is not a file", hint="give the file that audit capture wrote")
-        return f.read(100)
+        return os.read(fd, 100)
+    except OSError as e:
+        raise InputUnusable(f"cannot read {path}: {e.strerror}") from None
+    finally:
+        os.close(fd)
 
 
 def _identity(path: Path) -> tuple[int, ...]:

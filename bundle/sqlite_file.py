@@ -122,7 +122,7 @@ def open_hostile(path: Path, *, wal: bool) -> sqlite3.Connection:
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         db.execute("PRAGMA query_only=ON")
         _check_structure(db, path)
-    except sqlite3.Error as e:
+    except (sqlite3.Error, UnicodeError) as e:  # a message that quotes damaged text may not be text
         db.close()
         raise BundleInvalid(f"the file is damaged: {e}") from None
     except BaseException:
