@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
 
@@ -18,7 +17,7 @@ from gpuaudit.bundle.note import Signer
 from gpuaudit.capture.channel import TO_ATTACHER, Channel, ChannelBroken, Message
 from gpuaudit.capture.child import child_command, child_environment
 from gpuaudit.capture.cost import usage_rows
-from gpuaudit.capture.launch import Command, InvokingUser, Workload, own_limits, typed_at_terminal
+from gpuaudit.capture.launch import Command, InvokingUser, Limits, Workload, typed_at_terminal
 from gpuaudit.capture.options import DEFAULT_DURATION_S, CaptureOptions, CaptureResult, EndedBy, Status
 from gpuaudit.capture.output import Output
 from gpuaudit.capture.privileges import Credentials
@@ -48,6 +47,7 @@ class Plan:
     recorder: Credentials | None
     command: Command | None
     user: InvokingUser | None
+    limits: Limits
     host_facts: dict[str, object]
     open_body: dict[str, object]
     scenario: Scenario | None
@@ -60,7 +60,6 @@ class Attacher:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._limits = own_limits()
         origin = f"{plan.options.site}/{plan.host_facts['host_id']}/{plan.capture_uuid}"
         self._origin = origin
         self._desk = SigningDesk(plan.identity, origin)
@@ -91,6 +90,8 @@ class Attacher:
             ended_by = self._watch()
             self._finish()
             result = self._publish(ended_by)
+            if ended_by == "duration" and self._workload is not None:
+                result = self._await_workload(result)
         except BaseException:
             self._abandon()
             raise
@@ -149,7 +150,7 @@ class Attacher:
         """Start the workload held, probe what it is linked with, and let it go."""
         if self._plan.command is None:
             return
-        self._workload = Workload(self._plan.command, self._plan.user, self._limits)
+        self._workload = Workload(self._plan.command, self._plan.user, self._plan.limits)
         if self._probing:
             self._probing.prepare_workload(self._workload.pid, self._plan.command, self._plan.user)
             self._send_rows()
@@ -242,16 +243,14 @@ class Attacher:
 
     def _tell_status(self, message: Message) -> None:
         rows = message.get("rows")
-        counts = {str(k): int(v) for k, v in rows.items()} if isinstance(rows, dict) else {}
-        self._plan.tell(
-            Status(
-                "sealing" if self._phase == "sealing" else "recording",
-                elapsed_s=int(message.get("elapsed_ns", 0)) / 1e9,
-                rows=counts,
-                lost=int(message.get("lost", 0)),
-                size_bytes=int(message.get("size_bytes", 0)),
-            )  # fmt: skip
+        status = Status(
+            "sealing" if self._phase == "sealing" else "recording",
+            elapsed_s=int(message.get("elapsed_ns", 0)) / 1e9,
+            rows={str(k): int(v) for k, v in rows.items()} if isinstance(rows, dict) else {},
+            lost=int(message.get("lost", 0)),
+            size_bytes=int(message.get("size_bytes", 0)),
         )
+        self._plan.tell(status)
 
     def _send_rows(self) -> None:
         assert self._probing is not None  # noqa: S101 - callers have checked
@@ -262,8 +261,9 @@ class Attacher:
                 raise self._recorder_gone() from None
 
     def _publish(self, ended_by: EndedBy) -> CaptureResult:
-        assert self._sealed is not None and self._recorder is not None  # noqa: S101 - _finish waits for it
         output, sealed = self._plan.output, self._sealed
+        assert sealed is not None  # noqa: S101 - _finish waits for it
+        assert self._recorder is not None  # noqa: S101 - it sealed
         self._channel.close()
         self._recorder.wait(RECORDER_EXIT_S)
         output.publish()
@@ -284,6 +284,16 @@ class Attacher:
             ended_by=ended_by, elapsed_s=int(sealed["elapsed_ns"]) / 1e9, totals=totals, sources=sources,
             incomplete=tuple(incomplete), workload_status=self._workload_status, identity_created=False,
         )  # fmt: skip
+
+    def _await_workload(self, result: CaptureResult) -> CaptureResult:
+        """The duration was over before the workload: the bundle is sealed, and the command's exit code still counts."""
+        assert self._workload is not None  # noqa: S101 - the caller has checked
+        if self._workload.poll() is None:
+            text = f"sealed {result.path}; waiting for the workload (process {self._workload.pid}) to end"
+            self._plan.tell(Status("notice", text))
+        while (status := self._workload.poll()) is None and not self._signal:
+            time.sleep(TURN_S)
+        return replace(result, workload_status=status)
 
     def _recorder_gone(self) -> AuditError:
         """Why the channel closed without a word: the recorder died."""

@@ -23,7 +23,7 @@ QUEUE_LIMIT_MESSAGES = 4096
 """Messages read but not yet handled; past it the peer floods."""
 
 SEND_DEADLINE_S = 30.0
-"""A peer that reads nothing for this long is taken for dead: a commit on a slow disk takes seconds, not half a minute."""
+"""A peer that reads nothing for this long is taken for dead: a commit on a slow disk takes seconds, not so long."""
 
 TO_RECORDER = frozenset({"start", "rows", "signature", "finish"})
 TO_ATTACHER = frozenset({"sign", "receipt", "status", "sealed", "failed"})

@@ -11,7 +11,7 @@ import gpuaudit
 
 
 def child_command(module: str, *arguments: str) -> list[str]:
-    """Command line that runs ``module``; ``-P``: a ``numpy.py`` in the working directory must not be imported by root."""
+    """Command line that runs ``module``; ``-P``: root must not import a ``numpy.py`` of the working directory."""
     return [sys.executable, "-P", "-m", module, *arguments]
 
 

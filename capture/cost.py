@@ -6,6 +6,7 @@ Rows have the form of the artefact ``cost``: name, value (decimal string), unit,
 from __future__ import annotations
 
 import resource
+from collections.abc import Mapping
 from typing import Any
 
 CostRow = dict[str, str]
@@ -19,27 +20,28 @@ def cost_row(name: str, value: int, unit: str, provenance: str, definition: str)
 def usage_rows(process: str, usage: resource.struct_rusage) -> list[CostRow]:
     """CPU time and peak memory of one process, from getrusage(2); ``ru_maxrss`` is in KiB on Linux."""
     cpu_ns = round((usage.ru_utime + usage.ru_stime) * 1e9)
+    cpu = f"user and system CPU time of the {process} (getrusage)"
+    memory = f"largest resident set of the {process} (getrusage)"
     return [
-        cost_row(f"{process}_cpu", cpu_ns, "ns", "measured", f"user and system CPU time of the {process} (getrusage)"),
-        cost_row(f"{process}_memory_max", usage.ru_maxrss << 10, "bytes", "measured", f"largest resident set of the {process} (getrusage)"),
-    ]  # fmt: skip
+        cost_row(f"{process}_cpu", cpu_ns, "ns", "measured", cpu),
+        cost_row(f"{process}_memory_max", usage.ru_maxrss << 10, "bytes", "measured", memory),
+    ]
 
 
-def probe_rows(totals: list[dict[str, Any]], calibrated_ns: int | None) -> list[CostRow]:
+def probe_rows(totals: list[dict[str, Any]], costs_ns: Mapping[str, int]) -> list[CostRow]:
     """CPU time that probes added to the workload: Σ hits × cost of one entry and return.
 
-    ``totals`` are the final rows of the ``probes`` table; a probe's own ``expected_cost_ns`` (by how its first
-    instruction is executed) goes before ``calibrated_ns``, the cost measured on this host at the start.
+    ``totals`` are the final rows of the ``probes`` table, ``costs_ns`` the cost by kind of first instruction, measured
+    on this host at the start. Without a measurement there is no ``probe_time``: it is not guessed.
     """
-    hits = sum(int(row["hits"] or 0) for row in totals)
+    counted = [row for row in totals if row["hits"] is not None]
+    hits = sum(int(row["hits"]) for row in counted)
     rows = [cost_row("probe_hits", hits, "count", "measured", "times an entry probe ran")]
-    if calibrated_ns is not None:
-        definition = "entry and return of one probed call, measured on this host at the start"
-        rows.append(cost_row("probe_pair", calibrated_ns, "ns", "measured", definition))
-    each = [(int(row["hits"] or 0), row.get("expected_cost_ns") or calibrated_ns) for row in totals]
-    if all(cost is not None for n, cost in each if n):
-        total = sum(n * int(cost or 0) for n, cost in each)
-        rows.append(
-            cost_row("probe_time", total, "ns", "derived", "sum over the probes of hits × cost of one entry and return")
-        )
+    for kind in sorted({str(row["instruction"]) for row in counted} & costs_ns.keys()):
+        definition = f"one entry and return where the first instruction is {kind}, measured on this host at the start"
+        rows.append(cost_row(f"probe_pair {kind}", costs_ns[kind], "ns", "measured", definition))
+    if all(str(row["instruction"]) in costs_ns for row in counted if row["hits"]):
+        total = sum(int(row["hits"]) * costs_ns.get(str(row["instruction"]), 0) for row in counted)
+        definition = "sum over the probed functions of hits × cost of one entry and return"
+        rows.append(cost_row("probe_time", total, "ns", "derived", definition))
     return rows

@@ -51,12 +51,12 @@ def host_facts(identity_public_key: bytes) -> dict[str, object]:
 
 
 def tool_facts() -> dict[str, str]:
-    """The ``tool`` object of leaf 0. ``digest``: SHA-256 over ``sha256  path`` of every Python and BPF file, by path."""
+    """The ``tool`` object of leaf 0; ``digest`` is that of :func:`tool_digest`."""
     return {"name": "gpu-audit", "version": gpuaudit.__version__, "digest": tool_digest()}
 
 
 def tool_digest() -> str:
-    """Hex SHA-256 of the installed tool, independent of where it is installed."""
+    """Hex SHA-256 over ``sha256  path`` of every Python and BPF file, sorted by path: wherever it is installed."""
     package = Path(gpuaudit.__file__).parent
     found: list[tuple[str, Path]] = []
     for stage in sorted(p for p in package.iterdir() if p.is_dir() and not p.name.startswith("_")):

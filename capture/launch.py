@@ -1,4 +1,4 @@
-"""The workload of ``audit capture -- command``: started as the invoking user, with that user's own limits and environment.
+"""The workload of ``audit capture -- command``: started as the invoking user, with its own limits and environment.
 
 Under sudo those are not ours: sudo scrubs the environment, and what audit raises for itself must not reach the
 workload. The process is held (:mod:`gpuaudit.capture.launch_child`) until the libraries it is linked with are probed,
@@ -15,7 +15,7 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +31,10 @@ _LIMITS = tuple(name for name in dir(resource) if name.startswith("RLIMIT_"))
 _SUDO_VARIABLES = ("SUDO_UID", "SUDO_GID", "SUDO_USER", "SUDO_COMMAND", "SUDO_HOME")
 
 
+Limits = dict[str, tuple[int, int]]
+"""Name of a resource limit → soft and hard value."""
+
+
 @dataclass(frozen=True)
 class InvokingUser:
     """Who called sudo. ``environment`` and ``limits`` are those of that user's shell where they can be read."""
@@ -38,7 +42,7 @@ class InvokingUser:
     credentials: Credentials
     groups: tuple[int, ...]
     environment: dict[str, str]
-    limits: dict[str, tuple[int, int]] = field(default_factory=dict)
+    limits: Limits = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Command:
     arguments: tuple[str, ...]
 
 
-def own_limits() -> dict[str, tuple[int, int]]:
+def own_limits() -> Limits:
     """This process's resource limits, by name. Read them before changing any."""
     return {name: resource.getrlimit(getattr(resource, name)) for name in _LIMITS}
 
@@ -96,7 +100,7 @@ def resolve_command(arguments: Sequence[str], user: InvokingUser | None) -> Comm
 class Workload:
     """A process that was started and is held until :meth:`release`."""
 
-    def __init__(self, command: Command, user: InvokingUser | None, limits: Mapping[str, tuple[int, int]]) -> None:
+    def __init__(self, command: Command, user: InvokingUser | None, limits: Limits) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -109,7 +113,7 @@ class Workload:
         environment = user.environment if user else dict(os.environ)
         order = {
             "executable": str(command.executable), "arguments": list(command.arguments), "environment": environment,
-            "limits": dict(user.limits if user else limits),
+            "limits": user.limits if user else limits,
             "uid": user.credentials.uid if user else None, "gid": user.credentials.gid if user else None,
             "groups": list(user.groups) if user else None,
         }  # fmt: skip
@@ -224,7 +228,7 @@ def _environment_of(pid: int) -> dict[str, str] | None:
     return {name: value for name, _, value in pairs} or None
 
 
-def _limits_of(pid: int) -> dict[str, tuple[int, int]]:
+def _limits_of(pid: int) -> Limits:
     if pid <= 1:
         return own_limits()
     try:

@@ -1,7 +1,8 @@
 """The held process: becomes the invoking user, says so, waits for the word, and executes the workload.
 
-``python -m gpuaudit.capture.launch_child FD``. On FD it reads one JSON line (see :class:`gpuaudit.capture.launch.Workload`),
-answers ``held``, and executes on ``go``. When the other side goes away first, nothing is executed.
+``python -m gpuaudit.capture.launch_child FD``. On FD it reads one JSON line (see
+:class:`gpuaudit.capture.launch.Workload`), answers ``held``, and executes on ``go``. When the other side goes away
+first, nothing is executed.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def main(argv: list[str]) -> int:
         pipe.sendall(b"held\n")
         if stream.readline() != b"go\n":
             return NOT_EXECUTED
-        os.execve(order["executable"], order["arguments"], order["environment"])
+        os.execve(order["executable"], order["arguments"], order["environment"])  # noqa: S606 - meant
     except (OSError, ValueError, KeyError) as e:
         text = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
         pipe.sendall(f"{text}\n".encode())
@@ -39,11 +40,16 @@ def main(argv: list[str]) -> int:
 
 
 def _become(order: dict[str, Any]) -> None:
-    """Limits first: the hard ones can only be raised with privileges, and user and groups last of all."""
+    """Limits while there are privileges, user and groups last. A hard limit that cannot be raised stays as it is."""
     for name, (soft, hard) in order["limits"].items():
         number = getattr(resource, name)
-        if resource.getrlimit(number) != (soft, hard):
+        mine = resource.getrlimit(number)
+        if mine == (soft, hard):
+            continue
+        try:
             resource.setrlimit(number, (soft, hard))
+        except ValueError:
+            resource.setrlimit(number, (mine[1] if soft < 0 <= mine[1] else min(soft, mine[1]), mine[1]))
     if order["uid"] is not None:
         os.setgroups(order["groups"])
         os.setresgid(order["gid"], order["gid"], order["gid"])

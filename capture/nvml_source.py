@@ -1,4 +1,4 @@
-"""GPU samples through NVML: one thread per GPU, so that a call that hangs delays neither the other GPUs nor the recorder.
+"""GPU samples through NVML: a thread per GPU, so that a call that hangs delays neither other GPUs nor the recorder.
 
 Each field is asked for by itself. A field that NVML refuses is null, and ``unavailable`` names it with NVML's return
 code. A sample stands for the time from its poll to the next one (``duration_ns``).
@@ -6,7 +6,6 @@ code. A sample stands for the time from its poll to the next one (``duration_ns`
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -30,9 +29,6 @@ INIT_DEADLINE_S = 15.0
 QUEUE_LIMIT_ROWS = 4096
 """Rows one GPU may have waiting: about a quarter of an hour. Past it the oldest are dropped, and a gap says so."""
 
-_MEMORY_V2 = ctypes.sizeof(pynvml.c_nvmlMemory_v2_t) | 2 << 24
-"""NVML_STRUCT_VERSION(Memory, 2) of nvml.h."""
-
 Call = Callable[[Any], int]
 
 
@@ -45,25 +41,25 @@ class Reading:
 
 
 READINGS: tuple[Reading, ...] = (
-    Reading("power_mw", lambda h: pynvml.nvmlDeviceGetPowerUsage(h)),
-    Reading("power_limit_mw", lambda h: pynvml.nvmlDeviceGetEnforcedPowerLimit(h)),
+    Reading("power_mw", pynvml.nvmlDeviceGetPowerUsage),
+    Reading("power_limit_mw", pynvml.nvmlDeviceGetEnforcedPowerLimit),
     Reading("temperature_c", lambda h: pynvml.nvmlDeviceGetTemperature(h, pynvml.NVML_TEMPERATURE_GPU)),
     Reading("clock_sm_mhz", lambda h: pynvml.nvmlDeviceGetClockInfo(h, pynvml.NVML_CLOCK_SM)),
     Reading("clock_memory_mhz", lambda h: pynvml.nvmlDeviceGetClockInfo(h, pynvml.NVML_CLOCK_MEM)),
     Reading("clock_sm_max_mhz", lambda h: pynvml.nvmlDeviceGetMaxClockInfo(h, pynvml.NVML_CLOCK_SM)),
-    Reading("event_reasons", lambda h: pynvml.nvmlDeviceGetCurrentClocksEventReasons(h)),
+    Reading("event_reasons", pynvml.nvmlDeviceGetCurrentClocksEventReasons),
     Reading("pcie_tx_kib_per_s", lambda h: pynvml.nvmlDeviceGetPcieThroughput(h, pynvml.NVML_PCIE_UTIL_TX_BYTES)),
     Reading("pcie_rx_kib_per_s", lambda h: pynvml.nvmlDeviceGetPcieThroughput(h, pynvml.NVML_PCIE_UTIL_RX_BYTES)),
-    Reading("pcie_generation", lambda h: pynvml.nvmlDeviceGetCurrPcieLinkGeneration(h)),
-    Reading("pcie_width", lambda h: pynvml.nvmlDeviceGetCurrPcieLinkWidth(h)),
+    Reading("pcie_generation", pynvml.nvmlDeviceGetCurrPcieLinkGeneration),
+    Reading("pcie_width", pynvml.nvmlDeviceGetCurrPcieLinkWidth),
     Reading("ecc_corrected", lambda h: _ecc(h, pynvml.NVML_MEMORY_ERROR_TYPE_CORRECTED)),
     Reading("ecc_uncorrected", lambda h: _ecc(h, pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED)),
 )
 """Columns that are one number of one call. Utilisation and memory come as structures and are read beside these."""
 
 _PROCESS_KINDS: tuple[tuple[str, Callable[[Any], list[Any]]], ...] = (
-    ("compute", lambda h: pynvml.nvmlDeviceGetComputeRunningProcesses_v3(h)),
-    ("graphics", lambda h: pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3(h)),
+    ("compute", pynvml.nvmlDeviceGetComputeRunningProcesses_v3),
+    ("graphics", pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3),
 )
 
 
@@ -114,7 +110,7 @@ def _utilization(handle: Any, row: dict[str, object], refused: list[str]) -> Non
 def _memory(handle: Any, row: dict[str, object], refused: list[str]) -> None:
     """Version 2 tells what the driver reserves; older drivers know version 1 only, which counts it as used."""
     try:
-        info = pynvml.nvmlDeviceGetMemoryInfo(handle, version=_MEMORY_V2)
+        info = pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
         row["memory_reserved_bytes"] = int(info.reserved)
     except pynvml.NVMLError as e:
         refused.append(f"memory_reserved_bytes={e.value}")
@@ -193,9 +189,7 @@ class NvmlSource:
         self._pollers: list[_Poller] = []
         self._held: dict[int, _Poll] = {}
         self._taken: dict[int, int] = {}
-        self._hung: dict[int, int] = {}
         self._failed: set[int] = set()
-        self.samples = 0
 
     def probe(self) -> Capability:
         """Initialise NVML and list the GPUs, in a thread that may hang without harm."""
@@ -229,7 +223,7 @@ class NvmlSource:
         self.gpus = gpus
         return Capability("nvml", True)
 
-    def start(self, sink: RingSink) -> None:
+    def start(self, sink: RingSink) -> None:  # noqa: ARG002 - the protocol's
         """Start one thread per GPU; call after :meth:`probe` said available."""
         self._pollers = [_Poller(gpu) for gpu in self.gpus]
         for poller in self._pollers:
@@ -252,7 +246,7 @@ class NvmlSource:
                 self._emit(held, min(now, held.start_ns + 2 * POLL_INTERVAL_NS), sink)
             since = poller.busy_since_ns
             if since is not None and not poller.failure:
-                self._gap(sink, poller, f"NVML did not answer for GPU {poller.gpu.index} until the end", since, now)
+                self._gap(sink, f"NVML did not answer for GPU {poller.gpu.index} until the end", since, now)
 
     def _collect(self, poller: _Poller, sink: RingSink) -> int:
         index, count = poller.gpu.index, 0
@@ -262,23 +256,25 @@ class NvmlSource:
             if held is not None:
                 late = new.start_ns - held.start_ns > CALL_DEADLINE_NS
                 if late:
-                    self._gap(sink, poller, f"NVML answered late for GPU {index}", held.start_ns, new.start_ns)
+                    self._gap(sink, f"NVML answered late for GPU {index}", held.start_ns, new.start_ns)
                 self._emit(held, held.start_ns + POLL_INTERVAL_NS if late else new.start_ns, sink)
             self._held[index] = new
             count += 1
-        self._taken[index] = self._taken.get(index, 0) + count
+        taken = self._taken[index] = self._taken.get(index, 0) + count
+        if poller.polls - taken > QUEUE_LIMIT_ROWS:
+            self._gap(sink, f"{poller.polls - taken} samples of GPU {index} were dropped", boottime_ns(), None)
+            self._taken[index] = poller.polls
         if poller.failure and index not in self._failed:
             self._failed.add(index)
-            self._gap(sink, poller, f"polling GPU {index} failed: {poller.failure}", boottime_ns(), None)
+            self._gap(sink, f"polling GPU {index} failed: {poller.failure}", boottime_ns(), None)
         return count
 
     def _emit(self, poll: _Poll, end_ns: int, sink: RingSink) -> None:
         times = {"start_ns": poll.start_ns, "duration_ns": max(0, end_ns - poll.start_ns)}
         sink.add_records("nvml_samples", [{**times, **poll.sample}])
         sink.add_records("nvml_processes", [{**times, **p} for p in poll.processes])
-        self.samples += 1
 
-    def _gap(self, sink: RingSink, poller: _Poller, reason: str, start_ns: int, end_ns: int | None) -> None:
+    def _gap(self, sink: RingSink, reason: str, start_ns: int, end_ns: int | None) -> None:
         sink.gap("nvml", reason, start_ns, end_ns, table="nvml_samples")
 
 

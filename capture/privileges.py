@@ -57,7 +57,7 @@ def effective_capabilities() -> frozenset[int]:
 
 
 def missing_for_bpf(have: Iterable[int] | None = None) -> list[str]:
-    """Names of the capabilities a BPF capture lacks; CAP_SYS_ADMIN stands for CAP_BPF and CAP_PERFMON, as in the kernel."""
+    """Names of the capabilities a BPF capture lacks. For the kernel CAP_SYS_ADMIN includes CAP_BPF and CAP_PERFMON."""
     got = frozenset(effective_capabilities() if have is None else have)
     needed = [CAP_SYS_PTRACE] if CAP_SYS_ADMIN in got else [CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE]
     return [CAPABILITY_NAMES[c] for c in needed if c not in got]
@@ -81,8 +81,11 @@ def recorder_credentials() -> Credentials | None:
 
 
 def protect_memory() -> None:
-    """No core dump and no tracing by the same user: keys live in this process."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    """No core dump and no tracing by the same user: keys live in this process.
+
+    The hard limit stays: the workload gets its own back, and raising a hard limit needs a privilege.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     _prctl(_PR_SET_DUMPABLE, 0)
 
 

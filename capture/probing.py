@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from gpuaudit.bundle.errors import HostUnfit
+from gpuaudit.capture.bpf_capture import BpfCapture
+from gpuaudit.capture.calibration import probe_costs_ns
 from gpuaudit.capture.cost import CostRow, probe_rows
 from gpuaudit.capture.launch import Command, InvokingUser, Workload
 from gpuaudit.capture.linked import linked_files
@@ -18,6 +20,7 @@ from gpuaudit.capture.options import CaptureOptions
 from gpuaudit.capture.privileges import missing_for_bpf
 from gpuaudit.capture.processes import read_process, start_ns
 from gpuaudit.capture.ring import RingDescription
+from gpuaudit.capture.selection import Selection
 from gpuaudit.capture.source import BPF_SOURCES, Capability, boottime_ns
 
 SCAN_INTERVAL_S = 0.25
@@ -33,12 +36,13 @@ class Probing:
     def __init__(self, options: CaptureOptions, capabilities: list[Capability]) -> None:
         self.capabilities = capabilities
         self._pids = {pid: start_ns(pid) for pid in options.pids}
-        self._bpf: Any = None
+        self._bpf: BpfCapture | None = None
         self._rows: list[tuple[str, dict[str, Any]]] = []
         self._probe_totals: list[dict[str, Any]] = []
-        self._calibrated_ns: int | None = None
+        self._costs_ns: dict[str, int] = {}
         self._next_scan_s = 0.0
         self._workload_pid = 0
+        self._workload_row: dict[str, Any] | None = None
 
     @classmethod
     def load(cls, options: CaptureOptions) -> Probing:
@@ -60,10 +64,11 @@ class Probing:
                 f"capturing {', '.join(wanted)} needs {' and '.join(missing)}, which this process lacks",
                 hint="sudo audit capture; without privileges only --sources nvml can be captured",
             )
-        from gpuaudit.capture.bpf_capture import BpfCapture, Selection  # noqa: PLC0415 - libbpf is loaded only where needed
-
-        selection = Selection(pids=tuple(options.pids), sources=tuple(wanted))
-        self._bpf = BpfCapture(self._take, selection)
+        self._costs_ns = probe_costs_ns()
+        pids = frozenset(options.pids) if options.pids or options.command else None
+        role = "workload" if options.command else "traced"
+        selection = Selection(pids=pids, sources=frozenset(wanted), role=role)
+        self._bpf = BpfCapture(self._take, selection, costs_ns=self._costs_ns)
         self._bpf.load()
 
     @property
@@ -74,21 +79,29 @@ class Probing:
     @property
     def counters_fd(self) -> int:
         """The loss counters' map; −1 without BPF."""
-        return int(self._bpf.counters) if self._bpf else -1
+        return self._bpf.counters_fd if self._bpf else -1
 
     def recorder_started(self, pid: int) -> None:
         """The recorder is a process of this capture, and its own activity is never evidence against the workload."""
+        if self._bpf:
+            self._bpf.exclude(pid)
         self._process_row(pid, "found", "recorder")
 
     def prepare_workload(self, pid: int, command: Command, user: InvokingUser | None) -> None:
         """Probe what the held process will be linked with."""
         self._workload_pid = pid
         if self._bpf:
-            self._bpf.prepare(linked_files(command, user))
+            self._bpf.include(pid)
+            now = boottime_ns()
+            for refused in self._bpf.prepare(linked_files(command, user)):
+                reason = f"not probed before the workload began: {refused}"
+                self._take(
+                    "gaps", {"start_ns": now, "duration_ns": None, "source": "cuda", "pid": pid, "reason": reason}
+                )
 
     def workload_released(self) -> None:
-        """The held process executes the workload now; it is told of under its own name at the next scan."""
-        self._process_row(self._workload_pid, "found", "workload")
+        """The held process executes the workload now; it is told of under its new name."""
+        self._workload_row = self._process_row(self._workload_pid, "found", "workload")
 
     def scan_when_due(self) -> None:
         """One pass of discovery, every :data:`SCAN_INTERVAL_S`."""
@@ -102,14 +115,14 @@ class Probing:
 
     def finish(self, workload: Workload | None, status: int | None) -> None:
         """Detach, and collect the last rows: probe totals, open calls, the workload's exit."""
-        if workload is not None and status is not None:
-            self._workload_exited(status)
         if self._bpf:
             self._bpf.finish()
+        if workload is not None and status is not None:
+            self._workload_exited(status)
 
     def cost_rows(self) -> list[CostRow]:
         """What the probes cost the workload."""
-        return probe_rows(self._probe_totals, self._calibrated_ns) if self._bpf else []
+        return probe_rows(self._probe_totals, self._costs_ns) if self._bpf else []
 
     def take_rows(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         """Rows since the last call, in batches of one table that fit a message."""
@@ -130,17 +143,25 @@ class Probing:
     def _take(self, table: str, row: dict[str, Any]) -> None:
         if table == "probes" and row.get("hits") is not None:
             self._probe_totals.append(row)
+        if table == "processes" and row.get("pid") == self._workload_pid and self._workload_pid:
+            return  # the workload itself is told of here, with its exit status
         self._rows.append((table, row))
 
-    def _process_row(self, pid: int, op: str, role: str) -> None:
+    def _process_row(self, pid: int, op: str, role: str) -> dict[str, Any] | None:
         info = read_process(pid)
-        if info is not None:
-            self._rows.append(("processes", info.row(op, role, boottime_ns())))
-            if role == "workload":
-                self._workload_row = self._rows[-1][1]
+        if info is None:
+            return None
+        row: dict[str, Any] = info.row(op, role, boottime_ns())
+        self._rows.append(("processes", row))
+        return row
 
     def _workload_exited(self, status: int) -> None:
         now = boottime_ns()
-        row = dict(self._workload_row)
-        row.update(op="exited", seen_ns=now, duration_ns=max(0, now - int(row["start_ns"])), exit_status=status)
-        self._rows.append(("processes", row))
+        row = self._workload_row or {"start_ns": now, "pid": self._workload_pid, "role": "workload", "comm": ""}
+        life = {
+            "op": "exited",
+            "seen_ns": now,
+            "duration_ns": max(0, now - int(row["start_ns"])),
+            "exit_status": status,
+        }
+        self._rows.append(("processes", {**row, **life}))

@@ -28,6 +28,7 @@ from gpuaudit.capture.cost import CostRow, cost_row, usage_rows
 from gpuaudit.capture.nvml_source import NvmlSource
 from gpuaudit.capture.output import BUNDLE_NAME, RESERVE_NAME
 from gpuaudit.capture.recorder import Recorder
+from gpuaudit.capture.rehearsal import rehearse
 from gpuaudit.capture.ring_source import RingSource
 from gpuaudit.capture.room import Room
 from gpuaudit.capture.scenario import ScenarioSource, VirtualClock, load_scenario
@@ -249,6 +250,7 @@ def main(argv: list[str]) -> int:
         start = StartMessage.from_message(channel.wait_for("start", START_DEADLINE_S))
         harden_process()
         rings = RingSource(start.rings, start.counters_fd) if start.rings else None
+        rehearse(Path.cwd(), channel)
         directory = privileges.private_view(Path.cwd())
         credentials = None if start.uid is None or start.gid is None else privileges.Credentials(start.uid, start.gid)
         privileges.drop(credentials)

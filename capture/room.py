@@ -12,7 +12,7 @@ RESERVE_BYTES = 8 << 20
 1,000 pages), and the seal, the last gaps and the manifest must fit beside it."""
 
 MARGIN_BYTES = 4 << 20
-"""A capture ends when less than this and twice its unsealed rows is free: a row is written to the log, then the file."""
+"""A capture ends when less than this and twice its unsealed rows is free: rows go to the log, then the file."""
 
 
 class Room:

@@ -1,9 +1,9 @@
-"""Scenario ``late-rank``: data-parallel training on four GPUs in which rank 2 comes late because a neighbour takes its CPU.
+"""Scenario ``late-rank``: training on four GPUs in which rank 2 comes late because a neighbour takes its CPU.
 
 What is true in it, and what an honest analysis must find:
 
-* steps :data:`LATE_STEPS`: the thread of rank 2 is preempted for :data:`LATE_NS` before its all-reduce, by a compression
-  job on the same CPU; the other three wait in the stream synchronisation that follows their own all-reduce;
+* steps :data:`LATE_STEPS`: the thread of rank 2 is preempted for :data:`LATE_NS` before its all-reduce, by a
+  compression job on the same CPU; the other three wait in the stream synchronisation that follows their own all-reduce;
 * from :data:`THROTTLE_NS` on GPU 0 runs against its power limit for 8 s and lowers its SM clock;
 * ranks 0, 2 and 3 end after the training, the process of rank 1 lives on to the end of the capture without one API
   call, with all its memory allocated: its GPU is allocated but idle;
@@ -215,9 +215,10 @@ def _end(ranks: list[_Rank], out: list[TimedRow]) -> None:
 
 def _process(r: _Rank) -> dict[str, object]:
     return {
-        "start_ns": _T0 + 200 * _MS, "duration_ns": None, "pid": r.pid, "op": "found", "role": "traced", "parent_pid": 4099,
-        "uid": 1000, "comm": "python3", "exe": "/opt/train/bin/python3", "cgroup": "/system.slice/train.service",
-        "command_line": f"python3 train.py --rank {r.rank}", "seen_ns": _T0 + 900 * _MS, "exit_status": None,
+        "start_ns": _T0 + 200 * _MS, "duration_ns": None, "pid": r.pid, "op": "found", "role": "traced",
+        "parent_pid": 4099, "uid": 1000, "comm": "python3", "exe": "/opt/train/bin/python3",
+        "cgroup": "/system.slice/train.service", "command_line": f"python3 train.py --rank {r.rank}",
+        "seen_ns": _T0 + 900 * _MS, "exit_status": None,
     }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from gpuaudit.bundle.note import spki_sha256
 from gpuaudit.bundle.writer import MAX_CHALLENGE_CHARS
 from gpuaudit.capture import host
 from gpuaudit.capture.attacher import Attacher, Plan
-from gpuaudit.capture.launch import invoking_user, resolve_command
+from gpuaudit.capture.launch import invoking_user, own_limits, resolve_command
 from gpuaudit.capture.options import CaptureOptions, CaptureResult, Status
 from gpuaudit.capture.output import Output, default_name
 from gpuaudit.capture.privileges import protect_memory, recorder_credentials
@@ -41,6 +41,7 @@ def run_capture(options: CaptureOptions, *, status: Callable[[Status], None] | N
     when the host lacks a privilege, a kernel feature or room; Incomplete under ``strict``.
     """
     tell = status or (lambda _: None)
+    limits = own_limits()
     _check_options(options)
     scenario = load_scenario(options.synthetic) if options.synthetic else None
     user = None if scenario else invoking_user()
@@ -61,7 +62,7 @@ def run_capture(options: CaptureOptions, *, status: Callable[[Status], None] | N
     recorder = None if scenario else recorder_credentials()
     facts = dict(scenario.host) if scenario else host.host_facts(identity.public_key)
     plan = Plan(
-        options=options, output=output, identity=identity, recorder=recorder, command=command, user=user,
+        options=options, output=output, identity=identity, recorder=recorder, command=command, user=user, limits=limits,
         host_facts=facts, open_body=_open_body(options, facts, scenario), scenario=scenario,
         capture_uuid=str(uuid.uuid4()), tell=tell,
     )  # fmt: skip
