@@ -1,0 +1,1 @@
+"""Doubles of NVIDIA's libraries, and workload programs whose truth is known."""

@@ -1,0 +1,185 @@
+/*
+ * Calls every probed function with arguments that are known: what was passed, what came back, and when, one JSON line
+ * per call. Libraries are loaded by path, so that the doubles and NVIDIA's own can be used; what a library lacks is left
+ * out. Without a driver NVIDIA's runtime refuses everything with 35, which is just as good here.
+ *
+ * calls --out FILE [--cudart PATH] [--nccl PATH] [--rounds 3] [--threads 1] [--pause-file FILE] [--tail-ms 0]
+ */
+#include "truth.h"
+#include "nccl.h"
+
+#include <dlfcn.h>
+
+static FILE *truth;
+static pthread_mutex_t truth_lock = PTHREAD_MUTEX_INITIALIZER;
+static void *cudart, *nccl;
+static long rounds;
+
+#define FIND(library, name) __typeof__(&name) call_##name = library ? (__typeof__(&name))dlsym(library, #name) : NULL
+
+/* Make the call where the library has it, then write down the op, the times and the arguments. */
+#define CALL(name, arguments, ...)                                                                            \
+	do {                                                                                                  \
+		if (call_##name) {                                                                            \
+			uint64_t before = boottime_ns();                                                      \
+			int code = (int)call_##name arguments;                                                \
+			uint64_t after = boottime_ns();                                                       \
+			pthread_mutex_lock(&truth_lock);                                                      \
+			fprintf(truth, "{\"op\":\"" #name "\",\"pid\":%d,\"tid\":%d,\"return_code\":%d,"      \
+				"\"before_ns\":%llu,\"after_ns\":%llu,\"values\":{", getpid(), thread_id(), code, \
+				(unsigned long long)before, (unsigned long long)after);                       \
+			__VA_ARGS__;                                                                          \
+			fprintf(truth, "}}\n");                                                               \
+			pthread_mutex_unlock(&truth_lock);                                                    \
+		}                                                                                             \
+	} while (0)
+
+#define FIRST(name, value) fprintf(truth, "\"" name "\":%llu", (unsigned long long)(value))
+#define MORE(name, value) fprintf(truth, ",\"" name "\":%llu", (unsigned long long)(value))
+#define NOTHING (void)0
+
+static void cuda_calls(unsigned int round)
+{
+	FIND(cudart, cudaMalloc);
+	FIND(cudart, cudaFree);
+	FIND(cudart, cudaMemcpy);
+	FIND(cudart, cudaMemcpy_ptds);
+	FIND(cudart, cudaMemcpyAsync);
+	FIND(cudart, cudaMemcpyAsync_ptsz);
+	FIND(cudart, cudaLaunchKernel);
+	FIND(cudart, cudaLaunchKernel_ptsz);
+	FIND(cudart, cudaStreamSynchronize);
+	FIND(cudart, cudaStreamSynchronize_ptsz);
+	FIND(cudart, cudaDeviceSynchronize);
+	FIND(cudart, cudaStreamCreate);
+	FIND(cudart, cudaStreamDestroy);
+	size_t size = 4096 + 16u * round;
+	char from[8192], to[8192];
+	dim3 grid = {1 + round, 2 + round, 3 + round}, block = {32, 2 + round, 1 + round};
+	cudaStream_t stream = NULL;
+	void *device = NULL;
+
+	memset(from, (int)round, sizeof(from));
+	if (call_cudaStreamCreate && call_cudaStreamCreate(&stream))
+		stream = NULL;
+	CALL(cudaMalloc, (&device, size), FIRST("size_bytes", size); if (!code) MORE("device_pointer", device));
+	CALL(cudaMemcpy, (to, from, size, cudaMemcpyHostToDevice), FIRST("size_bytes", size);
+	     MORE("device_pointer", to); MORE("source_pointer", from); MORE("direction", 1));
+	CALL(cudaMemcpy_ptds, (to, from, size, cudaMemcpyDeviceToHost), FIRST("size_bytes", size);
+	     MORE("device_pointer", to); MORE("source_pointer", from); MORE("direction", 2));
+	CALL(cudaMemcpyAsync, (to, from, size, cudaMemcpyDeviceToDevice, stream), FIRST("size_bytes", size);
+	     MORE("device_pointer", to); MORE("source_pointer", from); MORE("direction", 3); MORE("stream", stream));
+	CALL(cudaMemcpyAsync_ptsz, (to, from, size, cudaMemcpyDefault, stream), FIRST("size_bytes", size);
+	     MORE("device_pointer", to); MORE("source_pointer", from); MORE("direction", 4); MORE("stream", stream));
+#define LAUNCH(name)                                                                                          \
+	CALL(name, ((void *)cuda_calls, grid, block, NULL, 1024u + round, stream), FIRST("function", cuda_calls); \
+	     MORE("grid_x", grid.x); MORE("grid_y", grid.y); MORE("grid_z", grid.z); MORE("block_x", block.x);   \
+	     MORE("block_y", block.y); MORE("block_z", block.z); MORE("shared_bytes", 1024u + round);            \
+	     MORE("stream", stream))
+	LAUNCH(cudaLaunchKernel);
+	LAUNCH(cudaLaunchKernel_ptsz);
+	CALL(cudaStreamSynchronize, (stream), FIRST("stream", stream));
+	CALL(cudaStreamSynchronize_ptsz, (stream), FIRST("stream", stream));
+	CALL(cudaDeviceSynchronize, (), NOTHING);
+	CALL(cudaFree, (device), FIRST("device_pointer", device));
+	if (stream)
+		call_cudaStreamDestroy(stream);
+}
+
+static void print_id(const ncclUniqueId *id)
+{
+	fprintf(truth, ",\"unique_id\":\"");
+	for (size_t i = 0; i < sizeof(id->internal); i++)
+		fprintf(truth, "%02x", (unsigned char)id->internal[i]);
+	fprintf(truth, "\"");
+}
+
+#define COMM(comm) FIRST("comm_handle", comm)
+
+static void nccl_calls(unsigned int round)
+{
+	FIND(nccl, ncclGetUniqueId);
+	FIND(nccl, ncclCommInitRank);
+	FIND(nccl, ncclCommInitRankConfig);
+	FIND(nccl, ncclCommDestroy);
+	FIND(nccl, ncclCommAbort);
+	FIND(nccl, ncclAllReduce);
+	FIND(nccl, ncclAllGather);
+	FIND(nccl, ncclReduceScatter);
+	FIND(nccl, ncclBroadcast);
+	FIND(cudart, cudaDeviceSynchronize);
+	ncclConfig_t config = {.size = sizeof(config), .magic = 0xcafebeef, .version = 21700, .blocking = 1};
+	ncclDataType_t type = (ncclDataType_t)(round % 12);
+	size_t count = 16 + round;
+	char from[8192] = {0}, to[8192];
+	ncclUniqueId id;
+	ncclComm_t comm = NULL;
+
+	if (!call_ncclGetUniqueId || call_ncclGetUniqueId(&id))
+		return;
+	if (round % 2)
+		CALL(ncclCommInitRankConfig, (&comm, 1, id, 0, &config), FIRST("nranks", 1); MORE("rank", 0); print_id(&id);
+		     if (!code) MORE("comm_handle", comm));
+	else
+		CALL(ncclCommInitRank, (&comm, 1, id, 0), FIRST("nranks", 1); MORE("rank", 0); print_id(&id);
+		     if (!code) MORE("comm_handle", comm));
+	CALL(ncclAllReduce, (from, to, count, type, ncclMax, comm, NULL), COMM(comm); MORE("count", count);
+	     MORE("datatype", type); MORE("reduce_op", ncclMax); MORE("stream", 0));
+	CALL(ncclAllGather, (from, to, count, type, comm, NULL), COMM(comm); MORE("count", count);
+	     MORE("datatype", type); MORE("stream", 0));
+	CALL(ncclReduceScatter, (from, to, count, type, ncclMin, comm, NULL), COMM(comm); MORE("count", count);
+	     MORE("datatype", type); MORE("reduce_op", ncclMin); MORE("stream", 0));
+	CALL(ncclBroadcast, (from, to, count, type, 0, comm, NULL), COMM(comm); MORE("count", count);
+	     MORE("datatype", type); MORE("root", 0); MORE("stream", 0));
+	if (call_cudaDeviceSynchronize)
+		CALL(cudaDeviceSynchronize, (), NOTHING);
+	if (round % 3 == 2)
+		CALL(ncclCommAbort, (comm), COMM(comm));
+	else
+		CALL(ncclCommDestroy, (comm), COMM(comm));
+}
+
+static void *work(void *argument)
+{
+	(void)argument;
+	for (long round = 0; round < rounds; round++) {
+		if (cudart)
+			cuda_calls((unsigned int)round);
+		if (nccl)
+			nccl_calls((unsigned int)round);
+	}
+	return NULL;
+}
+
+static void *load(const char *path)
+{
+	void *library = path ? dlopen(path, RTLD_NOW | RTLD_GLOBAL) : NULL;
+
+	if (path && !library)
+		die("dlopen", dlerror());
+	return library;
+}
+
+int main(int argc, char **argv)
+{
+	long threads = number(argc, argv, "threads", 1);
+	pthread_t thread[64];
+
+	rounds = number(argc, argv, "rounds", 3);
+	truth = fopen(option(argc, argv, "out", "calls.jsonl"), "w");
+	if (!truth || threads < 1 || threads > 64)
+		die("usage", "calls --out FILE [--cudart PATH] [--nccl PATH] [--rounds N] [--threads 1-64]");
+	cudart = load(option(argc, argv, "cudart", NULL));
+	nccl = load(option(argc, argv, "nccl", NULL));
+	if (option(argc, argv, "pause-file", NULL))
+		pause_for("start", option(argc, argv, "pause-file", NULL));
+	for (long i = 0; i < threads; i++) {
+		if (pthread_create(&thread[i], NULL, work, NULL))
+			die("pthread_create", NULL);
+	}
+	for (long i = 0; i < threads; i++)
+		pthread_join(thread[i], NULL);
+	fclose(truth);
+	nap_us((uint64_t)number(argc, argv, "tail-ms", 0) * 1000u);
+	return 0;
+}

@@ -1,0 +1,131 @@
+/*
+ * Data-parallel training in small: one process per rank, each step a pause, a kernel, an all-reduce and the
+ * synchronisation of its stream. Every rank writes each call it makes to OUT.RANK, with CLOCK_BOOTTIME before and after,
+ * and at the end how many calls of each kind there were: the truth for the tests.
+ *
+ * ranks --out FILE [--ranks 4] [--steps 50] [--step-ms 2] [--late-rank R] [--late-ms 30] [--late-by sleep|spin]
+ *       [--stream own|default] [--init plain|config] [--count 1000] [--pause-at start|init] [--pause-file FILE]
+ */
+#include "truth.h"
+#include "nccl.h"
+
+#include <sys/wait.h>
+
+enum call { MALLOC, FREE, MEMCPY, LAUNCH, SYNCHRONIZE, ALL_REDUCE, INIT, DESTROY, CALLS };
+static const char *names[CALLS] = {
+	"cudaMalloc", "cudaFree", "cudaMemcpy", "cudaLaunchKernel", "cudaStreamSynchronize", "ncclAllReduce", NULL,
+	"ncclCommDestroy",
+};
+static uint64_t counts[CALLS];
+static FILE *truth;
+static uint64_t before;
+
+static void begin(void)
+{
+	before = boottime_ns();
+}
+
+static void end(enum call call, int code)
+{
+	uint64_t after = boottime_ns();
+
+	counts[call]++;
+	fprintf(truth, "{\"op\":\"%s\",\"before_ns\":%llu,\"after_ns\":%llu,\"return_code\":%d}\n", names[call],
+		(unsigned long long)before, (unsigned long long)after, code);
+	if (code)
+		die(names[call], "returned an error");
+}
+
+static void late(const char *how, uint64_t us)
+{
+	if (!strcmp(how, "spin"))
+		spin_us(us);
+	else
+		nap_us(us);
+}
+
+static void run_rank(int argc, char **argv, int rank, ncclUniqueId id)
+{
+	int ranks = (int)number(argc, argv, "ranks", 4);
+	long steps = number(argc, argv, "steps", 50), step_ms = number(argc, argv, "step-ms", 2);
+	long late_rank = number(argc, argv, "late-rank", -1), late_ms = number(argc, argv, "late-ms", 30);
+	long count = number(argc, argv, "count", 1000);
+	const char *how = option(argc, argv, "late-by", "sleep"), *pause_file = option(argc, argv, "pause-file", NULL);
+	int own_stream = !strcmp(option(argc, argv, "stream", "own"), "own");
+	int with_config = !strcmp(option(argc, argv, "init", "plain"), "config");
+	ncclConfig_t config = {.size = sizeof(config), .magic = 0xcafebeef, .version = 21700, .blocking = 1};
+	cudaStream_t stream = NULL;
+	ncclComm_t comm;
+	void *device;
+	float *send = calloc((size_t)count, sizeof(*send)), *receive = calloc((size_t)count, sizeof(*receive));
+	char path[4096];
+
+	snprintf(path, sizeof(path), "%s.%d", option(argc, argv, "out", "ranks"), rank);
+	truth = fopen(path, "w");
+	if (!truth || !send || !receive)
+		die(path, "cannot be written");
+	fprintf(truth, "{\"rank\":%d,\"pid\":%d,\"tid\":%d,\"nranks\":%d,\"late\":%d,\"count\":%ld}\n", rank, getpid(),
+		thread_id(), ranks, rank == late_rank, count);
+	names[INIT] = with_config ? "ncclCommInitRankConfig" : "ncclCommInitRank";
+	if (own_stream && cudaStreamCreate(&stream))
+		die("cudaStreamCreate", NULL);
+	begin();
+	end(INIT, with_config ? ncclCommInitRankConfig(&comm, ranks, id, rank, &config) :
+				ncclCommInitRank(&comm, ranks, id, rank));
+	begin();
+	end(MALLOC, cudaMalloc(&device, (size_t)count * sizeof(float)));
+	if (!strcmp(option(argc, argv, "pause-at", ""), "init"))
+		pause_for("init", pause_file);
+	for (long step = 0; step < steps; step++) {
+		nap_us((uint64_t)step_ms * 1000u);
+		if (rank == late_rank)
+			late(how, (uint64_t)late_ms * 1000u);
+		for (long i = 0; i < count; i++)
+			send[i] = (float)(rank + 1 + step);
+		begin();
+		end(LAUNCH, cudaLaunchKernel((void *)run_rank, (dim3){2, 3, 4}, (dim3){32, 2, 1}, NULL, 64, stream));
+		begin();
+		end(ALL_REDUCE, ncclAllReduce(send, receive, (size_t)count, ncclFloat32, ncclSum, comm, stream));
+		begin();
+		end(SYNCHRONIZE, cudaStreamSynchronize(stream));
+		if (count <= 1024 && receive[count - 1] != (float)(ranks * (ranks + 1) / 2 + ranks * step))
+			die("ncclAllReduce", "wrong sum");
+	}
+	begin();
+	end(MEMCPY, cudaMemcpy(device, receive, (size_t)count * sizeof(float), cudaMemcpyHostToDevice));
+	begin();
+	end(FREE, cudaFree(device));
+	begin();
+	end(DESTROY, ncclCommDestroy(comm));
+	fprintf(truth, "{\"counts\":{");
+	for (int i = 0; i < CALLS; i++)
+		fprintf(truth, "%s\"%s\":%llu", i ? "," : "", names[i], (unsigned long long)counts[i]);
+	fprintf(truth, "}}\n");
+	fclose(truth);
+	exit(0);
+}
+
+int main(int argc, char **argv)
+{
+	long ranks = number(argc, argv, "ranks", 4);
+	int status, worst = 0;
+	ncclUniqueId id;
+
+	if (!strcmp(option(argc, argv, "pause-at", ""), "start"))
+		pause_for("start", option(argc, argv, "pause-file", NULL));
+	if (ncclGetUniqueId(&id))
+		die("ncclGetUniqueId", NULL);
+	for (long rank = 0; rank < ranks; rank++) {
+		pid_t pid = fork();
+
+		if (pid < 0)
+			die("fork", NULL);
+		if (pid == 0)
+			run_rank(argc, argv, (int)rank, id);
+	}
+	while (wait(&status) > 0) {
+		if (status)
+			worst = 1;
+	}
+	return worst;
+}
