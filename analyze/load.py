@@ -32,7 +32,9 @@ def load_document(path: Path | str) -> Document:
         with path.open("rb") as f:
             data = f.read(MAX_FILE_BYTES + 1)
     except OSError as e:
-        raise InputUnusable(f"cannot read {path.name}: {e.strerror}", hint="give a findings file of 'audit analyze'") from None
+        raise InputUnusable(
+            f"cannot read {path.name}: {e.strerror}", hint="give a findings file of 'audit analyze'"
+        ) from None
     return parse_document(data, path.name)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from gpuaudit.analyze.finding import Grade, Json
 from gpuaudit.analyze.store import NOT_OWN, Store
 from gpuaudit.analyze.window import Window
+from gpuaudit.analyze.words import duration
 
 SOURCE_TABLES = {
     "cuda": ("cuda_calls",), "cudart": ("cuda_calls",), "nccl": ("nccl_calls", "nccl_comms"), "off_cpu": ("off_cpu",),
@@ -55,7 +56,7 @@ def _gaps(store: Store) -> list[Reason]:
     )
     out = []
     for source, table, reason, count, total, open_count in rows:
-        length = f"{total or 0} ns" + (f" and {open_count} without an end" if open_count else "")
+        length = duration(int(total or 0)) + (f" and {open_count} without an end" if open_count else "")
         tables = (str(table),) if table else _tables_of(str(source))
         out.append(Reason("B", f"source {source} could not see ({count} gaps, {length}): {reason}", tables))
     return out
@@ -65,7 +66,7 @@ def _clock(window: Window) -> list[Reason]:
     out = [
         Reason(
             "B",
-            f"the wall clock was stepped by {s.step_ns} ns: UTC times are uncertain by it, durations are not",
+            f"the wall clock was stepped by {duration(s.step_ns)}: UTC times are uncertain by it, durations are not",
             ("clock",),
         )
         for s in window.steps
@@ -73,7 +74,7 @@ def _clock(window: Window) -> list[Reason]:
     if window.start_utc_ns is None:
         out.append(Reason("B", "no clock pair was recorded, so UTC times are not known", ("clock",)))
     if window.suspended_ns:
-        out.append(Reason("B", f"the host was suspended for {window.suspended_ns} ns within the capture"))
+        out.append(Reason("B", f"the host was suspended for {duration(window.suspended_ns)} within the capture"))
     return out
 
 
@@ -111,7 +112,7 @@ def _late(store: Store, window: Window) -> list[Reason]:
         "GROUP BY l.pid, l.library ORDER BY l.pid, l.library", [window.start_ns]
     )  # fmt: skip
     out = [
-        Reason("B", f"process {pid}: {library} was probed {late} ns after the process started; calls before are not recorded",
+        Reason("B", f"process {pid}: {library} was probed {duration(int(late))} after the process started; calls before are not recorded",
                _tables_of(str(library)))
         for pid, library, late in rows
     ]  # fmt: skip

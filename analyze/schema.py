@@ -35,7 +35,14 @@ _FINDING: dict[str, Shape] = {
 }  # fmt: skip
 FINDING = record({**_FINDING, "rule": NAME})
 LINK = record(
-    {"effect": text(), "cause": text(), "effect_ns": QUANTITY, "overlap_ns": QUANTITY, "explained": QUANTITY, "evidence": IDS}
+    {
+        "effect": text(),
+        "cause": text(),
+        "effect_ns": QUANTITY,
+        "overlap_ns": QUANTITY,
+        "explained": QUANTITY,
+        "evidence": IDS,
+    }
 )
 CHAIN = record(
     {
@@ -131,7 +138,9 @@ def loose(value: Any, path: str) -> None:
         either(either(text(), QUANTITY), array(text(), 1000))(value, path)
 
 
-_LIST = record({"rows": array(mapping(optional(text()), 64), MAX_ITEMS), "omitted": integer()}, {"evidence": either(ID, IDS)})
+_LIST = record(
+    {"rows": array(mapping(optional(text()), 64), MAX_ITEMS), "omitted": integer()}, {"evidence": either(ID, IDS)}
+)
 APPENDIX = record(
     {
         "declarations": array(DECLARATION, 256), "probes": _LIST, "libraries": _LIST,

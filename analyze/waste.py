@@ -17,6 +17,7 @@ from gpuaudit.analyze.finding import Json, Quantity
 from gpuaudit.analyze.gpu_time import GpuTime
 from gpuaudit.analyze.intervals import Intervals
 from gpuaudit.analyze.money import Rate
+from gpuaudit.analyze.words import duration
 
 KEYS: dict[str, str] = {
     "idle_allocated": "utilisation was 0 and NVML listed at least one process on the GPU",
@@ -186,7 +187,7 @@ def _notes(context: Context, entries: Sequence[Entry], rate: Rate | None) -> lis
         missing = window - intervals.measure(intervals.clip(g.covered, context.window.start_ns, context.window.end_ns))
         if missing:
             out.append(
-                f"GPU {g.index} ({g.uuid}): {missing} ns of the window of {window} ns are not covered by samples and not counted."
+                f"GPU {g.index} ({g.uuid}): {duration(missing)} of the window of {duration(window)} are not covered by samples and not counted."
             )
     if any(e.pid is None and e.key != "idle_unallocated" for e in entries):
         out.append(

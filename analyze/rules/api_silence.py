@@ -36,8 +36,8 @@ DECLARATION = Declaration(
     ),
     thresholds=(SILENCE, *severity.THRESHOLDS),
     texts={
-        "api_silence": "Process {process} made {calls} recorded calls, and none for {silent} of {observed} after its "
-        "first, in {stretches} stretches of at least {threshold}; the longest lasted {longest}, {where}."
+        "api_silence": "Process {process} made {calls} recorded calls, and none for {silent} of the {observed} after its "
+        "first ({share}; stretches of at least {threshold}: {stretches}, the longest {longest}, {where})."
     },
     never_claims="That the GPU was idle (kernels may run without calls), or what the process did instead.",
     assumptions=("A process makes no GPU work known except through the probed functions.",),

@@ -33,8 +33,8 @@ DECLARATION = Declaration(
     ),
     thresholds=(IDLE, *severity.THRESHOLDS),
     texts={
-        "idle_allocation": "GPU {gpu} was held by {processes} and ran nothing for {idle} of {observed} observed, in "
-        "{stretches} stretches of at least {threshold}; the longest lasted {longest}."
+        "idle_allocation": "GPU {gpu} was held by {processes} and ran nothing for {idle} of {observed} observed "
+        "({share}; stretches of at least {threshold}: {stretches}, the longest {longest})."
     },
     never_claims="That the process could have released the memory, or why it ran nothing.",
     assumptions=("The utilisation that NVML tells at a sample holds until the next one.",),

@@ -1,0 +1,153 @@
+"""A bundle in words, for somebody who has to act on it at three in the morning: ``audit explain``.
+
+First whether it can be believed, then what is wrong and what to do next, then what could not be seen. Every share is
+printed with what it is a share of.
+"""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpuaudit.analyze.finding import Chain, Document, Finding, Quantity
+from gpuaudit.analyze.load import quantity
+from gpuaudit.analyze.registry import plugins
+from gpuaudit.analyze.run import AnalyzeOptions, analyze
+from gpuaudit.analyze.words import amount, duration, sentence
+from gpuaudit.bundle.display import printable
+
+if TYPE_CHECKING:
+    from gpuaudit.bundle.keys import Identity
+
+WIDTHS = (60, 120)
+"""Narrowest and widest text: shorter lines break numbers from their units, longer ones are hard to follow."""
+
+OPERATIONS_SHOWN = 8
+"""Operations with the most time; the document has all."""
+
+_SEVERITY = {"critical": "CRITICAL", "warning": "WARNING", "notice": "NOTICE"}
+
+
+def explain(path: Path | str, *, trust: Sequence[Identity] = (), width: int | None = None) -> str:
+    """The text for a bundle; errors are those of :func:`gpuaudit.analyze.run.analyze`."""
+    document = analyze(path, AnalyzeOptions(trust=trust))
+    columns = width if width is not None else shutil.get_terminal_size((100, 24)).columns
+    return explain_document(document, min(max(columns, WIDTHS[0]), WIDTHS[1]))
+
+
+def explain_document(document: Document, width: int) -> str:
+    """The same for a document that is at hand; names from evidence are made inert."""
+    lines: list[str] = []
+    for indent, text in _paragraphs(document):
+        shown = printable(text, 4000)
+        lines += textwrap.wrap(
+            shown, width, initial_indent=" " * indent, subsequent_indent=" " * (indent + 2), break_on_hyphens=False
+        ) or [""]
+    return "\n".join(lines) + "\n"
+
+
+Line = tuple[int, str]
+"""Indentation and text of one paragraph."""
+
+
+def _paragraphs(d: Document) -> Iterator[Line]:
+    yield from _what(d)
+    yield 0, ""
+    yield from _found(d)
+    yield 0, ""
+    yield from _unseen(d)
+    yield 0, ""
+    yield from _time(d)
+
+
+def _what(d: Document) -> Iterator[Line]:
+    if d.bundle["synthetic"]:
+        yield 0, "SYNTHETIC: this evidence was made up by a scenario, it was not recorded on a GPU host."
+    start, end = int(d.window["start_ns"]), int(d.window["end_ns"])
+    when = _utc(d.window["start_utc_ns"])
+    gpus = len(d.host["gpus"])
+    yield 0, f"{d.host['hostname']}: {duration(end - start)} from {when}, {gpus} GPUs listed, kernel {d.host['kernel']}"
+    yield 0, f"Seal: {d.bundle['status']}, {d.bundle['size']} leaves, origin {d.bundle['origin']}"
+    for notice in d.bundle["notices"]:
+        yield 2, notice
+    yield 0, f"Completeness: grade {d.quality['grade']}"
+    for reason in d.quality["reasons"]:
+        yield 2, f"- {reason}"
+
+
+def _utc(ns: str | None) -> str:
+    if ns is None:
+        return "a time that is not known in UTC"
+    at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(ns) // 1000)
+    return at.strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _found(d: Document) -> Iterator[Line]:
+    items: list[Finding | Chain] = [*d.chains, *d.findings]
+    items.sort(key=lambda x: list(_SEVERITY).index(x.severity))
+    if not items:
+        yield 0, "Found: nothing that the rules look for."
+    else:
+        yield 0, f"Found: {len(items)}"
+    declared = {p.declaration.id: p.declaration for p in plugins()}
+    for x in items:
+        declaration = declared[x.detector if isinstance(x, Chain) else x.rule]
+        yield 2, f"{x.id} {_SEVERITY[x.severity]} {declaration.title} (evidence grade {x.grade})"
+        yield 4, sentence(x, declaration)
+        if isinstance(x, Chain):
+            yield from _chain(x)
+        yield 4, f"It does not say: {declaration.never_claims}"
+        yield 4, f"Rows: audit show FINDINGS {x.id} --bundle BUNDLE"
+
+
+def _chain(c: Chain) -> Iterator[Line]:
+    for link in c.links:
+        explained = f"{amount(link.overlap_ns)} of {amount(link.effect_ns)} ({amount(link.explained)})"
+        yield 4, f"Explained: {explained} of the time in which {link.effect}"
+    yield 4, f"Confidence {c.confidence}. Against it: {'; '.join(c.against) or 'nothing found'}"
+    yield 4, f"Next: {c.next_step}"
+
+
+def _unseen(d: Document) -> Iterator[Line]:
+    yield 0, "Rules and detectors:"
+    for o in d.outcomes:
+        yield 2, f"{o.id}: {o.state}. {o.reason}"
+    yield 0, "Records:"
+    for t in d.quality["tables"]:
+        if int(t["seen"]) or int(t["rows"]):
+            yield 2, f"{t['table']}: {int(t['rows']):,} rows of {int(t['seen']):,} seen, {int(t['lost']):,} lost"
+    for s in d.quality["sources"]:
+        if s["state"] != "recorded":
+            yield 2, f"source {s['source']}: {s['state']} ({s['reason']})"
+
+
+def _time(d: Document) -> Iterator[Line]:
+    observed = quantity(d.waste["observed"])
+    yield 0, f"GPU time, of {amount(observed)} observed:"
+    for row in d.waste["by_key"]:
+        yield 2, f"{row['key'].replace('_', ' ')}: {_of(row, 'gpu_time')} ({_of(row, 'share')})"
+    shown = d.operations[:OPERATIONS_SHOWN]
+    yield 0, f"Operations, {len(shown)} of {len(d.operations)} by total time:"
+    for o in shown:
+        q: dict[str, Quantity] = {k: quantity(o[k]) for k in ("count", "total", "p50", "p99", "max", "errors")}
+        tail = f"p99 {amount(q['p99'])}" if q["p99"].value is not None else "p99 not given"
+        failed = f", {q['errors'].value} failed" if q["errors"].value else ""
+        yield (
+            2,
+            (
+                f"{o['op']}: {amount(q['count'])} calls{failed}, {amount(q['total'])} in all, p50 {amount(q['p50'])}, {tail}, "
+                f"max {amount(q['max'])}"
+            ),
+        )
+    if d.cost["rows"]:
+        yield 0, "The recording itself cost:"
+        for r in d.cost["rows"]:
+            yield 2, f"{r['name'].replace('_', ' ')}: {amount(quantity(r['quantity']))}"
+
+
+def _of(row: dict[str, Any], key: str) -> str:
+    return amount(quantity(row[key]))
