@@ -30,6 +30,7 @@ struct CUstream_st {
 	struct work *first, *last;
 	uint64_t queued, done;
 	int ending;
+	int watched; /* by device synchronisations, which keep it from being freed */
 	pthread_t thread;
 	struct CUstream_st *next;
 };
@@ -41,6 +42,7 @@ struct block {
 };
 
 static pthread_mutex_t streams_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t unwatched = PTHREAD_COND_INITIALIZER;
 static struct CUstream_st *streams;
 static pthread_once_t default_once = PTHREAD_ONCE_INIT;
 static struct CUstream_st *default_stream;
@@ -290,6 +292,10 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream)
 	pthread_cond_broadcast(&stream->changed);
 	pthread_mutex_unlock(&stream->lock);
 	pthread_join(stream->thread, NULL);
+	pthread_mutex_lock(&streams_lock);
+	while (stream->watched)
+		pthread_cond_wait(&unwatched, &streams_lock);
+	pthread_mutex_unlock(&streams_lock);
 	free(stream);
 	return result(cudaSuccess);
 }
@@ -314,9 +320,16 @@ cudaError_t cudaDeviceSynchronize(void)
 	pthread_mutex_lock(&streams_lock);
 	for (struct CUstream_st *s = streams; s && count < 256; s = s->next)
 		all[count++] = s;
+	for (size_t i = 0; i < count; i++)
+		all[i]->watched++;
 	pthread_mutex_unlock(&streams_lock);
 	for (size_t i = 0; i < count; i++)
 		wait_for(all[i]);
+	pthread_mutex_lock(&streams_lock);
+	for (size_t i = 0; i < count; i++)
+		all[i]->watched--;
+	pthread_cond_broadcast(&unwatched);
+	pthread_mutex_unlock(&streams_lock);
 	return result(cudaSuccess);
 }
 
