@@ -1,0 +1,101 @@
+"""Four real processes, real BPF programs: the rank that came late is named, by as much as its own clock says.
+
+The workload writes CLOCK_BOOTTIME before and after every call it makes; that is the truth. Both modes of the NCCL
+double are used: blocking, where the wait lies in the call, and asynchronous as real NCCL, where it lies in the stream
+synchronisation that follows.
+"""
+
+from __future__ import annotations
+
+import os
+from fractions import Fraction
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+from gpuaudit.analyze.finding import Document, Quantity
+from gpuaudit.analyze.run import AnalyzeOptions, analyze_store
+from gpuaudit.analyze.store import Store
+from gpuaudit.bundle.columns import from_records
+from gpuaudit.bundle.tables import TABLES
+from tests.integration.recording import Recording, recording, start, truth, wait_for_line
+from tests.verifications import SEALED
+
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf")]
+
+STEPS, RANKS, LATE_NS = 50, 4, 30_000_000
+MODES = {"blocking": "1", "asynchronous": "0"}
+
+
+def analysed(r: Recording) -> Document:
+    """The recording through the real analysis."""
+    lost = {t: 0 for t in r.rows}
+    assert r.lost() == 0
+    store = Store.from_tables({t: from_records(TABLES[t], rows) for t, rows in r.rows.items()}, lost=lost)
+    return analyze_store(store, SEALED, AnalyzeOptions())
+
+
+def run(doubles: Path, out: Path, mode: str, *more: str) -> Recording:
+    """Record the workload from before its start to its end."""
+    with recording() as r:
+        r.capture.prepare([str(doubles / "libcudart.so.13"), str(doubles / "libnccl.so.2")])
+        command = [doubles / "ranks", "--out", out, "--ranks", str(RANKS), "--steps", str(STEPS), *more]
+        r.run(start(*command, env={**os.environ, "NCCL_DOUBLE_BLOCKING": MODES[mode]}))
+        r.finish()
+        return r
+
+
+def told_lateness(out: Path) -> list[int]:
+    """Lateness of the last rank at each all-reduce, as the processes wrote it down themselves: the last and the others."""
+    before = [
+        [int(c["before_ns"]) for c in truth(out.with_name(f"{out.name}.{rank}")) if c.get("op") == "ncclAllReduce"]
+        for rank in range(RANKS)
+    ]
+    return [int(before[2][i] - median(before[r][i] for r in range(RANKS) if r != 2)) for i in range(STEPS)]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_late_rank_is_named(doubles: Path, tmp_path: Path, mode: str) -> None:
+    out = tmp_path / "truth"
+    r = run(doubles, out, mode, "--late-rank", "2", "--late-ms", str(LATE_NS // 1_000_000))
+    document = analysed(r)
+    (chain,) = document.chains
+    assert chain.subject["rank"] == "2"
+    values = {k: v.value for k, v in chain.values.items() if isinstance(v, Quantity)}
+    told = told_lateness(out)
+    assert values["evaluated"] == STEPS
+    assert values["occurrences"] == sum(t > 0 for t in told)
+    for got, want in ((values["lateness_p50"], int(median(told))), (values["lateness_max"], max(told))):
+        assert isinstance(got, int)
+        assert abs(got - want) <= max(want // 10, 1_000_000)
+    link = chain.links[0]
+    assert isinstance(link.explained.value, int | Fraction)
+    assert link.explained.value > Fraction(1, 2)
+    outcome = next(o for o in document.outcomes if o.id == "late_rank")
+    assert "device-side lateness: not evaluated" in outcome.reason
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_rank_is_late(doubles: Path, tmp_path: Path, mode: str) -> None:
+    document = analysed(run(doubles, tmp_path / "truth", mode))
+    assert document.chains == []
+    assert next(o for o in document.outcomes if o.id == "late_rank").state == "clear"
+
+
+def test_a_communicator_made_before_attach_is_not_evaluated(doubles: Path, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    command = [doubles / "ranks", "--out", tmp_path / "truth", "--steps", "5", "--pause-at", "init", "--pause-file", go]
+    process = start(*command)
+    for _ in range(RANKS):
+        wait_for_line(process, "at init")
+    with recording() as r:
+        r.step()
+        go.touch()
+        r.run(process)
+        r.finish()
+        document = analysed(r)
+    outcome = next(o for o in document.outcomes if o.id == "late_rank")
+    assert outcome.state == "not evaluated"
+    assert "identity not recorded" in outcome.reason
+    assert document.chains == []
