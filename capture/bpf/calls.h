@@ -360,7 +360,13 @@ static __always_inline int leave(struct pt_regs *regs, __u64 cookie)
 	struct open_call *call;
 	bool ok;
 
-	if (!op || (op->flags & OP_COUNT_ONLY) || !wanted(tgid))
+	if (!op)
+		return 0;
+	if (op->flags & OP_COUNT_ONLY) {
+		count_unmatched(probe); /* here: returns seen, to compare with the hits */
+		return 0;
+	}
+	if (!wanted(tgid))
 		return 0;
 	call = bpf_map_lookup_elem(&open_calls, &key);
 	if (!call) {

@@ -1,0 +1,208 @@
+"""What this host can capture, found out by doing it: every program is loaded, every probe attached, and hit.
+
+A check that only asked for version numbers could be green where the capture then fails.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import platform
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gpuaudit.bundle.errors import HostUnfit
+from gpuaudit.capture import libbpf, processes
+from gpuaudit.capture.attach import MECHANISMS, TRACEPOINTS, Mechanism, Place, Programs, cookie
+from gpuaudit.capture.discovery import Scanner
+from gpuaudit.capture.privileges import missing_for_bpf
+from gpuaudit.capture.probed_files import ProbedFiles
+from gpuaudit.capture.probes import RING_TABLES
+from gpuaudit.capture.ring import LossCounters, RingReader
+
+BTF = Path("/sys/kernel/btf/vmlinux")
+SYSCTLS = ("kernel.unprivileged_bpf_disabled", "kernel.perf_event_paranoid")
+LOCKDOWN = Path("/sys/kernel/security/lockdown")
+
+_HITS = 3
+_FUNCTION = bytes.fromhex("554889e55dc3")
+"""push rbp; mov rbp, rsp; pop rbp; ret"""
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One thing that was tried. ``hint``: what to do when it failed."""
+
+    name: str
+    ok: bool
+    detail: str
+    hint: str = ""
+
+
+def check_host() -> list[CheckResult]:
+    """Try everything a capture does. Never raises; what depends on something that failed is left out."""
+    results = [_privileges(), _btf(), _libbpf()]
+    if not results[-1].ok:
+        return results
+    programs = Programs()
+    try:
+        programs.load()
+        results.append(CheckResult("BPF programs", True, f"loaded on {platform.release()}, {platform.machine()}"))
+        results += _tracepoints(programs)
+        results.append(_rings(programs))
+        results += _mechanisms()
+        results += _libraries(programs)
+    except HostUnfit as e:
+        results.append(CheckResult("BPF programs", False, e.message, e.hint))
+    finally:
+        programs.close()
+    return results
+
+
+def _privileges() -> CheckResult:
+    missing = missing_for_bpf()
+    if not missing:
+        return CheckResult("privileges", True, "CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE are there")
+    settings = ", ".join(f"{name}={value}" for name in SYSCTLS if (value := _sysctl(name)) is not None)
+    detail = f"this process lacks {' and '.join(missing)}{f' ({settings})' if settings else ''}"
+    return CheckResult("privileges", False, detail, "run as root: sudo audit check")
+
+
+def _sysctl(name: str) -> str | None:
+    try:
+        return Path("/proc/sys", *name.split(".")).read_text("ascii").strip()
+    except OSError:
+        return None
+
+
+def _btf() -> CheckResult:
+    if BTF.exists():
+        return CheckResult("kernel BTF", True, f"{BTF}, {BTF.stat().st_size} bytes")
+    return CheckResult("kernel BTF", False, f"{BTF} is not there", "use a kernel built with CONFIG_DEBUG_INFO_BTF=y")
+
+
+def _libbpf() -> CheckResult:
+    try:
+        return CheckResult("libbpf", True, libbpf.version())
+    except HostUnfit as e:
+        return CheckResult("libbpf", False, e.message, e.hint)
+
+
+def _tracepoints(programs: Programs) -> Iterator[CheckResult]:
+    for program in programs.tracepoints:
+        name = f"tracepoint {TRACEPOINTS[program]}"
+        try:
+            programs.attach_tracepoint(program).close()
+        except HostUnfit as e:
+            yield CheckResult(name, False, e.message, e.hint)
+        else:
+            yield CheckResult(name, True, "attached and detached")
+    wakers = any(TRACEPOINTS[p] == "sched_waking" for p in programs.tracepoints)
+    detail = (
+        "told apart from interrupts" if wakers else "not recorded: interrupts cannot be told apart from wakers here"
+    )
+    yield CheckResult("wakers", True, detail)
+
+
+def _rings(programs: Programs) -> CheckResult:
+    try:
+        for table in RING_TABLES:
+            RingReader(programs.map_fd(f"ring_{table}"), programs.ring_size_bytes(table), table).drain()
+        cpus = LossCounters(programs.map_fd("counters")).cpus
+    except HostUnfit as e:
+        return CheckResult("rings", False, e.message, e.hint)
+    total = sum(programs.ring_size_bytes(t) for t in RING_TABLES)
+    return CheckResult(
+        "rings", True, f"{len(RING_TABLES)} rings mapped, {total >> 20} MiB, loss counters for {cpus} CPUs"
+    )
+
+
+def _mechanisms() -> list[CheckResult]:
+    """Each way to probe functions. One is enough: then the other is told of, and is no failure."""
+    results = [_functions_probed(mechanism) for mechanism in MECHANISMS]
+    if any(r.ok for r in results):
+        return [r if r.ok else CheckResult(r.name, True, f"not available, and not needed: {r.detail}") for r in results]
+    return results
+
+
+def _functions_probed(mechanism: Mechanism) -> CheckResult:
+    """Probe a function of our own and call it: entry and return must both be seen."""
+    name = f"function probes by {mechanism}"
+    hint = {
+        "uprobe_multi": "needs Linux 6.6 with CONFIG_UPROBE_EVENTS, and CAP_BPF and CAP_PERFMON",
+        "perf uprobe": "needs CONFIG_UPROBE_EVENTS, and CAP_SYS_ADMIN or kernel.perf_event_paranoid below 2",
+    }[mechanism]
+    programs = Programs(off_cpu=False, mechanism=mechanism)
+    try:
+        programs.load()
+        hits = _probe_own_function(programs)
+    except HostUnfit as e:
+        return CheckResult(name, False, e.message, hint)
+    except OSError as e:
+        return CheckResult(name, False, f"the kernel refused: {e.strerror}{_lockdown()}", hint)
+    finally:
+        programs.close()
+    if hits != _HITS:
+        return CheckResult(name, False, f"{_HITS} calls were made and {hits} were seen", hint)
+    return CheckResult(name, True, f"attached to a function of our own and hit {hits} times")
+
+
+def _probe_own_function(programs: Programs) -> int:
+    fd = os.memfd_create("gpuaudit-check", os.MFD_CLOEXEC)
+    try:
+        os.write(fd, _FUNCTION.ljust(mmap.PAGESIZE, b"\xcc"))
+        with mmap.mmap(fd, 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC) as code:
+            function: Callable[[], None] = ctypes.CFUNCTYPE(None)(np.frombuffer(code, "u1").ctypes.data)
+            attachment = programs.attach_functions(f"/proc/self/fd/{fd}", [Place(0, cookie(0, 0))])
+            for _ in range(_HITS):
+                function()
+            attachment.detach_entries()
+            attachment.detach_returns()
+    finally:
+        os.close(fd)
+    raw = libbpf.map_lookup(programs.map_fd("probe_counts"), struct.pack("<I", 0), 16)
+    hits, returns = struct.unpack("<QQ", raw or bytes(16))
+    return int(min(hits, returns))
+
+
+def _lockdown() -> str:
+    try:
+        return f" (kernel lockdown: {LOCKDOWN.read_text('ascii').strip()})"
+    except OSError:
+        return ""
+
+
+def _libraries(programs: Programs) -> Iterator[CheckResult]:
+    """Attach every function of the probe table in every library that some process maps now, and detach again."""
+    files = ProbedFiles(programs, frozenset({"cuda", "nccl"}), {})
+    found = 0
+    try:
+        for f in Scanner({os.getpid()}).scan():
+            found += 1
+            name = f"{f.library.name} in process {f.pid}"
+            try:
+                fd = processes.open_mapping(f.pid, f.mapping)
+            except processes.CannotOpen as e:
+                yield CheckResult(name, False, f"{f.mapping.path}: {e}", "its calls will not be in the evidence")
+                continue
+            try:
+                file, _ = files.add(fd, f.library, f.mapping.path)
+            finally:
+                os.close(fd)
+            if file.attached:
+                yield CheckResult(
+                    name, True, f"{len(file.attached)} functions of {f.mapping.path} attached and detached"
+                )
+            else:
+                yield CheckResult(
+                    name, False, f"{f.mapping.path}: {file.reason}", "its calls will not be in the evidence"
+                )
+    finally:
+        files.detach()
+    if not found:
+        yield CheckResult("libraries", True, "no process maps libcudart or libnccl now; they are probed when one does")
