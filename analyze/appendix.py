@@ -12,16 +12,21 @@ from gpuaudit.analyze.store import NOT_OWN
 from gpuaudit.analyze.window import WINDOW_TABLES
 
 DEFINITIONS = (
-    ("quality grade", "A complete; B something is missing and named; C conclusions need care; D cannot support conclusions."),
+    ("quality grade", "A complete; B something is missing and named; C conclusions need care; D cannot support "
+    "conclusions."),
     ("p50, p99", "The value at rank ceil(q·n) of the n finished calls in order of duration: a duration that occurred."),
     ("open", "Calls that had begun and not returned when the capture ended; they are in the count and in no duration."),
-    ("observed time of a GPU", "Time covered by its NVML samples: each stands for the time from its poll to the next one."),
+    ("observed time of a GPU", "Time covered by its NVML samples: each stands for the time from its poll to the "
+    "next one."),
     ("arrival", "The start of a rank's call of a collective, on the host."),
-    ("lateness", "Arrival of a rank minus the median arrival of the other observed ranks, same communicator and collective."),
-    ("wait for a late rank", "Overlap of the peers' calls, or of the synchronisations that follow them, with the time from "
+    ("lateness", "Arrival of a rank minus the median arrival of the other observed ranks, same communicator and "
+    "collective."),
+    ("wait for a late rank", "Overlap of the peers' calls, or of the synchronisations that follow them, with "
+    "the time from "
      "the median arrival to the late arrival."),
     ("explained", "Overlap divided by the effect's own duration; the rest is unexplained."),
-    ("waste ledger", "Observed GPU time by what it went into, each nanosecond once, in the order of precedence given there."),
+    ("waste ledger", "Observed GPU time by what it went into, each nanosecond once, in the order of precedence "
+    "given there."),
     ("device-side lateness", "A rank whose GPU, not host, is slow. Not evaluated: no GPU timing was recorded."),
     ("preempted, blocked", "Off-CPU while runnable; off-CPU while asleep. Sleep is not evidence of a problem."),
 )  # fmt: skip
@@ -44,7 +49,8 @@ def appendix(context: Context, rate: Rate | None) -> dict[str, Json]:
 
 _LAST_PROBES = (
     'SELECT * FROM probes QUALIFY row_number() OVER (PARTITION BY library, op, path, coalesce("offset", 0) '
-    'ORDER BY (duration_ns IS NOT NULL) DESC, leaf DESC, row DESC) = 1 ORDER BY library, path, op, coalesce("offset", 0)'
+    "ORDER BY (duration_ns IS NOT NULL) DESC, leaf DESC, row DESC) = 1 ORDER BY library, path, op, "
+    'coalesce("offset", 0)'
 )
 """The last row of each probe: that of the end of the capture, where there is one."""
 

@@ -50,13 +50,15 @@ def _nvml(context: Context) -> list[Json]:
     for gpu in context.gpus[:MAX_GPUS]:
         columns = ", ".join(f"coalesce(least({c}, {1 << 62}), {UNKNOWN})::BIGINT AS {c}" for c, _ in NVML_SERIES)
         a = context.store.arrays(
-            f"SELECT start_ns::BIGINT AS start_ns, {columns} FROM nvml_samples WHERE {gpu.where} ORDER BY start_ns, leaf, row"
+            f"SELECT start_ns::BIGINT AS start_ns, {columns} FROM nvml_samples WHERE {gpu.where} ORDER BY "
+            f"start_ns, leaf, row"
         )
         at = np.clip((a["start_ns"] - context.window.start_ns) // bin_ns, 0, bins - 1)
         series = [_series(name, unit, a[name], at, bins) for name, unit in NVML_SERIES]
         out.append(
             {
-                "gpu_index": gpu.index, "gpu_uuid": gpu.uuid, "times_ns": [str(t) for t in times], "bin_ns": str(bin_ns),
+                "gpu_index": gpu.index, "gpu_uuid": gpu.uuid, "times_ns": [str(t) for t in times],
+                "bin_ns": str(bin_ns),
                 "series": series, "omitted": max(0, len(context.gpus) - MAX_GPUS),
             }
         )  # fmt: skip

@@ -19,11 +19,7 @@ import numpy.typing as npt
 
 from gpuaudit.analyze.evidence import RowKeys
 from gpuaudit.analyze.store import NOT_OWN, Store
-
-Array = npt.NDArray[np.int64]
-
-NONE = -1
-"""Stands for "not there" in integer arrays: an open call has no end, a call may have no synchronisation after it."""
+from gpuaudit.analyze.syncs import NONE, Array, Syncs
 
 MIN_COHORT = 3
 """With two ranks nobody can say which of them was early and which late."""
@@ -34,7 +30,6 @@ QUORUM_NUM, QUORUM_DEN = 1, 2
 NCCL_OK = "(return_code IS NULL OR return_code IN (0, 7))"
 """ncclSuccess = 0, ncclInProgress = 7 (ncclResult_t, nccl.h); a call that failed took part in no collective."""
 
-SYNC_OPS = ("cudaStreamSynchronize", "cudaDeviceSynchronize")
 SIGNATURE = ("count", "size_bytes", "datatype", "root")
 
 
@@ -43,7 +38,8 @@ class Collectives:
     """One communicator. Arrays have shape (ranks, collectives); times in ns, :data:`NONE` where there is none.
 
     ``not_evaluated`` says why the ranks cannot be compared; then the arrays are empty. ``unmatched`` counts collectives
-    at the end that not every rank had reached. ``call_keys`` and ``sync_keys`` are (ranks, collectives, 2): leaf and row.
+    at the end that not every rank had reached. ``call_keys`` and ``sync_keys`` are (ranks, collectives,
+    2): leaf and row.
     """
 
     comm_id: int
@@ -94,11 +90,11 @@ class _RankCalls:
 def read_collectives(store: Store, nccl_lost: int) -> list[Collectives]:
     """Every communicator with an identity, by identity. ``nccl_lost``: calls that the counters say were lost."""
     ids = store.sql(f"SELECT DISTINCT comm_id FROM nccl_calls WHERE comm_id IS NOT NULL AND {NOT_OWN} ORDER BY 1")
-    syncs = _Syncs(store)
+    syncs = Syncs(store)
     return [_read_one(store, int(i), syncs, nccl_lost) for (i,) in ids]
 
 
-def _read_one(store: Store, comm_id: int, syncs: _Syncs, nccl_lost: int) -> Collectives:
+def _read_one(store: Store, comm_id: int, syncs: Syncs, nccl_lost: int) -> Collectives:
     ranks = _read_ranks(store, comm_id)
     reason = _why_not(store, ranks, nccl_lost)
     numbers = tuple(r.rank for r in ranks)
@@ -133,7 +129,8 @@ def _read_ranks(store: Store, comm_id: int) -> list[_RankCalls]:
         f"SELECT coalesce(rank, {NONE})::BIGINT AS rank, coalesce(nranks, 0)::BIGINT AS nranks, pid::BIGINT AS pid, "
         f"tid::BIGINT AS tid, concat_ws(', ', op, {signature}) AS signature, start_ns::BIGINT AS start_ns, "
         f"coalesce(end_ns, {NONE})::BIGINT AS end_ns, coalesce(stream::VARCHAR, '') AS stream, "
-        f"leaf::BIGINT AS leaf, row::BIGINT AS row FROM nccl_calls WHERE comm_id = {comm_id} AND {NCCL_OK} AND {NOT_OWN} "
+        f"leaf::BIGINT AS leaf, row::BIGINT AS row FROM nccl_calls WHERE comm_id = {comm_id} AND {NCCL_OK} AND "
+        f"{NOT_OWN} "
         "ORDER BY rank, start_ns, seq, leaf, row"
     )
     out = []
@@ -156,12 +153,15 @@ def _why_not(store: Store, ranks: list[_RankCalls], nccl_lost: int) -> str:
     sizes = {r.nranks for r in ranks}
     if len(sizes) > 1 or max(r.rank for r in ranks) >= max(sizes):
         return f"the ranks do not agree on the size of the communicator: {sorted(sizes)}"
-    nranks = sizes.pop()
+    return _too_few(ranks, sizes.pop()) or _gap(store, ranks) or _disagreement(ranks)
+
+
+def _too_few(ranks: list[_RankCalls], nranks: int) -> str:
     if len(ranks) < MIN_COHORT:
         return f"{len(ranks)} of {nranks} ranks observed, and at least {MIN_COHORT} are needed to tell late from early"
     if len(ranks) * QUORUM_DEN < nranks * QUORUM_NUM:
         return f"{len(ranks)} of {nranks} ranks observed, fewer than {QUORUM_NUM}/{QUORUM_DEN} of them"
-    return _gap(store, ranks) or _disagreement(ranks)
+    return ""
 
 
 def _gap(store: Store, ranks: list[_RankCalls]) -> str:
@@ -204,33 +204,3 @@ def _impossible(arrival: Array, sync_end: Array, ranks: tuple[int, ...], *, equa
         late = ranks[int(arrival[:, i].argmax())]
         return f"rank {who} was through with collective {i} before rank {late} entered it, so a call is missing"
     return ""
-
-
-class _Syncs:
-    """Synchronisation calls by thread, to find the one that follows a collective."""
-
-    def __init__(self, store: Store) -> None:
-        ops = ", ".join(f"'{op}'" for op in SYNC_OPS)
-        self._all = store.arrays(
-            f"SELECT pid::BIGINT AS pid, tid::BIGINT AS tid, op = 'cudaDeviceSynchronize' AS device, "
-            f"coalesce(stream::VARCHAR, '') AS stream, start_ns::BIGINT AS start_ns, coalesce(end_ns, {NONE})::BIGINT AS end_ns, "
-            f"leaf::BIGINT AS leaf, row::BIGINT AS row FROM cuda_calls WHERE op IN ({ops}) AND {NOT_OWN} "
-            "AND (return_code IS NULL OR return_code = 0) ORDER BY pid, tid, start_ns, leaf, row"
-        )
-
-    def following(self, pid: int, calls: dict[str, npt.NDArray[Any]]) -> tuple[Array, Array, RowKeys]:
-        """Start, end and key of the first synchronisation after each call, on its thread and stream."""
-        n = len(calls["start_ns"])
-        start, end = np.full(n, NONE, dtype=np.int64), np.full(n, NONE, dtype=np.int64)
-        keys = np.full((n, 2), NONE, dtype=np.int64)
-        of_process = self._all["pid"] == pid
-        for tid in np.unique(calls["tid"]).tolist():
-            thread = of_process & (self._all["tid"] == tid)
-            for stream in sorted(set(calls["stream"][calls["tid"] == tid].tolist())):
-                syncs = np.flatnonzero(thread & (self._all["device"] | (self._all["stream"] == stream)))
-                mine = np.flatnonzero((calls["tid"] == tid) & (calls["stream"] == stream) & (calls["end_ns"] != NONE))
-                at = np.searchsorted(self._all["start_ns"][syncs], calls["end_ns"][mine])
-                mine, hit = mine[at < len(syncs)], syncs[at[at < len(syncs)]]
-                start[mine], end[mine] = self._all["start_ns"][hit], self._all["end_ns"][hit]
-                keys[mine] = np.stack([self._all["leaf"][hit], self._all["row"][hit]], axis=1)
-        return start, end, keys

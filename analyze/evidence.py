@@ -14,7 +14,7 @@ from gpuaudit.analyze.finding import Evidence
 from gpuaudit.analyze.store import Store
 
 MAX_LISTED_RUNS = 400
-"""Row ranges that one query lists; past it the query names the rows by what they have in common (about 12 kB of SQL)."""
+"""Row ranges that one query lists (about 12 kB of SQL); past it the query names rows by what they have in common."""
 
 RowKeys = npt.NDArray[np.int64]
 """Shape (n, 2): leaf and row of each piece of evidence."""

@@ -139,7 +139,8 @@ def _time(d: Document) -> Iterator[Line]:
         yield (
             2,
             (
-                f"{o['op']}: {amount(q['count'])} calls{failed}, {amount(q['total'])} in all, p50 {amount(q['p50'])}, {tail}, "
+                f"{o['op']}: {amount(q['count'])} calls{failed}, {amount(q['total'])} in all, p50 "
+                f"{amount(q['p50'])}, {tail}, "
                 f"max {amount(q['max'])}"
             ),
         )

@@ -217,7 +217,8 @@ class Document:
     ``bundle``: origin, root, size, status, file_sha256, identity_sha256, synthetic, notices.
     ``host``: hostname, kernel, cpus, machine, gpus (index, uuid, name, driver).
     ``window``: start_ns, end_ns, start_utc_ns, end_utc_ns, utc_uncertainty_ns.
-    ``quality``: grade, reasons, tables (table, seen, written, lost, rows, leaves), gaps, sources (source, state, reason).
+    ``quality``: grade, reasons, tables (table, seen, written, lost, rows, leaves), gaps, sources (source,
+    state, reason).
     ``operations``: table, op, count, open, errors, total, p50, p99, max (each a Quantity).
     ``waste``: rows (key, gpu, pid, gpu_time, share, money?, provenance, definition), observed, currency, rate, notes.
     ``cost``: rows (name, quantity, definition): what the recording cost the host.

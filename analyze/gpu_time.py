@@ -77,12 +77,14 @@ def _read_gpu(store: Store, uuid: str, index: int) -> GpuTime:
     columns = ("gpu_utilization_percent", "event_reasons", "clock_sm_mhz", "clock_sm_max_mhz")
     chosen = ", ".join(f"coalesce(least({c}, {1 << 62}), {UNKNOWN})::BIGINT AS {c}" for c in columns)
     a = store.arrays(
-        f"SELECT start_ns::BIGINT AS start_ns, coalesce(end_ns, start_ns)::BIGINT AS end_ns, {chosen} FROM nvml_samples WHERE gpu_uuid = {quoted(uuid)} "
+        f"SELECT start_ns::BIGINT AS start_ns, coalesce(end_ns, start_ns)::BIGINT AS end_ns, {chosen} FROM "
+        f"nvml_samples WHERE gpu_uuid = {quoted(uuid)} "
         "ORDER BY start_ns, leaf, row"
     )
     starts = a["start_ns"]
     return GpuTime(
-        uuid, index, starts, _spans(starts, a["end_ns"]), a["gpu_utilization_percent"], a["event_reasons"], a["clock_sm_mhz"],
+        uuid, index, starts, _spans(starts, a["end_ns"]), a["gpu_utilization_percent"], a["event_reasons"],
+        a["clock_sm_mhz"],
         a["clock_sm_max_mhz"], _holders(store, uuid, starts),
     )  # fmt: skip
 

@@ -31,7 +31,7 @@ def _map(c: Collectives, omitted: int) -> Json:
     starts = np.arange(0, c.count, per_column)
     late_by = lateness.of_every_rank(c.arrival)
     judged = lateness.judge(c.arrival)
-    rows = sorted(np.argsort(-late_by.max(axis=1), kind="stable")[:MAX_RANKS].tolist())
+    rows: list[int] = sorted(int(r) for r in np.argsort(-late_by.max(axis=1), kind="stable")[:MAX_RANKS])
     worst = np.maximum.reduceat(late_by, starts, axis=1)
     late = sorted(
         {
@@ -44,7 +44,7 @@ def _map(c: Collectives, omitted: int) -> Json:
         "comm_id": c.name,
         "nranks": c.nranks,
         "ranks": [c.ranks[r] for r in rows],
-        "columns": [[int(s), int(min(s + per_column, c.count) - 1)] for s in starts],
+        "columns": [[s, min(s + per_column, c.count) - 1] for s in range(0, c.count, per_column)],
         "lateness_ns": [[str(int(v)) for v in worst[r]] for r in rows],
         "threshold_ns": str(judged.usual_threshold_ns),
         "late": [list(x) for x in late],

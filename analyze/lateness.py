@@ -14,8 +14,8 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from gpuaudit.analyze.collectives import Array
 from gpuaudit.analyze.finding import Threshold
+from gpuaudit.analyze.syncs import Array
 
 FLOOR = Threshold(
     "lateness_floor_ns", 1_000_000, "ns",
@@ -24,7 +24,8 @@ FLOOR = Threshold(
 )  # fmt: skip
 K = Threshold(
     "k", Fraction(7, 2), "ratio",
-    "Iglewicz and Hoaglin 1993: modified z-scores above 3.5 are potential outliers (NIST/SEMATECH e-Handbook, 1.3.5.17)",
+    "Iglewicz and Hoaglin 1993: modified z-scores above 3.5 are potential outliers (NIST/SEMATECH e-Handbook, "
+    "1.3.5.17)",
 )  # fmt: skip
 MAD_SCALE = Threshold(
     "mad_scale",
@@ -37,7 +38,7 @@ THRESHOLDS = (FLOOR, K, MAD_SCALE)
 
 @dataclass(frozen=True)
 class Lateness:
-    """Per collective, shape (collectives,): who came last, median arrival of the others, lateness, threshold, judged late."""
+    """Per collective, shape (collectives,): who came last, median arrival of the others, lateness, threshold, verdict."""
 
     last: npt.NDArray[np.intp]
     median: Array

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from gpuaudit.analyze.finding import (
-    Chain, Document, Evidence, Finding, Json, Link, Quantity, RuleOutcome, number_from_json,
+    Chain,
+    Document,
+    Evidence,
+    Finding,
+    Json,
+    Link,
+    Quantity,
+    RuleOutcome,
+    number_from_json,
 )  # fmt: skip
 from gpuaudit.analyze.schema import DOCUMENT
 from gpuaudit.analyze.shape import ShapeError
@@ -55,7 +63,7 @@ def _check_references(body: dict[str, Json]) -> None:
     entries = [e["id"] for e in body["evidence"]]
     _unique(entries, "evidence")
     known = set(entries)
-    for path, ids in _references(body, ""):
+    for path, ids in _references(body):
         for i in ids:
             if i not in known:
                 raise ShapeError(f"{path}: refers to evidence {i}, which is not in the table")
@@ -74,7 +82,7 @@ def _unique(ids: Sequence[str], where: str) -> None:
         raise ShapeError(f"{where}: an id stands twice")
 
 
-def _references(value: Json, path: str) -> Iterator[tuple[str, Iterable[str]]]:
+def _references(value: Json) -> Iterator[tuple[str, Iterable[str]]]:
     """Every list called ``evidence`` below the top, which holds ids."""
     pending: list[tuple[Any, str]] = [(v, k) for k, v in value.items() if k != "evidence"]
     while pending:

@@ -51,7 +51,8 @@ def _tables_of(source: str) -> tuple[str, ...]:
 
 def _gaps(store: Store) -> list[Reason]:
     rows = store.sql(
-        "SELECT source, any_value(table_name), reason, count(*), sum(duration_ns)::BIGINT, count(*) - count(duration_ns) "
+        "SELECT source, any_value(table_name), reason, count(*), sum(duration_ns)::BIGINT, count(*) - "
+        "count(duration_ns) "
         "FROM (SELECT * FROM gaps ORDER BY start_ns, leaf, row) GROUP BY source, reason ORDER BY source, reason"
     )
     out = []
@@ -107,12 +108,15 @@ def _late(store: Store, window: Window) -> list[Reason]:
     """Processes that started within the capture and whose library was probed for the first time after they started."""
     rows = store.sql(
         "SELECT l.pid, l.library, max(l.start_ns + coalesce(l.duration_ns, 0) - p.start_ns)::BIGINT FROM libraries l "
-        "JOIN (SELECT pid, min(start_ns) AS start_ns FROM processes WHERE role NOT IN ('recorder', 'attacher') GROUP BY pid) p "
-        "ON p.pid = l.pid WHERE l.op = 'attached' AND p.start_ns >= ? AND l.start_ns + coalesce(l.duration_ns, 0) > p.start_ns "
+        "JOIN (SELECT pid, min(start_ns) AS start_ns FROM processes WHERE role NOT IN ('recorder', 'attacher') "
+        "GROUP BY pid) p "
+        "ON p.pid = l.pid WHERE l.op = 'attached' AND p.start_ns >= ? AND l.start_ns + coalesce(l.duration_ns, "
+        "0) > p.start_ns "
         "GROUP BY l.pid, l.library ORDER BY l.pid, l.library", [window.start_ns]
     )  # fmt: skip
     out = [
-        Reason("B", f"process {pid}: {library} was probed {duration(int(late))} after the process started; calls before are not recorded",
+        Reason("B", f"process {pid}: {library} was probed {duration(int(late))} after the process started; "
+        f"calls before are not recorded",
                _tables_of(str(library)))
         for pid, library, late in rows
     ]  # fmt: skip
@@ -121,10 +125,12 @@ def _late(store: Store, window: Window) -> list[Reason]:
 
 def _no_identity(store: Store) -> list[Reason]:
     rows = store.sql(
-        f"SELECT pid, comm_handle, count(*) FROM nccl_calls WHERE comm_id IS NULL AND {NOT_OWN} GROUP BY 1, 2 ORDER BY 1, 2"
+        f"SELECT pid, comm_handle, count(*) FROM nccl_calls WHERE comm_id IS NULL AND {NOT_OWN} GROUP BY 1, 2 "
+        f"ORDER BY 1, 2"
     )
     out = [
-        Reason("B", f"process {pid}: communicator {handle:#x} has no identity, it was made before the probes were attached "
+        Reason("B", f"process {pid}: communicator {handle:#x} has no identity, it was made before the probes "
+        f"were attached "
                f"({calls} calls)", ("nccl_comms",))
         for pid, handle, calls in rows
     ]  # fmt: skip

@@ -19,7 +19,8 @@ P99_MIN_CALLS = 100
 
 _QUERY = """
 WITH c AS (
-  SELECT op, duration_ns AS d, count(*) AS n FROM {table} WHERE {own} AND duration_ns IS NOT NULL GROUP BY op, duration_ns
+  SELECT op, duration_ns AS d, count(*) AS n FROM {table} WHERE {own} AND duration_ns IS NOT NULL GROUP BY op,
+  duration_ns
 ), r AS (
   SELECT op, d, n, sum(n) OVER (PARTITION BY op ORDER BY d) AS upto, sum(n) OVER (PARTITION BY op) AS of_op FROM c
 ), s AS (
@@ -27,7 +28,8 @@ WITH c AS (
     min(d) FILTER (WHERE upto * 2 >= of_op) AS p50, min(d) FILTER (WHERE upto * 100 >= of_op * 99) AS p99
   FROM r GROUP BY op
 ), a AS (
-  SELECT op, count(*) AS calls, count(*) - count(duration_ns) AS open, {errors} AS errors FROM {table} WHERE {own} GROUP BY op
+  SELECT op, count(*) AS calls, count(*) - count(duration_ns) AS open,
+  {errors} AS errors FROM {table} WHERE {own} GROUP BY op
 )
 SELECT a.op, calls, open, errors, coalesce(finished, 0)::BIGINT, coalesce(total, 0)::HUGEINT, p50, p99, longest
 FROM a LEFT JOIN s ON s.op = a.op ORDER BY 6 DESC, a.op

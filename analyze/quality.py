@@ -121,11 +121,11 @@ def _table(store: Store, name: str) -> TableQuality:
     rows = store.row_count(name)
     told = store.totals.get(name) if isinstance(store.totals, dict) else None
     counters: dict[str, int] = {"seen": rows, "written": rows, "lost": 0}
-    for key in counters:
+    for key, given in counters.items():
         values = [v for leaf in leaves if (v := getattr(leaf, key)) is not None]
         if isinstance(told, dict) and str(told.get(key, "")).isdecimal():
             values.append(int(told[key]))
-        counters[key] = max(values, default=counters[key])
+        counters[key] = max(values, default=given)
     counters["lost"] = max(counters["lost"], _ring_losses(store, name))
     return TableQuality(name, counters["seen"], counters["written"], counters["lost"], rows, len(leaves))
 

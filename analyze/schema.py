@@ -6,7 +6,20 @@ from typing import Any, get_args
 
 from gpuaudit.analyze.finding import SCHEMA, Grade, Provenance, RuleState, Severity
 from gpuaudit.analyze.shape import (
-    Shape, array, boolean, decimal, either, integer, mapping, number, one_of, optional, pattern, record, row, text,
+    Shape,
+    array,
+    boolean,
+    decimal,
+    either,
+    integer,
+    mapping,
+    number,
+    one_of,
+    optional,
+    pattern,
+    record,
+    row,
+    text,
 )  # fmt: skip
 
 MAX_ITEMS = 10_000
@@ -63,14 +76,17 @@ QUALITY = record(
         "grade": GRADE,
         "reasons": TEXTS,
         "tables": array(
-            record({k: decimal for k in ("seen", "written", "lost", "rows", "leaves")} | {"table": NAME}, {"evidence": IDS}), 100
+            record(dict.fromkeys(("seen", "written", "lost", "rows", "leaves"), decimal) | {"table": NAME},
+            {"evidence": IDS}), 100
         ),
         "gaps": array(
-            record({"source": text(256), "start_ns": decimal, "duration_ns": optional(decimal), "pid": optional(integer()),
+            record({"source": text(256), "start_ns": decimal, "duration_ns": optional(decimal),
+            "pid": optional(integer()),
                     "reason": text()}), MAX_ITEMS
         ),
         "sources": array(
-            record({"source": text(256), "state": one_of("recorded", "partly recorded", "not recorded"), "reason": text()}), 1000
+            record({"source": text(256), "state": one_of("recorded", "partly recorded", "not "
+            "recorded"), "reason": text()}), 1000
         ),
     }
 )  # fmt: skip
@@ -83,7 +99,8 @@ _RATE = optional(pattern(r"[0-9]{1,7}(\.[0-9]{1,30})?", "a decimal number"))
 WASTE = record(
     {
         "rows": array(
-            record({**_AMOUNTS, "gpu": optional(text(256)), "gpu_index": optional(integer()), "pid": optional(integer()),
+            record({**_AMOUNTS, "gpu": optional(text(256)), "gpu_index": optional(integer()),
+            "pid": optional(integer()),
                     "definition": text()}), MAX_ITEMS
         ),
         "by_key": array(record(_AMOUNTS), 10),
@@ -96,7 +113,8 @@ TIMELINE = record(
     {
         "start_ns": decimal, "end_ns": decimal,
         "lanes": array(
-            record({"label": text(4096), "kind": one_of("gpu", "process", "thread", "rank", "gap"), "omitted": integer(),
+            record({"label": text(4096), "kind": one_of("gpu", "process", "thread", "rank", "gap"),
+            "omitted": integer(),
                     "rule": text(), "intervals": array(row(decimal, decimal, _CLASS), 1000)}), 64
         ),
     },
@@ -104,7 +122,8 @@ TIMELINE = record(
 )  # fmt: skip
 HEAT = record(
     {
-        "comm_id": NAME, "nranks": integer(1), "ranks": array(integer(), 64), "columns": array(row(integer(), integer()), 120),
+        "comm_id": NAME, "nranks": integer(1), "ranks": array(integer(), 64), "columns": array(row(integer(),
+        integer()), 120),
         "lateness_ns": array(array(optional(decimal), 120), 64), "threshold_ns": decimal,
         "late": array(row(integer(), integer()), 64 * 120), "omitted": integer(),
     },
@@ -161,7 +180,8 @@ DOCUMENT = record(
         ),
         "host": record(
             {"hostname": text(1024), "kernel": text(1024), "machine": text(1024), "cpus": integer(),
-             "gpus": array(record({"index": integer(), "uuid": text(1024), "name": text(1024), "driver": text(1024)}), 256)}
+             "gpus": array(record({"index": integer(), "uuid": text(1024), "name": text(1024),
+             "driver": text(1024)}), 256)}
         ),
         "window": record(
             {"start_ns": decimal, "end_ns": decimal, "start_utc_ns": optional(decimal), "end_utc_ns": optional(decimal),
@@ -175,7 +195,8 @@ DOCUMENT = record(
         "waste": WASTE,
         "cost": record({"rows": array(record({"name": text(), "quantity": QUANTITY, "definition": text()}), 256)}),
         "charts": record(
-            {"timeline": TIMELINE, "rank_heat": array(HEAT, 16), "nvml": array(NVML, 16), "latency": array(LATENCY, 1000)}
+            {"timeline": TIMELINE, "rank_heat": array(HEAT, 16), "nvml": array(NVML, 16),
+            "latency": array(LATENCY, 1000)}
         ),
         "appendix": APPENDIX,
         "evidence": array(EVIDENCE, MAX_ITEMS),

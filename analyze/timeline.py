@@ -25,7 +25,8 @@ LANES_OF = {"gpu": 16, "gap": 4, "rank": 24, "thread": 20}
 """At most so many lanes of a kind; together they are MAX_LANES."""
 
 RULE = (
-    f"at most {MAX_LANES} lanes (GPUs by index; gaps by source; ranks by communicator and rank; threads by time off CPU) "
+    f"at most {MAX_LANES} lanes (GPUs by index; gaps by source; ranks by communicator and rank; threads by time "
+    f"off CPU) "
     f"and {MAX_INTERVALS} intervals each: neighbours of one class are joined, findings are kept first, then the longest"
 )
 
@@ -78,7 +79,8 @@ def _gpu(gpu: GpuTime) -> tuple[str, Marks]:
 
 def _gaps(context: Context) -> list[tuple[str, Marks]]:
     rows = context.store.sql(
-        f"SELECT source, start_ns::BIGINT, coalesce(end_ns, {context.window.end_ns})::BIGINT FROM gaps ORDER BY source, 2, 3"
+        f"SELECT source, start_ns::BIGINT, coalesce(end_ns, {context.window.end_ns})::BIGINT FROM gaps ORDER BY "
+        f"source, 2, 3"
     )
     by_source: dict[str, list[tuple[int, int]]] = {}
     for source, start, end in rows:
@@ -109,13 +111,15 @@ def _ranks(context: Context, c: Collectives, chains: list[Chain]) -> Iterable[tu
 def _threads(context: Context) -> list[tuple[str, Marks]]:
     """Threads that were preempted, most time first: sleep is left out, a thread that waits by choice is no incident."""
     threads = context.store.sql(
-        "SELECT pid, tid, sum(duration_ns)::BIGINT AS t FROM off_cpu WHERE op = 'preempted' AND duration_ns IS NOT NULL "
+        "SELECT pid, tid, sum(duration_ns)::BIGINT AS t FROM off_cpu WHERE op = 'preempted' AND duration_ns IS "
+        "NOT NULL "
         f"AND {NOT_OWN} GROUP BY pid, tid ORDER BY t DESC, pid, tid"
     )
     out = []
     for pid, tid, _ in threads[: LANES_OF["thread"]]:
         a = context.store.arrays(
-            "SELECT start_ns::BIGINT AS a, end_ns::BIGINT AS b FROM off_cpu WHERE op = 'preempted' AND duration_ns IS NOT NULL "
+            "SELECT start_ns::BIGINT AS a, end_ns::BIGINT AS b FROM off_cpu WHERE op = 'preempted' AND "
+            "duration_ns IS NOT NULL "
             f"AND pid = {int(pid)} AND tid = {int(tid)} ORDER BY 1, 2"
         )
         label = f"thread {tid} of {pid} ({context.process_name(int(pid))})"

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuaudit.analyze import intervals
-from gpuaudit.analyze.collectives import NONE, Array, Collectives
+from gpuaudit.analyze.collectives import Collectives
 from gpuaudit.analyze.intervals import Intervals
+from gpuaudit.analyze.syncs import NONE, Array
 
 
 def carriers(c: Collectives, window_end_ns: int) -> tuple[Array, npt.NDArray[np.bool_]]:
@@ -43,4 +44,5 @@ def _bounds(start: Array, end: Array, window_end_ns: int) -> Array:
 
 
 def _overlap(bounds: Array, low: Array, high: Array) -> Array:
-    return np.maximum(np.minimum(bounds[..., 1], high) - np.maximum(bounds[..., 0], low), 0)
+    out: Array = np.maximum(np.minimum(bounds[..., 1], high) - np.maximum(bounds[..., 0], low), 0)
+    return out

@@ -11,19 +11,20 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from gpuaudit.analyze import intervals, waits
-from gpuaudit.analyze.collectives import SYNC_OPS
 from gpuaudit.analyze.context import Context
 from gpuaudit.analyze.finding import Json, Quantity
 from gpuaudit.analyze.gpu_time import GpuTime
 from gpuaudit.analyze.intervals import Intervals
 from gpuaudit.analyze.money import Rate
+from gpuaudit.analyze.syncs import SYNC_OPS
 from gpuaudit.analyze.words import duration
 
 KEYS: dict[str, str] = {
     "idle_allocated": "utilisation was 0 and NVML listed at least one process on the GPU",
     "idle_unallocated": "utilisation was 0 and NVML listed no process on the GPU",
     "waiting_for_peers": "every process on the GPU was inside a collective that not all observed ranks had entered yet",
-    "host_blocked": "every process on the GPU was blocked in a synchronisation call; the GPU itself may have been working",
+    "host_blocked": "every process on the GPU was blocked in a synchronisation call; the GPU itself may have "
+    "been working",
     "not_classified": "none of the others, or not known: a busy GPU, several GPUs in one process, no utilisation told",
 }
 """Rows in order of precedence, with their definitions."""
@@ -129,7 +130,8 @@ class _HostTime:
         if pid not in self._blocked:
             ops = ", ".join(f"'{op}'" for op in SYNC_OPS)
             a = self._context.store.arrays(
-                f"SELECT start_ns::BIGINT AS a, coalesce(end_ns, {self._context.window.end_ns})::BIGINT AS b FROM cuda_calls "
+                f"SELECT start_ns::BIGINT AS a, coalesce(end_ns, {self._context.window.end_ns})::BIGINT AS b "
+                f"FROM cuda_calls "
                 f"WHERE op IN ({ops}) AND pid = {pid} ORDER BY 1, 2"
             )
             self._blocked[pid] = intervals.from_bounds(a["a"], a["b"])
@@ -187,7 +189,8 @@ def _notes(context: Context, entries: Sequence[Entry], rate: Rate | None) -> lis
         missing = window - intervals.measure(intervals.clip(g.covered, context.window.start_ns, context.window.end_ns))
         if missing:
             out.append(
-                f"GPU {g.index} ({g.uuid}): {duration(missing)} of the window of {duration(window)} are not covered by samples and not counted."
+                f"GPU {g.index} ({g.uuid}): {duration(missing)} of the window of {duration(window)} are not "
+                f"covered by samples and not counted."
             )
     if any(e.pid is None and e.key != "idle_unallocated" for e in entries):
         out.append(

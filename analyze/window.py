@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 from gpuaudit.analyze.finding import Json
 from gpuaudit.analyze.store import Store
@@ -96,7 +97,7 @@ def read_window(store: Store) -> Window:
     ]
     if not pairs:
         return Window(int(start), int(end), None, None, None)
-    steps = tuple(s for a, b in zip(pairs, pairs[1:], strict=False) if (s := _step(a, b)) is not None)
+    steps = tuple(s for a, b in pairwise(pairs) if (s := _step(a, b)) is not None)
     return Window(
         int(start),
         int(end),

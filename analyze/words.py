@@ -23,18 +23,22 @@ def amount(q: Quantity) -> str:
         return duration(q.value)
     if q.unit == "gpu_ns":
         return f"{duration(q.value)} of GPU time"
-    if q.unit == "bytes":
-        return _scaled(q.value, _SIZES, "bytes")
-    if q.unit == "share":
-        return f"{_decimal(q.value * 100)} %"
-    if q.unit in ("count", "ratio"):
-        return f"{int(q.value):,}" if q.value == int(q.value) else _decimal(q.value)
-    return f"{_decimal(q.value)} {q.unit}"
+    if q.unit in ("count", "ratio") and q.value == int(q.value):
+        return f"{int(q.value):,}"
+    return _in_unit(Fraction(q.value), q.unit)
+
+
+def _in_unit(value: Fraction, unit: str) -> str:
+    if unit == "bytes":
+        return _scaled(value, _SIZES, "bytes")
+    if unit == "share":
+        return f"{_decimal(value * 100)} %"
+    return _decimal(value) if unit in ("count", "ratio") else f"{_decimal(value)} {unit}"
 
 
 def duration(ns: int | Fraction) -> str:
     """A time in the largest unit in which it is at least one; minutes only from ten on."""
-    units = [(u, size) for u, size in _TIMES if u != "min" or abs(ns) >= 10 * size]
+    units = [(u, size) for u, size in _TIMES if u != "min" or abs(Fraction(ns)) >= 10 * size]
     return _scaled(ns, tuple(units), "ns")
 
 
@@ -44,10 +48,11 @@ def sentence(item: Finding | Chain, declaration: Declaration) -> str:
     return declaration.texts[item.text].format_map(values)
 
 
-def _scaled(value: int | Fraction, units: tuple[tuple[str, int], ...], base: str) -> str:
+def _scaled(number: int | Fraction, units: tuple[tuple[str, int], ...], base: str) -> str:
+    value = Fraction(number)
     for unit, size in units:
         if abs(value) >= size:
-            return f"{_decimal(Fraction(value) / size)} {unit}"
+            return f"{_decimal(value / size)} {unit}"
     return f"{_decimal(value)} {base}"
 
 

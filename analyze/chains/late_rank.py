@@ -19,10 +19,12 @@ from gpuaudit.analyze import collectives, intervals, lateness, severity, waits
 from gpuaudit.analyze.collectives import Collectives
 from gpuaudit.analyze.context import UNNUMBERED, Context, Found, NotEvaluated, Outcome
 from gpuaudit.analyze.finding import Chain, Declaration, Grade, Link, Quantity, Threshold
+from gpuaudit.analyze.syncs import SYNC_OPS
 
 SYSTEMATIC_SHARE = Threshold(
     "systematic_share", Fraction(1, 10), "share",
-    "chosen: a rank that is late in a tenth of the collectives is late by habit; scattered late arrivals fall on all ranks",
+    "chosen: a rank that is late in a tenth of the collectives is late by habit; scattered late arrivals fall "
+    "on all ranks",
 )  # fmt: skip
 SYSTEMATIC_MIN = Threshold("systematic_min", 3, "count", "chosen: one or two late arrivals are not a habit")
 STALL = Threshold(
@@ -52,18 +54,23 @@ DECLARATION = Declaration(
     title="Late rank",
     question="Does one rank of a communicator enter collectives late, and how long do its peers wait for it?",
     inputs=(
-        ("nccl_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "comm_id", "rank", "nranks", "count", "size_bytes",
+        ("nccl_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "comm_id", "rank", "nranks", "count",
+        "size_bytes",
                         "datatype", "root", "stream", "return_code")),
         ("cuda_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "stream", "return_code")),
         ("gaps", ("start_ns", "duration_ns", "source", "table_name", "pid", "reason")),
     ),
-    thresholds=(*lateness.THRESHOLDS, COHORT, QUORUM, SYSTEMATIC_SHARE, SYSTEMATIC_MIN, STALL, HIGH, MEDIUM, *severity.THRESHOLDS),
+    thresholds=(*lateness.THRESHOLDS, COHORT, QUORUM, SYSTEMATIC_SHARE, SYSTEMATIC_MIN, STALL, HIGH, MEDIUM,
+    *severity.THRESHOLDS),
     texts={
-        "late_rank": "Rank {rank} (process {process}) of communicator {communicator} entered {occurrences} of {evaluated} "
-        "collectives late, by {lateness_p50} (median) and at most {lateness_max}; its {peers} peers waited {wait} for it, "
+        "late_rank": "Rank {rank} (process {process}) of communicator {communicator} entered {occurrences} of "
+        "{evaluated} "
+        "collectives late, by {lateness_p50} (median) and at most {lateness_max}; its {peers} peers waited "
+        "{wait} for it, "
         "of {peer_time} of their time."
     },
-    never_claims="Why the rank was late, or anything about the time its GPU took: only when its host thread made the call.",
+    never_claims="Why the rank was late, or anything about the time its GPU took: only when its host thread "
+    "made the call.",
     assumptions=(
         "The n-th collective of one rank is the n-th of every other (NCCL's own requirement).",
         "The synchronisation that follows on the same thread and stream waits for the collective.",
@@ -132,7 +139,8 @@ def _of_communicator(context: Context, c: Collectives) -> tuple[list[Chain], int
     reason = ""
     if unseen:
         reason = (
-            f"communicator {c.name}: ranks {unseen} came late, but no wait of their peers was seen in the calls or in a "
+            f"communicator {c.name}: ranks {unseen} came late, but no wait of their peers was seen in the calls "
+            f"or in a "
             "synchronisation on the same thread and stream, so what it cost is not evaluated"
         )
     return out, left, reason
@@ -200,7 +208,8 @@ def _chain(context: Context, c: Collectives, j: lateness.Lateness, late: _Late) 
         subject={"comm": c.name, "rank": str(c.ranks[late.rank_at]), "pid": str(pid)},
         links=(
             Link(
-                effect="the other ranks are inside the collective, in its call or in the synchronisation that follows it",
+                effect="the other ranks are inside the collective, in its call or in the synchronisation that "
+                "follows it",
                 cause="this rank has not entered the collective, though half of the others have",
                 effect_ns=derived(late.effect_ns, "ns", "the peers' calls or synchronisations in those collectives"),
                 overlap_ns=wait,
@@ -233,7 +242,7 @@ def _evidence(context: Context, c: Collectives, late: _Late) -> tuple[str, str, 
         return arrivals, own, ()
     pids = ", ".join(str(c.pids[p]) for p in peers)
     low, high = int(c.arrival[:, late.at].min()), int(c.sync_end[peers][:, late.at].max())
-    ops = ", ".join(f"'{op}'" for op in collectives.SYNC_OPS)
+    ops = ", ".join(f"'{op}'" for op in SYNC_OPS)
     wide = f"op IN ({ops}) AND pid IN ({pids}) AND start_ns BETWEEN {low} AND {max(low, high)}"
     return arrivals, own, (book.listed("cuda_calls", keys, wide),)
 
@@ -248,7 +257,8 @@ def _against(c: Collectives, j: lateness.Lateness, late: _Late) -> tuple[str, ..
     out = [DEVICE_SIDE]
     if late.overlap_ns < late.effect_ns:
         out.append(
-            "part of the peers' time in these collectives is not covered: transfer, their own GPU work, or another cause"
+            "part of the peers' time in these collectives is not covered: transfer, their own GPU work, or "
+            "another cause"
         )
     others = int(j.late.sum()) - len(late.at)
     if others:

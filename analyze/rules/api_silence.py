@@ -36,7 +36,8 @@ DECLARATION = Declaration(
     ),
     thresholds=(SILENCE, *severity.THRESHOLDS),
     texts={
-        "api_silence": "Process {process} made {calls} recorded calls, and none for {silent} of the {observed} after its "
+        "api_silence": "Process {process} made {calls} recorded calls, and none for {silent} of the {observed} "
+        "after its "
         "first ({share}; stretches of at least {threshold}: {stretches}, the longest {longest}, {where})."
     },
     never_claims="That the GPU was idle (kernels may run without calls), or what the process did instead.",
@@ -79,7 +80,7 @@ def _of_process(context: Context, pid: int, count: int, lossy: Intervals) -> Fin
     at = int((silent[:, 1] - silent[:, 0]).argmax())
     tail = int(silent[at, 1]) == int(lived[-1, 1])
     book = context.book
-    evidence = tuple(book.where(t, f"pid = {pid}") for t in TABLES) + (book.where("processes", f"pid = {pid}"),)
+    evidence = tuple(book.where(t, f"pid = {pid}") for t in (*TABLES, "processes"))
 
     def derived(value: int | Fraction, unit: str, how: str) -> Quantity:
         return Quantity(value, unit, "derived", evidence, how)
@@ -110,7 +111,7 @@ def _of_process(context: Context, pid: int, count: int, lossy: Intervals) -> Fin
 
 
 def _last_moment(context: Context, pid: int) -> int:
-    """Until when the process is known to have existed: its exit, the capture's end while it lived, else its last call."""
+    """Until when the process is known to have existed: its exit, or the end of the capture; 0 if not known."""
     rows = context.store.sql(
         f"SELECT op, end_ns FROM processes WHERE pid = {pid} ORDER BY seen_ns, (op = 'exited'), leaf, row"
     )
@@ -124,7 +125,8 @@ def _gaps(context: Context, pid: int) -> Intervals:
     tables = ", ".join(f"'{t}'" for t in TABLES)
     rows = context.store.arrays(
         f"SELECT start_ns::BIGINT AS a, coalesce(end_ns, {context.window.end_ns})::BIGINT AS b FROM gaps WHERE "
-        f"(source IN ('cuda', 'cudart', 'nccl') OR table_name IN ({tables})) AND (pid IS NULL OR pid = {pid}) ORDER BY 1, 2"
+        f"(source IN ('cuda', 'cudart', 'nccl') OR table_name IN ({tables})) AND (pid IS NULL OR pid = {pid}) "
+        f"ORDER BY 1, 2"
     )
     return intervals.from_bounds(rows["a"], rows["b"])
 
@@ -135,7 +137,8 @@ def _lossy(store: Store) -> tuple[Intervals, int]:
     rows = store.arrays(
         "SELECT a, b, n FROM (SELECT coalesce(lag(start_ns) OVER w, 0)::BIGINT AS a, start_ns::BIGINT AS b, "
         "(lost - coalesce(lag(lost) OVER w, 0))::BIGINT AS n "
-        f"FROM losses WHERE table_name IN ({tables}) WINDOW w AS (PARTITION BY table_name, cpu ORDER BY start_ns, leaf, row)) "
+        f"FROM losses WHERE table_name IN ({tables}) WINDOW w AS (PARTITION BY table_name, cpu ORDER BY "
+        f"start_ns, leaf, row)) "
         "WHERE n > 0 ORDER BY a, b"
     )
     return intervals.from_bounds(rows["a"], rows["b"]), int(rows["n"].sum())

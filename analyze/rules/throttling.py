@@ -1,7 +1,7 @@
 """Rule: a GPU that lowered its clocks for power or heat.
 
-Each NVML sample stands for the time from its poll to the next one; the time of samples with one of the named reasons set
-is added up. Unit of the impact: GPU-nanoseconds under a reason, of the observed time of that GPU.
+Each NVML sample stands for the time from its poll to the next one; the time of samples with one of the named reasons
+set is added up. Unit of the impact: GPU-nanoseconds under a reason, of the observed time of that GPU.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ DECLARATION = Declaration(
     ),
     thresholds=(MIN_SHARE, *severity.THRESHOLDS),
     texts={
-        "throttling": "GPU {gpu} ran under {reasons} for {throttled} of {observed} observed ({share}); its SM clock was "
+        "throttling": "GPU {gpu} ran under {reasons} for {throttled} of {observed} observed ({share}); its SM "
+        "clock was "
         "then {clock} (median), of at most {clock_max}."
     },
     never_claims="How much work was lost: the time under a reason is an upper bound of the time lost to it.",
