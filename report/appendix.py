@@ -130,7 +130,8 @@ def _libraries(rows: list[dict[str, Any]]) -> Table:
     keys = ("library", "op", "pid", "path", "build_id", "not_observed", "reason")
     titles = ("library", "state", "process", "path", "build id", "exported, not observed", "reason")
     return build(
-        "Libraries that could be probed", [Column(t, wide=t in ("path", "build id", "exported, not observed")) for t in titles],
+        "Libraries that could be probed",
+        [Column(t, wide=t in ("path", "build id", "exported, not observed")) for t in titles],
         [[loose(r.get(k)) for k in keys] for r in rows], empty="no process mapped a library of the probe table",
     )  # fmt: skip
 
@@ -149,8 +150,8 @@ def loose(value: Any) -> Text:
     if value is None or value == "":
         return words("–")
     if isinstance(value, dict) and {"value", "unit", "provenance"} <= set(value):
-        return number(Quantity(number_from_json(value["value"]), value["unit"], value["provenance"],
-                               reason=value.get("reason", "")))  # fmt: skip
+        exact = number_from_json(value["value"])
+        return number(Quantity(exact, value["unit"], value["provenance"], reason=value.get("reason", "")))
     if isinstance(value, list):
         return listed((loose(v) for v in value), "; ") if value else words("–")
     if isinstance(value, dict):

@@ -29,6 +29,9 @@ UNKNOWN_SEAL = "a status this version does not know"
 COUNTERS = (("seen", "seen"), ("written", "written"), ("lost", "lost"))
 """Keys and titles of the counters of page 1."""
 
+ALL_COUNTERS = (*COUNTERS, ("rows", "rows read"), ("leaves", "leaves"))
+"""Those of the appendix: rows that were read back, and the sealed leaves that hold them, too."""
+
 GAPS_ON_PAGE_ONE = 4
 """Gaps listed in the box; the appendix lists all of them, so that page 1 stays one page."""
 
@@ -63,7 +66,7 @@ def completeness(document: Document) -> Completeness:
         gap_lines=_gap_lines(gaps, int(document.window["start_ns"])),
         source_lines=_source_lines(quality["sources"]),
         gaps=_gaps(gaps, int(document.window["start_ns"])),
-        all_counts=_counts("Records per table", quality["tables"], (*COUNTERS, ("rows", "rows read"), ("leaves", "leaves"))),
+        all_counts=_counts("Records per table", quality["tables"], ALL_COUNTERS),
     )
 
 

@@ -68,12 +68,12 @@ def _run(job: bytes, scratch: Path) -> bytes:
             check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
-        raise AuditError(f"the PDF was not ready after {RENDER_LIMIT_S} s", hint="the HTML has the same content") from error
+        raise AuditError(f"the PDF was not ready after {RENDER_LIMIT_S} s", hint="print fewer findings") from error
     if done.returncode == 0:
         return done.stdout
     said = printable(done.stderr.decode(errors="replace").strip().rpartition("\n")[2], 400)
     if done.returncode == EXIT_NO_LIBRARY:
-        raise HostUnfit(f"this host cannot print a PDF: {said}", hint="install what is named, then run the command again")
+        raise HostUnfit(f"this host cannot print a PDF: {said}", hint="install what is named and run it again")
     raise AuditError(f"the typesetter ended with status {done.returncode}: {said}")
 
 

@@ -6,6 +6,7 @@ Three significant digits (a reader compares, the evidence table has the exact nu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
@@ -89,26 +90,34 @@ def shown(q: Quantity) -> Shown:
 
 
 def _digits(value: Exact, unit: str) -> str:
-    match unit:
-        case "ns":
-            return duration(value)
-        case "gpu_ns":
-            return duration(value).replace(" ", " GPU-", 1) if value else "0 GPU-s"
-        case "bytes":
-            return stepped(value, _BYTE_STEPS)
-        case "share":
-            return share(value)
-        case "mW":
-            return stepped(value, _POWER_STEPS)
-        case "count":
-            return half_even(value) if Fraction(value).denominator == 1 else significant(value)
-        case "ratio":
-            return f"{significant(value)} ×"
-        case "MHz" | "°C" | "%":
-            return f"{half_even(value)} {unit}"
-    if len(unit) == 3 and unit.isascii() and unit.isupper():
-        return f"{half_even(value, 2) if abs(value) >= 1 else half_even(value, 4)} {unit}"
+    if unit in _BY_UNIT:
+        return _BY_UNIT[unit](value)
+    if len(unit) == 3 and unit.isascii() and unit.isupper():  # a currency code: cents, finer below one unit of money
+        return f"{half_even(value, 2 if abs(Fraction(value)) >= 1 else 4)} {unit}"
     return f"{significant(value)} {unit}".strip()
+
+
+def _gpu_time(value: Exact) -> str:
+    return duration(value).replace(" ", " GPU-", 1)
+
+
+def _count(value: Exact) -> str:
+    return half_even(value) if Fraction(value).denominator == 1 else significant(value)
+
+
+_BY_UNIT: dict[str, Callable[[Exact], str]] = {
+    "ns": duration,
+    "gpu_ns": _gpu_time,
+    "bytes": lambda value: stepped(value, _BYTE_STEPS),
+    "share": share,
+    "mW": lambda value: stepped(value, _POWER_STEPS),
+    "count": _count,
+    "ratio": lambda value: f"{significant(value)} ×",
+    "MHz": lambda value: f"{half_even(value)} MHz",
+    "°C": lambda value: f"{half_even(value)} °C",
+    "%": lambda value: f"{half_even(value)} %",
+}
+"""How each unit of :class:`gpuaudit.analyze.finding.Quantity` is written."""
 
 
 def _exact(value: Exact) -> str:

@@ -41,9 +41,10 @@ class EvidenceLinks:
         """References to ``ids``; one that the table lacks is shown as such."""
         if not ids:
             return words("none")
-        return listed(
-            link(i, self._anchors[i]) if i in self._anchors else join(data(i), words(" (not in the table)")) for i in ids
-        )
+        return listed(self._one(i) for i in ids)
+
+    def _one(self, id: str) -> Text:
+        return link(id, self._anchors[id]) if id in self._anchors else join(data(id), words(" (not in the table)"))
 
 
 def statements(document: Document) -> tuple[Statement, ...]:
@@ -51,9 +52,10 @@ def statements(document: Document) -> tuple[Statement, ...]:
     declared = {d["id"]: d for d in document.appendix["declarations"]}
     links = EvidenceLinks(document)
     made = [
-        *(_chain(c, f"chain-{n}", _declaration(declared, c.detector), links) for n, c in enumerate(document.chains, 1)),
-        *(_finding(f, f"finding-{n}", _declaration(declared, f.rule), links) for n, f in enumerate(document.findings, 1)),
+        _chain(c, f"chain-{n}", _declaration(declared, c.detector), links) for n, c in enumerate(document.chains, 1)
     ]
+    for n, f in enumerate(document.findings, 1):
+        made.append(_finding(f, f"finding-{n}", _declaration(declared, f.rule), links))
     return tuple(sorted(made, key=lambda s: SEVERITIES.index(s.severity)))
 
 

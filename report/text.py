@@ -77,7 +77,7 @@ def value(q: Quantity | str) -> Text:
 
 
 def of(part: Quantity, whole: Quantity, ratio: Quantity) -> Text:
-    """"p of w (s)": a share never stands without its denominator."""
+    """Part of whole (ratio): a share never stands without its denominator."""
     return join(number(part), words(" of "), number(whole), bracket(number(ratio)))
 
 

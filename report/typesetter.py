@@ -36,7 +36,7 @@ def main() -> int:
     job = json.loads(sys.stdin.buffer.read())
     os.environ["SOURCE_DATE_EPOCH"] = str(_epoch(job["date"]))
     try:
-        import weasyprint  # noqa: PLC0415  (after the environment is complete: it loads fontconfig on import)
+        import weasyprint  # type: ignore[import-untyped]  # noqa: PLC0415  (after the environment is complete: it loads fontconfig on import)
 
         _demand_subsetter()
     except (ImportError, OSError) as error:
@@ -64,7 +64,7 @@ def main() -> int:
 
 def fetcher_class() -> type[Any]:
     """WeasyPrint's fetcher cut down to names held in memory; what else is asked for is refused and remembered."""
-    from weasyprint.urls import URLFetcher, URLFetcherResponse  # noqa: PLC0415
+    from weasyprint.urls import URLFetcher, URLFetcherResponse  # type: ignore[import-untyped]  # noqa: PLC0415
 
     class Memory(URLFetcher):  # type: ignore[misc]
         def __init__(self, known: Mapping[str, bytes]) -> None:
@@ -73,6 +73,7 @@ def fetcher_class() -> type[Any]:
             self.refused: list[str] = []
 
         def fetch(self, url: str, headers: Mapping[str, str] | None = None) -> Any:
+            del headers
             if url not in self.known:
                 self.refused.append(url)
                 raise ValueError(f"not one of ours: {url!r:.200}")
@@ -94,8 +95,8 @@ def finish(document: Any, pdf: Any) -> None:
 
 def renderer() -> dict[str, str]:
     """Name and version of everything that the PDF's bytes depend on, besides the document itself."""
-    import fontTools  # noqa: PLC0415
-    import pydyf  # noqa: PLC0415
+    import fontTools  # type: ignore[import-untyped]  # noqa: PLC0415
+    import pydyf  # type: ignore[import-untyped]  # noqa: PLC0415
     import weasyprint  # noqa: PLC0415
 
     return {
@@ -114,7 +115,7 @@ def _version(soname: str, function: str) -> str:
 
 def _demand_subsetter() -> None:
     """Without harfbuzz-subset WeasyPrint falls back to fontTools, silently and with other bytes."""
-    from weasyprint.text.ffi import harfbuzz_subset  # noqa: PLC0415
+    from weasyprint.text.ffi import harfbuzz_subset  # type: ignore[import-untyped]  # noqa: PLC0415
 
     if harfbuzz_subset is None:
         raise OSError("harfbuzz-subset was not found (Debian: apt install libharfbuzz-subset0)")
@@ -124,8 +125,9 @@ def _attachment(body: bytes, name: str, description: str, relationship: str, at:
     import weasyprint  # noqa: PLC0415
 
     return weasyprint.Attachment(
-        file_obj=io.BytesIO(body), name=name, description=description, relationship=relationship, created=at, modified=at
-    )
+        file_obj=io.BytesIO(body), name=name, description=description, relationship=relationship,
+        created=at, modified=at,
+    )  # fmt: skip
 
 
 def _xmp() -> io.BytesIO:
@@ -133,7 +135,7 @@ def _xmp() -> io.BytesIO:
 
 
 def _epoch(date: str) -> int:
-    return timegm(datetime.strptime(date, "%Y-%m-%dT%H:%M:%SZ").timetuple())  # noqa: DTZ007
+    return timegm(datetime.strptime(date, "%Y-%m-%dT%H:%M:%SZ").timetuple())
 
 
 if __name__ == "__main__":

@@ -6,7 +6,15 @@ from fractions import Fraction
 from typing import Any
 
 from gpuaudit.analyze.finding import (
-    Chain, Declaration, Document, Evidence, Finding, Link, Quantity, RuleOutcome, Threshold,
+    Chain,
+    Declaration,
+    Document,
+    Evidence,
+    Finding,
+    Link,
+    Quantity,
+    RuleOutcome,
+    Threshold,
 )  # fmt: skip
 
 START = 812_000_000_000
@@ -15,6 +23,7 @@ END = START + LENGTH
 UTC = 1_795_312_000_000_000_000
 LATE_STEPS = tuple(range(20, 30))
 MS = 1_000_000
+Values = dict[str, Quantity | str]
 UUIDS = tuple(f"GPU-5a1d0c3e-0000-4000-8000-00000000000{i}" for i in range(4))
 
 
@@ -25,15 +34,17 @@ def q(value: int | Fraction | None, unit: str = "ns", provenance: str = "measure
 LATE_RANK = Declaration(
     id="late_rank", kind="chain", title="One rank arrives late and the others wait",
     question="Did one rank of a communicator arrive later at its collectives than the others, and who waited for it?",
-    inputs=(("nccl_calls", ("start_ns", "comm_id", "rank", "nranks")), ("cuda_calls", ("start_ns", "duration_ns", "tid")),
+    inputs=(("nccl_calls", ("start_ns", "comm_id", "rank", "nranks")), ("cuda_calls", ("start_ns", "duration_ns",
+    "tid")),
             ("off_cpu", ("start_ns", "duration_ns", "tid", "op", "next_comm"))),
     thresholds=(
-        Threshold("late_floor_ns", 5 * MS, "ns", "ten times the jitter of host-side arrivals on an idle node (bench/arrival)"),
+        Threshold("late_floor_ns", 5 * MS, "ns",
+        "ten times the jitter of host-side arrivals on an idle node (bench/arrival)"),
         Threshold("spread_factor", 4, "ratio", "robust z-score, Iglewicz & Hoaglin 1993: 3.5, rounded up"),
         Threshold("quorum", Fraction(3, 4), "share", "ranks of the communicator that must be recorded"),
     ),
-    texts={"late": "Rank {rank} of communicator {comm} arrived late at {late} of {steps} collectives, by {median} in the "
-                   "median and {worst} at most; the other {others} ranks waited {wait} for it in all."},
+    texts={"late": "Rank {rank} of communicator {comm} arrived late at {late} of {steps} collectives, by "
+                   "{median} in the median and {worst} at most; the other {others} ranks waited {wait} for it in all."},
     never_claims="Nothing about the GPU's own work: when a rank's kernels are slow, all ranks end together.",
     assumptions=("Ranks of one communicator share one clock: they run on this host.",),
     controls=("SOC2-CC7.2",),
@@ -80,9 +91,11 @@ def document(**changes: Any) -> Document:
         },
         "host": {
             "hostname": "gpu-node-07.lab", "kernel": "6.8.0-45-generic", "machine": "x86_64", "cpus": 96,
-            "gpus": [{"index": i, "uuid": UUIDS[i], "name": "NVIDIA H100 80GB HBM3", "driver": "560.35.03"} for i in range(4)],
+            "gpus": [{"index": i, "uuid": UUIDS[i], "name": "NVIDIA H100 80GB HBM3",
+            "driver": "560.35.03"} for i in range(4)],
         },
-        "window": {"start_ns": str(START), "end_ns": str(END), "start_utc_ns": str(UTC), "end_utc_ns": str(UTC + LENGTH),
+        "window": {"start_ns": str(START), "end_ns": str(END), "start_utc_ns": str(UTC),
+        "end_utc_ns": str(UTC + LENGTH),
                    "utc_uncertainty_ns": "1840"},
         "quality": _quality(),
         "operations": _operations(),
@@ -95,18 +108,24 @@ def document(**changes: Any) -> Document:
         "chains": [_chain()],
         "waste": _waste(),
         "cost": {"rows": [
-            {"name": "probe time", "quantity": q(41_300_000, "ns", "derived", formula="hits × cost of a pair").to_json(),
+            {"name": "probe time", "quantity": q(41_300_000, "ns", "derived",
+             formula="hits × cost of a pair").to_json(),
              "definition": "hits of every probe × its cost, calibrated on this host before the capture"},
-            {"name": "recorder CPU", "quantity": q(1_204_000_000).to_json(), "definition": "user and system time of the recorder"},
-            {"name": "recorder memory", "quantity": q(88_301_568, "bytes").to_json(), "definition": "largest resident set"},
+            {"name": "recorder CPU", "quantity": q(1_204_000_000).to_json(),
+             "definition": "user and system time of the recorder"},
+            {"name": "recorder memory", "quantity": q(88_301_568, "bytes").to_json(),
+             "definition": "largest resident set"},
             {"name": "off-CPU probe", "quantity": q(None, reason="its cost could not be calibrated").to_json(),
              "definition": "sched_switch hits × their cost"},
         ]},
-        "charts": {"timeline": _timeline(), "rank_heat": [_heat()], "nvml": [_nvml(i) for i in range(4)], "latency": _latency()},
+        "charts": {"timeline": _timeline(), "rank_heat": [_heat()], "nvml": [_nvml(i) for i in range(4)],
+        "latency": _latency()},
         "appendix": _appendix(),
         "evidence": [
-            Evidence("E1", "nccl_calls", (4, 9, 14), 200, "SELECT * FROM nccl_calls WHERE comm_id = 11400714819323198485 ORDER BY start_ns"),
-            Evidence("E2", "cuda_calls", (5, 10, 15), 200, "SELECT * FROM cuda_calls WHERE op = 'cudaStreamSynchronize'"),
+            Evidence("E1", "nccl_calls", (4, 9, 14), 200,
+            "SELECT * FROM nccl_calls WHERE comm_id = 11400714819323198485 ORDER BY start_ns"),
+            Evidence("E2", "cuda_calls", (5, 10, 15), 200,
+            "SELECT * FROM cuda_calls WHERE op = 'cudaStreamSynchronize'"),
             Evidence("E3", "off_cpu", (6, 11), 10, "SELECT * FROM off_cpu WHERE tid = 4903 AND op = 'preempted'"),
             Evidence("E4", "nvml_samples", tuple(range(2, 33)), 960, "SELECT * FROM nvml_samples WHERE gpu_index = 3"),
         ],
@@ -136,7 +155,8 @@ def _quality() -> dict[str, Any]:
         ],
         "sources": [
             {"source": "cuda", "state": "partly recorded", "reason": "process 4977 could not be observed"},
-            {"source": "nccl", "state": "recorded", "reason": ""}, {"source": "off_cpu", "state": "recorded", "reason": ""},
+            {"source": "nccl", "state": "recorded", "reason": ""}, {"source": "off_cpu", "state": "recorded",
+             "reason": ""},
             {"source": "nvml", "state": "partly recorded", "reason": "one gap of 750 ms"},
             {"source": "clock", "state": "recorded", "reason": ""},
         ],
@@ -161,13 +181,14 @@ def _operations() -> list[dict[str, Any]]:
 
 
 def _findings() -> list[Finding]:
-    idle = {"gpu": "3", "memory": q(71 << 30, "bytes"), "process": "python3 (4905)", "idle": q(21_400 * MS),
+    idle: Values = {"gpu": "3", "memory": q(71 << 30, "bytes"), "process": "python3 (4905)", "idle": q(21_400 * MS),
             "window": q(LENGTH), "share": q(Fraction(214, 600), "share", "derived")}  # fmt: skip
-    hot = {"gpu": "1", "time": q(1_250 * MS), "window": q(LENGTH), "share": q(Fraction(125, 6000), "share", "derived"),
+    hot: Values = {"gpu": "1", "time": q(1_250 * MS), "window": q(LENGTH), "share": q(Fraction(125, 6000), "share", "derived"),
            "reason": "software power cap"}  # fmt: skip
     return [
         Finding("F1", "idle_allocation", "warning", "idle", idle, {"gpu": "3", "pid": "4905"},
-                q(21_400 * MS, "gpu_ns", "derived", formula="Σ of poll intervals with no kernel and memory held"), "B", ("E4",)),
+                q(21_400 * MS, "gpu_ns", "derived", formula="Σ of poll intervals with no kernel and memory held"),
+                "B", ("E4",)),
         Finding("F2", "throttling", "notice", "throttled", hot, {"gpu": "1"},
                 q(1_250 * MS, "gpu_ns", "derived", formula="Σ of poll intervals with the reason set"), "A", ("E4",)),
     ]  # fmt: skip
@@ -175,7 +196,7 @@ def _findings() -> list[Finding]:
 
 def _chain() -> Chain:
     effect, overlap = q(306 * MS, evidence=("E1", "E2")), q(301_900_000, "ns", "derived", evidence=("E3",))
-    values = {
+    values: Values = {
         "rank": "2", "comm": "9e3779b97f4a7c15", "late": q(10, "count"), "steps": q(50, "count"),
         "median": q(30_240_000), "worst": q(31_870_000), "others": q(3, "count"),
         "wait": q(918 * MS, "gpu_ns", "derived", formula="Σ over the other ranks"),
@@ -183,9 +204,11 @@ def _chain() -> Chain:
     return Chain(
         "C1", "late_rank", "critical", "late", values, {"communicator": "9e3779b97f4a7c15", "rank": "2", "pid": "4903"},
         (
-            Link("three ranks wait in cudaStreamSynchronize after their all-reduce", "rank 2 makes the same all-reduce later",
+            Link("three ranks wait in cudaStreamSynchronize after their all-reduce",
+            "rank 2 makes the same all-reduce later",
                  q(918 * MS), q(918 * MS), q(Fraction(1), "share", "derived"), ("E1", "E2")),
-            Link("rank 2 makes its all-reduce late", "its thread was preempted while runnable; stress-ng ran on its CPU",
+            Link("rank 2 makes its all-reduce late",
+            "its thread was preempted while runnable; stress-ng ran on its CPU",
                  effect, overlap, q(Fraction(3019, 3060), "share", "derived"), ("E3",)),
         ),
         q(918 * MS, "gpu_ns", "derived", formula="wait of the other ranks × one GPU each"), "high", "B",
@@ -216,12 +239,16 @@ def _waste() -> dict[str, Any]:
         "not_classified": "everything else; a kernel ran, as far as NVML tells",
     }
     rows = [
-        {"key": "idle_allocated", "gpu": UUIDS[3], "gpu_index": 3, "pid": 4905, "definition": told["idle_allocated"], **line(21_400 * MS)},
-        {"key": "idle_unallocated", "gpu": UUIDS[0], "gpu_index": 0, "pid": None, "definition": told["idle_unallocated"], **line(3_100 * MS)},
+        {"key": "idle_allocated", "gpu": UUIDS[3], "gpu_index": 3, "pid": 4905, "definition": told["idle_allocated"],
+         **line(21_400 * MS)},
+        {"key": "idle_unallocated", "gpu": UUIDS[0], "gpu_index": 0, "pid": None,
+         "definition": told["idle_unallocated"], **line(3_100 * MS)},
         *({"key": "waiting_for_peers", "gpu": UUIDS[i], "gpu_index": i, "pid": 4901 + i,
            "definition": told["waiting_for_peers"], **line(306 * MS)} for i in (0, 1, 3)),
-        {"key": "host_blocked", "gpu": None, "gpu_index": None, "pid": 4903, "definition": told["host_blocked"], **line(8_882 * MS)},
-        {"key": "not_classified", "gpu": None, "gpu_index": None, "pid": None, "definition": told["not_classified"], **line(parts["not_classified"])},
+        {"key": "host_blocked", "gpu": None, "gpu_index": None, "pid": 4903, "definition": told["host_blocked"],
+         **line(8_882 * MS)},
+        {"key": "not_classified", "gpu": None, "gpu_index": None, "pid": None, "definition": told["not_classified"],
+         **line(parts["not_classified"])},
     ]  # fmt: skip
     return {
         "rows": rows, "observed": q(total, "gpu_ns", "derived").to_json(), "rate": "2.99", "currency": "USD",
@@ -247,7 +274,8 @@ def _timeline() -> dict[str, Any]:
         if rank == 2:
             steps += [[str(START + i * 1_200 * MS + 900 * MS), str(100 * MS), "preempted"] for i in LATE_STEPS]
             steps += [[str(START + 24_000 * MS), str(12_000 * MS), "finding"]]
-        lanes.append({"label": f"rank {rank} · python3 ({4901 + rank})", "kind": "rank", "intervals": steps, "omitted": 412,
+        lanes.append({"label": f"rank {rank} · python3 ({4901 + rank})", "kind": "rank", "intervals": steps,
+        "omitted": 412,
                       "rule": "the longest 500 intervals of a lane are drawn"})  # fmt: skip
     lanes.append({"label": "nvml", "kind": "gap", "intervals": [[str(START + 31_000 * MS), str(750 * MS), "gap"]],
                   "omitted": 0, "rule": ""})  # fmt: skip
@@ -285,7 +313,8 @@ def _nvml(gpu: int) -> dict[str, Any]:
         "times_ns": [str(START + i * 500 * MS) for i in range(n)],
         "series": [
             series("gpu_utilization_percent", "%", 84, 20, 0), series("power_mw", "mW", 612_000, 90_000, 121_000),
-            series("memory_used_bytes", "bytes", 71 << 30, 1 << 28, 71 << 30), series("clock_sm_mhz", "MHz", 1_755, 60, 345),
+            series("memory_used_bytes", "bytes", 71 << 30, 1 << 28, 71 << 30), series("clock_sm_mhz", "MHz", 1_755,
+            60, 345),
             series("temperature_c", "°C", 64, 6, 48),
         ],
     }  # fmt: skip
@@ -297,14 +326,16 @@ def _latency() -> list[dict[str, Any]]:
 
     return [
         {"table": "cuda_calls", "op": "cudaStreamSynchronize", "bins": bins(1 << 24, (4, 156, 40))},
-        {"table": "cuda_calls", "op": "cudaLaunchKernel", "bins": bins(1 << 11, (900, 30_100, 13_200, 1_310, 70, 12, 4, 2, 1, 1))},
+        {"table": "cuda_calls", "op": "cudaLaunchKernel", "bins": bins(1 << 11, (900, 30_100, 13_200, 1_310, 70, 12,
+         4, 2, 1, 1))},
         {"table": "cuda_calls", "op": "cudaMemcpyAsync", "bins": bins(1 << 12, (110, 1_402, 790, 80, 9, 5, 3, 1))},
         {"table": "nccl_calls", "op": "ncclAllReduce", "bins": bins(1 << 13, (21, 143, 36))},
     ]  # fmt: skip
 
 
 def _appendix() -> dict[str, Any]:
-    probe = {"library": "cudart", "path": "/opt/venv/lib/libcudart.so.12", "mechanism": "uprobe_multi", "offset": "311296",
+    probe = {"library": "cudart", "path": "/opt/venv/lib/libcudart.so.12", "mechanism": "uprobe_multi",
+    "offset": "311296",
              "instruction": "push", "expected_cost_ns": "780", "unmatched": "0", "misses": "0"}  # fmt: skip
     return {
         "declarations": [d.to_json() for d in (LATE_RANK, IDLE, SILENCE, THROTTLING)],
@@ -318,18 +349,22 @@ def _appendix() -> dict[str, Any]:
         ]},
         "libraries": {"omitted": 0, "evidence": "E3", "rows": [
             {"library": "cudart", "op": "attached", "pid": "4901", "path": "/opt/venv/lib/libcudart.so.12",
-             "build_id": "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c", "not_observed": "cudaGraphLaunch, cudaMallocAsync", "reason": None},
-            {"library": "cudart", "op": "not observable", "pid": "4977", "path": "/usr/local/bin/encoder", "build_id": None,
+             "build_id": "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c",
+             "not_observed": "cudaGraphLaunch, cudaMallocAsync", "reason": None},
+            {"library": "cudart", "op": "not observable", "pid": "4977", "path": "/usr/local/bin/encoder",
+             "build_id": None,
              "not_observed": "", "reason": "statically linked, no symbols"},
         ]},
         "definitions": [
-            {"term": "lateness", "text": "Arrival of a rank at a collective minus the median arrival of the other ranks."},
+            {"term": "lateness", "text": "Arrival of a rank minus the median arrival of the other ranks."},
             {"term": "GPU-second", "text": "One second of one GPU."},
             {"term": "share", "text": "Part of the whole that is named with it, 0 to 1."},
         ],
         "assumptions": [
-            {"id": "rate", "text": "Price of one GPU-hour, given by whoever asked for the analysis", "value": "2.99 USD"},
-            {"id": "poll", "text": "An NVML reading holds until the next one", "value": q(250 * MS, "ns", "assumed").to_json()},
+            {"id": "rate", "text": "Price of one GPU-hour, given by whoever asked for the analysis",
+             "value": "2.99 USD"},
+            {"id": "poll", "text": "An NVML reading holds until the next one", "value": q(250 * MS, "ns",
+             "assumed").to_json()},
         ],
         "windows": {"capture": q(LENGTH).to_json(), "NVML poll": q(250 * MS, "ns", "assumed").to_json()},
         "clock": {"pairs": "12", "worst bracket": q(1_840).to_json(), "steps": "none seen"},

@@ -9,7 +9,7 @@ from gpuaudit.report.charts.canvas import LABEL_SIZE, Figure
 from gpuaudit.report.fonts import text_width
 from gpuaudit.report.rounding import Exact, in_unit
 
-_UNITS = (("s", 10**9), ("ms", 10**6), ("µs", 10**3), ("ns", 1))
+_UNITS = {"s": 10**9, "ms": 10**6, "µs": 10**3, "ns": 1}
 
 
 @dataclass(frozen=True)
@@ -29,19 +29,19 @@ class TimeAxis:
     @property
     def unit(self) -> str:
         """Unit of the labels: the largest in which the stretch is at least two."""
-        return next((name for name, size in _UNITS if self.span_ns >= 2 * size), "ns")
+        return next((name for name, size in _UNITS.items() if self.span_ns >= 2 * size), "ns")
 
     def x(self, at_ns: Exact) -> Fraction:
         """Place of a time, kept inside the axis."""
-        inside = min(max(Fraction(at_ns), self.start_ns), self.end_ns)
+        inside = min(max(Fraction(at_ns), Fraction(self.start_ns)), Fraction(self.end_ns))
         return Fraction(self.left) + (inside - self.start_ns) * Fraction(self.width) / self.span_ns
 
     def ticks(self) -> list[tuple[int, str]]:
         """(time, label) at round steps of 1, 2 or 5 × 10ⁿ ns, as many as fit without touching."""
         for step in _round_steps(self.span_ns):
-            first = -((self.origin_ns - self.start_ns) // step)
+            first: int = -((self.origin_ns - self.start_ns) // step)
             times = range(self.origin_ns + first * step, self.end_ns + 1, step)
-            decimals = _decimals(step, dict(_UNITS)[self.unit])
+            decimals = _decimals(step, _UNITS[self.unit])
             labels = [(t, in_unit(t - self.origin_ns, self.unit, decimals)) for t in times if t >= self.start_ns]
             widest = max((text_width(text, LABEL_SIZE) for _, text in labels), default=Fraction(0))
             if len(labels) < 2 or (widest + 12) * self.span_ns <= step * Fraction(self.width):

@@ -53,20 +53,27 @@ def _figure(chart: dict[str, Any], first: int, last: int, parts: int) -> Figure:
         figure.label(room - 6, y + 11, name, "end")
         for column, lateness in enumerate(chart["lateness_ns"][first + row]):
             x = room + column * cell
-            _cell(figure, x, y, cell, lateness, (int(rank), column) in late, int(chart["threshold_ns"]))
+            value = None if lateness is None else int(lateness)
+            role = "late" if (int(rank), column) in late else shade(value or 0, int(chart["threshold_ns"]))
+            _cell(figure, (x, y, cell), None if value is None else role)
     _axis(figure, columns, room, cell, bottom)
     return figure
 
 
-def _cell(figure: Figure, x: Fraction, y: int, cell: Fraction, lateness: str | None, late: bool, limit: int) -> None:
+def _cell(figure: Figure, place: tuple[Fraction, int, Fraction], role: str | None) -> None:
+    """One cell at (x, y, width): shaded, late with a diamond, or a stroke where nothing was recorded (None)."""
+    x, y, cell = place
     width = cell - (1 if cell > 4 else 0)
-    if lateness is None:
+    if role is None:
         figure.line(x, y + _CELL_HEIGHT, x + width, y, "missing")
         return
-    figure.rect(x, y, width, _CELL_HEIGHT, "late" if late else shade(int(lateness), limit))
-    if late:
-        mx, my, r = x + width / 2, y + Fraction(_CELL_HEIGHT, 2), min(width / 2, Fraction(4))
-        figure.path([(mx, my - r), (mx + r, my), (mx, my + r), (mx - r, my)], "spot", closed=True)
+    figure.rect(x, y, width, _CELL_HEIGHT, role)
+    if role == "late":
+        _diamond(figure, x + width / 2, y + Fraction(_CELL_HEIGHT, 2), min(width / 2, Fraction(4)))
+
+
+def _diamond(figure: Figure, x: Fraction, y: Fraction, r: Fraction) -> None:
+    figure.path([(x, y - r), (x + r, y), (x, y + r), (x - r, y)], "spot", closed=True)
 
 
 def _legend(figure: Figure, threshold_ns: int) -> None:
@@ -77,8 +84,7 @@ def _legend(figure: Figure, threshold_ns: int) -> None:
         figure.label(x + 17, 11, f"< {edge}")
         x += 17 + text_width(f"< {edge}", LABEL_SIZE) + 12
     figure.rect(x, 2, 13, 11, "late")
-    figure.path([(x + Fraction(13, 2), 4), (x + 10, Fraction(15, 2)), (x + Fraction(13, 2), 11), (x + 3, Fraction(15, 2))],
-                "spot", closed=True)  # fmt: skip
+    _diamond(figure, x + Fraction(13, 2), Fraction(15, 2), Fraction(7, 2))
     figure.label(x + 17, 11, "late")
     x += 17 + text_width("late", LABEL_SIZE) + 12
     figure.line(x, 13, x + 13, 2, "missing")

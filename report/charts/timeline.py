@@ -61,13 +61,15 @@ def _figure(chart: dict[str, Any], lanes: list[dict[str, Any]], number: int, par
         y = top + row * _STEP + 2
         marked = Fraction(-1000)
         figure.label(room - 6, y + 11, fitted(name, LABEL_SIZE, room - 8), "end")
-        for start_ns, duration_ns, kind in sorted(lane["intervals"], key=lambda i: (_DRAW_ORDER.index(i[2]), int(i[0]))):
+        for start_ns, duration_ns, kind in sorted(
+            lane["intervals"], key=lambda i: (_DRAW_ORDER.index(i[2]), int(i[0]))
+        ):
             marked = _bar(figure, axis, y, (int(start_ns), int(duration_ns), kind), marked)
     return figure
 
 
 def _bar(figure: Figure, axis: TimeAxis, y: int, interval: tuple[int, int, str], marked: Fraction) -> Fraction:
-    """Draw one interval; ``marked`` is where the last triangle of the lane stands, and the answer where it stands now."""
+    """Draw one interval; ``marked`` is where the lane's last triangle stands, and the answer where it stands now."""
     start_ns, duration_ns, kind = interval
     x1, x2 = axis.x(start_ns), axis.x(start_ns + duration_ns)
     upper, lower, _ = CLASSES[kind]
