@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from gpuaudit.cli.output import force_option, json_option, print_line, print_raw
-from gpuaudit.cli.report import render
+from gpuaudit.cli.report import print_packet, render
 from gpuaudit.cli.trust import key_option, trust_with
 from gpuaudit.cli.values import Currency, Rate
 from gpuaudit.cli.write import write_output
@@ -54,7 +54,9 @@ def command(
             print_line(line)
         print_line(f"findings  {target}")
     if packet is not None:
-        render(target, packet, force=force, quiet=as_json)
+        result = render(target, packet, force=force)
+        if not as_json:
+            print_packet(result)
     if strict and document.quality["grade"] != "A":
         reasons = "; ".join(document.quality["reasons"])
         raise Incomplete(f"{bundle}: the evidence has grade {document.quality['grade']}: {reasons}")

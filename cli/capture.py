@@ -64,13 +64,6 @@ def command(
     from gpuaudit.capture.session import run_capture
     from gpuaudit.capture.source import SELECTABLE_SOURCES
 
-    unknown = sorted(set(sources) - set(SELECTABLE_SOURCES))
-    if unknown:
-        raise click.UsageError(f"unknown source {unknown[0]!r}; there are: {', '.join(SELECTABLE_SOURCES)}")
-    if command_line and (pids or synthetic):
-        raise click.UsageError(
-            f"a command and {'--pid' if pids else '--synthetic'} exclude each other; give one of them"
-        )
     options = CaptureOptions(
         out=out, duration_s=duration_s, pids=pids, command=command_line, force=force, synthetic=synthetic,
         sources=sources or SELECTABLE_SOURCES, challenge=challenge, site=site, receipt_path=receipt_path, strict=strict,

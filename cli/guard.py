@@ -27,7 +27,7 @@ TRACEBACK_VARIABLE = "GPU_AUDIT_TRACEBACK"
 MESSAGE_LIMIT_CHARACTERS = 2000
 
 EXTRA_OF_MODULE = {
-    "duckdb": "analyze", "pyarrow": "analyze",
+    "duckdb": "analyze", "pyarrow": "analyze", "fontTools": "report",
     "jinja2": "report", "weasyprint": "report", "pyhanko": "report", "pyhanko_certvalidator": "report",
 }  # fmt: skip
 """Import name of an optional dependency → the extra of the package that brings it."""
