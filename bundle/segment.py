@@ -24,6 +24,9 @@ _SAMPLE_ROWS = 4096
 """Rows on which the ways to write a numeric column are tried; enough for zstd level 1 to tell them apart."""
 
 
+Buffer = bytes | memoryview
+
+
 @dataclass(frozen=True)
 class Encoded:
     """The data of a segment without its salt, and how it lies: ``columns`` have offsets that include the salt."""
@@ -54,8 +57,8 @@ def encode(table: Table, rows: Rows) -> Encoded:
     return Encoded(b"".join(frames), tuple(specs), raw_len, count)
 
 
-def _encode_column(name: str, unit: str, data: ColumnData) -> tuple[ColumnSpec, bytes]:
-    """The spec (places still 0) and the uncompressed content of one column."""
+def _encode_column(name: str, unit: str, data: ColumnData) -> tuple[ColumnSpec, Buffer]:
+    """The spec (places still 0) and the uncompressed content of one column, not copied where it need not be."""
     valid = data.valid if data.valid is not None and not data.valid.all() else None
     values = data.values if valid is None else np.where(valid, data.values, data.values.dtype.type(0))
     bitmap = b"" if valid is None else np.packbits(valid, bitorder="little").tobytes()
@@ -63,18 +66,19 @@ def _encode_column(name: str, unit: str, data: ColumnData) -> tuple[ColumnSpec, 
     if data.dictionary is None:
         encoding, shuffle = _choose(values)
         spec = replace(spec, dtype=_dtype_name(values), encoding=encoding, shuffle=shuffle)
-        return spec, bitmap + _fixed(values, encoding, shuffle)
+        fixed = _fixed(values, encoding, shuffle)
+        return spec, b"".join([bitmap, fixed]) if bitmap else fixed
     codes, entries = _used(values, valid, data.dictionary)
     texts = [e.encode("utf-8") for e in entries]
     present = len(values) if valid is None else int(valid.sum())
     if len(entries) * 2 > present:
         each = [texts[c] for c in codes.tolist()] if valid is None else _spread(codes, valid, texts)
         spec = replace(spec, dtype="<u4", encoding="utf8", shuffle=True)
-        return spec, bitmap + _fixed(_lengths(each), "plain", True) + b"".join(each)
+        return spec, b"".join([bitmap, _fixed(_lengths(each), "plain", True), *each])
     codes = codes.astype("<u1" if len(entries) <= 1 << 8 else "<u2" if len(entries) <= 1 << 16 else "<u4")
     shuffle = codes.dtype.itemsize > 1
     spec = replace(spec, dtype=_dtype_name(codes), encoding="dict", shuffle=shuffle, entries=len(entries))
-    return spec, bitmap + _lengths(texts).tobytes() + b"".join(texts) + _fixed(codes, "plain", shuffle)
+    return spec, b"".join([bitmap, _lengths(texts).tobytes(), *texts, _fixed(codes, "plain", shuffle)])
 
 
 def _dtype_name(values: np.ndarray) -> str:
@@ -115,16 +119,16 @@ def _choose(values: np.ndarray) -> tuple[Encoding, bool]:
     return min(ways, key=lambda way: len(zstd.compress(_fixed(sample, *way))))
 
 
-def _fixed(values: np.ndarray, encoding: Encoding, shuffle: bool) -> bytes:
-    """The fixed-width part of a column's content."""
+def _fixed(values: np.ndarray, encoding: Encoding, shuffle: bool) -> Buffer:
+    """The fixed-width part of a column's content, as bytes or a contiguous array of bytes."""
     size = values.dtype.itemsize
     bits = np.ascontiguousarray(values).view(f"<u{size}")
     if encoding == "delta" and len(bits):
         bits = np.concatenate([bits[:1], bits[1:] - bits[:-1]])
-    return _shuffle(bits) if shuffle and size > 1 else bits.tobytes()
+    return _shuffle(bits) if shuffle and size > 1 else bits.data.cast("B") if len(bits) else b""
 
 
-def _shuffle(bits: np.ndarray) -> bytes:
+def _shuffle(bits: np.ndarray) -> Buffer:
     """The byte transpose of unsigned integers; byte planes that do not vary are filled instead of gathered."""
     rows, size = len(bits), bits.dtype.itemsize
     if not rows:
@@ -135,7 +139,7 @@ def _shuffle(bits: np.ndarray) -> bytes:
     table = bits.view(np.uint8).reshape(rows, size)
     for i in range(size):
         planes[i] = table[:, i] if varies >> (8 * i) & 0xFF else first >> (8 * i) & 0xFF
-    return planes.tobytes()
+    return planes.reshape(-1).data
 
 
 def decode(header: Header, payload: bytes | memoryview, columns: Sequence[str] | None = None) -> Rows:

@@ -7,10 +7,10 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+
 from gpuaudit.bundle import sealfile
 from gpuaudit.bundle.errors import EXIT_UNUSABLE, AuditError, BundleInvalid
 from gpuaudit.bundle.verify import Verification, verify
-
 from tests.bundles import MemorySigner, alter, change_header, copy_bundle, leaves, replace_leaf, withhold
 
 
@@ -169,7 +169,7 @@ def test_payload_taken_out_without_a_record(sealed: Path, signer: MemorySigner, 
 def test_withheld_record_by_somebody_else(sealed: Path, signer: MemorySigner, tmp_path: Path) -> None:
     path = copy_bundle(sealed, tmp_path)
     withhold(path, MemorySigner(), 1)
-    with pytest.raises(BundleInvalid, match="withheld v1: the signature of .*/identity is missing or not good"):
+    with pytest.raises(BundleInvalid, match=r"withheld v1: the signature of .*/identity is missing or not good"):
         check(path, signer)
 
 
@@ -340,7 +340,7 @@ def test_empty_tables(tmp_path: Path, sealed: Path) -> None:
         verify(path)
 
 
-@pytest.mark.parametrize("make", [Path.mkdir, lambda p: p.symlink_to("/dev/zero"), lambda p: None])
+@pytest.mark.parametrize("make", [Path.mkdir, lambda p: p.symlink_to("/dev/zero"), lambda _: None])
 def test_what_is_no_file(tmp_path: Path, make: object) -> None:
     path = tmp_path / "bundle.db"
     make(path)  # type: ignore[operator]

@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from gpuaudit.bundle import header, limits, segment, zstd
 from gpuaudit.bundle.errors import BundleInvalid
 from gpuaudit.bundle.guard import Decoder
 from gpuaudit.bundle.tables import TABLES
 from gpuaudit.bundle.verify import verify
 from gpuaudit.bundle.writer import EpochKey
-
 from tests.bundles import (
     MemorySigner,
     StepClock,
@@ -42,7 +42,7 @@ def test_edited_leaf_that_is_signed_again_with_the_identity(sealed: Path, signer
     path = copy_bundle(sealed, tmp_path, seal=False)
     replace_leaf(path, 1, change_header(path, 1, lost=0))
     resign(path, 1, fresh_keys(signer))
-    with pytest.raises(BundleInvalid, match="leaf 1: the signature of .*/epoch/1"):
+    with pytest.raises(BundleInvalid, match=r"leaf 1: the signature of .*/epoch/1"):
         verify(path, trust=[signer.identity])
 
 
@@ -50,7 +50,7 @@ def test_inserted_leaf(sealed: Path, signer: MemorySigner, tmp_path: Path) -> No
     path = copy_bundle(sealed, tmp_path, seal=False)
     for idx in (5, 4, 3):
         moved = change_header(path, idx, idx=idx + 1)
-        alter(path, f"UPDATE leaf SET idx={idx + 1} WHERE idx={idx}")
+        alter(path, "UPDATE leaf SET idx=idx+1 WHERE idx=?", parameters=(idx,))
         alter(path, "UPDATE leaf SET header=? WHERE idx=?", parameters=(moved.to_bytes(), idx + 1))
     alter(path, "INSERT INTO leaf SELECT 3,'artefact',header,payload FROM leaf WHERE idx=4")
     replace_leaf(path, 3, header.parse(leaves(path)[3][1].replace(b'"idx":4', b'"idx":3'), 3))
@@ -85,7 +85,7 @@ def test_host_taken_during_the_capture(tmp_path: Path, signer: MemorySigner) -> 
     writer.close()
     replace_leaf(path, 2, change_header(path, 2, seen=6))
     resign(path, 2, {**fresh_keys(signer), str(writer.size): stolen})
-    with pytest.raises(BundleInvalid, match="leaf 2: the signature of .*/epoch/2"):
+    with pytest.raises(BundleInvalid, match=r"leaf 2: the signature of .*/epoch/2"):
         verify(path, trust=[signer.identity])
 
 
@@ -118,7 +118,7 @@ def test_forged_bundle_without_the_identity_key(tmp_path: Path, signer: MemorySi
     claimed.public_key = signer.public_key
     path = tmp_path / "bundle.db"
     make_bundle(path, claimed)
-    with pytest.raises(BundleInvalid, match="leaf 0: the signature of .*/identity"):
+    with pytest.raises(BundleInvalid, match=r"leaf 0: the signature of .*/identity"):
         verify(path, trust=[signer.identity])
 
 
