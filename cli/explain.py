@@ -6,21 +6,29 @@ from pathlib import Path
 
 import click
 
-from gpuaudit.cli.output import print_line
+from gpuaudit.cli.output import json_option, print_line, print_raw
 from gpuaudit.cli.trust import key_option, trust_with
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @key_option
-def command(*, bundle: Path, keys: tuple[Path, ...]) -> None:
+@json_option
+def command(*, bundle: Path, keys: tuple[Path, ...], as_json: bool) -> None:
     """Say in words what a bundle holds, what it can support, and what it cannot.
+
+    With --json it prints the findings document itself, and writes no file.
 
     \b
     Example:
       audit explain train.db
     """
     from gpuaudit.analyze.explain import explain
+    from gpuaudit.analyze.run import AnalyzeOptions, analyze, document_bytes
 
-    for line in explain(bundle, trust=trust_with(keys)).splitlines():
+    trust = trust_with(keys)
+    if as_json:
+        print_raw(document_bytes(analyze(bundle, AnalyzeOptions(trust=trust))))
+        return
+    for line in explain(bundle, trust=trust).splitlines():
         print_line(line)

@@ -13,7 +13,7 @@ from tests.torture import crashes, fuzz, nccl_real
 
 @dataclass(frozen=True)
 class Torture:
-    """``run(count, seed)`` returns sentences about what failed; ``full`` and ``sample`` are counts; 0: not in a sample."""
+    """``run(count, seed)`` returns sentences about what failed; a ``sample`` of 0 leaves it out."""
 
     run: Callable[[int, int], list[str]]
     meaning: str

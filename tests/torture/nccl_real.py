@@ -1,0 +1,76 @@
+"""The real NCCL wheel, without a GPU: its functions are called, fail as they must, and the probes see it.
+
+The wheel is fetched by its hash (requirements/torture.lock, hundreds of MB) into a temporary folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+AUDIT = [sys.executable, "-m", "gpuaudit.cli.main"]
+
+CALLER = r"""
+import ctypes, json, sys
+nccl = ctypes.CDLL(sys.argv[1])
+class UniqueId(ctypes.Structure):
+    _fields_ = [("internal", ctypes.c_char * 128)]
+comm = ctypes.c_void_p()
+init = nccl.ncclCommInitRank(ctypes.byref(comm), 3, UniqueId(), 2)
+nccl.ncclAllReduce.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int,
+                               ctypes.c_void_p, ctypes.c_void_p]
+reduce = [nccl.ncclAllReduce(0x10, 0x20, 1000 + i, 7, 0, None, 0x77) for i in range(5)]
+print(json.dumps({"init": init, "reduce": reduce}))
+"""
+"""nccl.h: ncclCommInitRank(comm*, nranks, ncclUniqueId, rank); ncclAllReduce(send, recv, count, datatype, op, comm,
+stream), datatype 7 is float32. Without a GPU the first fails, and a null communicator is an invalid argument."""
+
+
+def run(count: int, seed: int) -> list[str]:
+    """One capture around calls into the real library; ``count`` and ``seed`` have no meaning here."""
+    del count, seed
+    with tempfile.TemporaryDirectory(prefix="nccl-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        subprocess.run(
+            [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps",
+             "--require-hashes", "--only-binary", ":all:", "--target", str(folder / "wheel"),
+             "--requirement", "requirements/torture.lock"], check=True,
+        )  # fmt: skip
+        (library,) = (folder / "wheel").glob("nvidia/nccl/lib/libnccl.so.*")
+        return _probe(folder, library)
+
+
+def _probe(folder: Path, library: Path) -> list[str]:
+    env = {**os.environ, "GPU_AUDIT_KEYS": str(folder / "keys")}
+    out = folder / "nccl.db"
+    done = subprocess.run(
+        [*AUDIT, "capture", "--out", str(out), "--", sys.executable, "-c", CALLER, str(library)],
+        env=env, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        return [f"the capture ended with {done.returncode}: {done.stderr[-500:]}"]
+    returned = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    comms = _query(out, env, "SELECT op, return_code, rank, nranks FROM nccl_comms ORDER BY start_ns")
+    calls = _query(out, env, "SELECT op, return_code, count, datatype, stream FROM nccl_calls ORDER BY start_ns")
+    problems = []
+    expected_comms = [{"op": "ncclCommInitRank", "return_code": returned["init"], "rank": 2, "nranks": 3}]
+    if comms != expected_comms:
+        problems.append(f"nccl_comms: expected {expected_comms}, got {comms}")
+    expected_calls = [
+        {"op": "ncclAllReduce", "return_code": code, "count": 1000 + i, "datatype": 7, "stream": 0x77}
+        for i, code in enumerate(returned["reduce"])
+    ]
+    if calls != expected_calls:
+        problems.append(f"nccl_calls: expected {expected_calls}, got {calls}")
+    return problems
+
+
+def _query(bundle: Path, env: dict[str, str], sql: str) -> list[dict[str, object]]:
+    done = subprocess.run([*AUDIT, "query", str(bundle), sql, "--json"], env=env, capture_output=True, check=True)
+    rows = json.loads(done.stdout)
+    return [dict(row) for row in rows]
