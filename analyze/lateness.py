@@ -38,7 +38,7 @@ THRESHOLDS = (FLOOR, K, MAD_SCALE)
 
 @dataclass(frozen=True)
 class Lateness:
-    """Per collective, shape (collectives,): who came last, median arrival of the others, lateness, threshold, verdict."""
+    """Per collective, shape (collectives,): who came last, median of the others, lateness, threshold, verdict."""
 
     last: npt.NDArray[np.intp]
     median: Array

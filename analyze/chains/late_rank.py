@@ -38,6 +38,12 @@ QUORUM = Threshold(
     "quorum", Fraction(collectives.QUORUM_NUM, collectives.QUORUM_DEN), "share",
     "chosen: unless half of the ranks were observed, their median is not the communicator's",
 )  # fmt: skip
+SEEN = Threshold(
+    "seen_share",
+    Fraction(1, 20),
+    "share",
+    "chosen: a wait that covers less than a twentieth of the lateness is the ordinary length of calls",
+)  # fmt: skip
 HIGH = Threshold(
     "high_confidence_share", Fraction(4, 5), "share", "chosen: four fifths of the effect explained leave little"
 )
@@ -60,7 +66,7 @@ DECLARATION = Declaration(
         ("cuda_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "stream", "return_code")),
         ("gaps", ("start_ns", "duration_ns", "source", "table_name", "pid", "reason")),
     ),
-    thresholds=(*lateness.THRESHOLDS, COHORT, QUORUM, SYSTEMATIC_SHARE, SYSTEMATIC_MIN, STALL, HIGH, MEDIUM,
+    thresholds=(*lateness.THRESHOLDS, COHORT, QUORUM, SYSTEMATIC_SHARE, SYSTEMATIC_MIN, STALL, SEEN, HIGH, MEDIUM,
     *severity.THRESHOLDS),
     texts={
         "late_rank": "Rank {rank} (process {process}) of communicator {communicator} entered {occurrences} of "
@@ -132,7 +138,7 @@ def _of_communicator(context: Context, c: Collectives) -> tuple[list[Chain], int
             left += len(at)
             continue
         late = _measure(context, c, j, rank_at, at)
-        if late.overlap_ns:
+        if late.overlap_ns and Fraction(late.overlap_ns, late.cause_ns * len(late.peers)) >= SEEN.value:
             out.append(_chain(context, c, j, late))
         else:
             unseen.append(c.ranks[rank_at])
