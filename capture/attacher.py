@@ -126,7 +126,7 @@ class Attacher:
             )  # fmt: skip
         self._channel = Channel(ours, TO_ATTACHER)
         if self._probing:
-            self._probing.recorder_started(self._recorder.pid)
+            self._probing.exclude(self._recorder.pid)
         start = StartMessage(
             site=plan.options.site, host_id=str(plan.host_facts["host_id"]), capture_uuid=plan.capture_uuid,
             challenge=plan.options.challenge, public_key=plan.identity.public_key.hex(), open_body=plan.open_body,
@@ -145,6 +145,8 @@ class Attacher:
                 raise HostUnfit(f"the recorder did not begin within {RECEIPT_DEADLINE_S:.0f} s")
             self._turn(0.5)
         self._begin_s = time.monotonic()
+        if self._probing and self._recorder:
+            self._probing.tell_recorder(self._recorder.pid)
 
     def _launch(self) -> None:
         """Start the workload held, probe what it is linked with, and let it go."""

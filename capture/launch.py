@@ -27,7 +27,9 @@ HELD_DEADLINE_S = 30.0
 """How long a new process may take until it is held."""
 
 _ANCESTORS = 16
-_LIMITS = tuple(name for name in dir(resource) if name.startswith("RLIMIT_"))
+_LIMITS = tuple(name for name in dir(resource) if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE")
+"""Every limit once: RLIMIT_OFILE is another name of RLIMIT_NOFILE."""
+
 _SUDO_VARIABLES = ("SUDO_UID", "SUDO_GID", "SUDO_USER", "SUDO_COMMAND", "SUDO_HOME")
 
 

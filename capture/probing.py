@@ -62,7 +62,7 @@ class Probing:
         if missing:
             raise HostUnfit(
                 f"capturing {', '.join(wanted)} needs {' and '.join(missing)}, which this process lacks",
-                hint="sudo audit capture; without privileges only --sources nvml can be captured",
+                hint="sudo audit capture; without privileges only --source nvml can be captured",
             )
         self._costs_ns = probe_costs_ns()
         pids = frozenset(options.pids) if options.pids or options.command else None
@@ -81,10 +81,13 @@ class Probing:
         """The loss counters' map; −1 without BPF."""
         return self._bpf.counters_fd if self._bpf else -1
 
-    def recorder_started(self, pid: int) -> None:
-        """The recorder is a process of this capture, and its own activity is never evidence against the workload."""
+    def exclude(self, pid: int) -> None:
+        """The recorder's own activity is never evidence against the workload."""
         if self._bpf:
             self._bpf.exclude(pid)
+
+    def tell_recorder(self, pid: int) -> None:
+        """The recorder as a process of this capture, once it runs under its own user."""
         self._process_row(pid, "found", "recorder")
 
     def prepare_workload(self, pid: int, command: Command, user: InvokingUser | None) -> None:

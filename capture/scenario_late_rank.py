@@ -127,8 +127,9 @@ def rows(seed: int) -> list[TimedRow]:
         if max(r.now_ns for r in ranks) > _T0 + 32 * _S:
             break
         _step(ranks, step)
+    training = range(loop_start, max(r.now_ns for r in ranks))
     _end(ranks, out)
-    _nvml(ranks, Draw(seed * 1_000 + 99), out, loop_start)
+    _nvml(ranks, Draw(seed * 1_000 + 99), out, training)
     _probe_totals(out)
     return out
 
@@ -263,14 +264,13 @@ def _probe_totals(out: list[TimedRow]) -> None:
         out.append(TimedRow(end, "probes", final))
 
 
-def _nvml(ranks: list[_Rank], draw: Draw, out: list[TimedRow], loop_start: int) -> None:
+def _nvml(ranks: list[_Rank], draw: Draw, out: list[TimedRow], training: range) -> None:
     """One sample per GPU every 250 ms, and the processes NVML would list with it."""
     for at in range(_T0 + 100 * _MS, _T0 + DURATION_NS, _POLL_NS):
         duration = min(_POLL_NS, _T0 + DURATION_NS - at)
         for r in ranks:
-            training = loop_start <= at < (r.end_ns or _T0 + 32 * _S)
             throttled = r.rank == 0 and THROTTLE_NS[0] <= at - _T0 < THROTTLE_NS[1]
-            sample = {"start_ns": at, "duration_ns": duration, **_gpu(r.rank), **_load_of(draw, training, throttled)}
+            sample = {"start_ns": at, "duration_ns": duration, **_gpu(r.rank), **_load_of(draw, at in training, throttled)}
             sample |= {"memory_used_bytes": r.held(at), **_LINK}
             out.append(TimedRow(at + duration, "nvml_samples", sample))
             if r.held(at):

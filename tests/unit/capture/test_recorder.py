@@ -1,0 +1,161 @@
+"""Segments, counters and losses of the recorder, over a writer that only remembers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from gpuaudit.bundle.columns import Rows, from_records, row_count
+from gpuaudit.bundle.errors import HostUnfit
+from gpuaudit.bundle.tables import TABLES, Table
+from gpuaudit.capture.recorder import Recorder, SegmentLimits
+from gpuaudit.capture.ring import to_rows
+
+PAIR = {"start_ns": 1, "duration_ns": 0, "realtime_ns": 5, "monotonic_ns": 1}
+
+
+@dataclass
+class Memory:
+    """Keeps what was sealed; refuses from ``full_after`` segments on."""
+
+    full_after: int = 1 << 30
+    segments: list[tuple[str, int, int, int, int]] = field(default_factory=list)
+    rows: list[tuple[str, Rows]] = field(default_factory=list)
+
+    def append_segment(
+        self, table: Table, rows: Rows, *, seen: int, written: int, lost: int, critical: bool = False
+    ) -> int:
+        if len(self.segments) >= self.full_after:
+            raise HostUnfit("disk full")
+        self.segments.append((table.name, row_count(rows), seen, written, lost))
+        self.rows.append((table.name, rows))
+        return len(self.segments)
+
+
+@dataclass
+class Clock:
+    now: int = 1_000
+
+    def __call__(self) -> int:
+        return self.now
+
+
+def recorder(writer: Memory, clock: Clock, **limits: int) -> Recorder:
+    return Recorder(writer, limits=SegmentLimits(**limits), now_ns=clock)
+
+
+def drained(table: str, cpus: list[int]) -> Rows:
+    records = np.zeros(len(cpus), TABLES[table].record_dtype())
+    records["cpu"] = cpus
+    return to_rows(table, records)
+
+
+def test_a_segment_closes_by_rows_and_a_large_batch_becomes_several() -> None:
+    memory = Memory()
+    r = recorder(memory, Clock(), rows=10)
+    r.add_records("clock", [PAIR] * 9)
+    assert r.tick() == 0
+    r.add_records("clock", [PAIR] * 16)
+    assert r.tick() == 1
+    assert [(rows, written) for _, rows, _, written, _ in memory.segments] == [(10, 10), (10, 20), (5, 25)]
+    assert r.tick() == 0
+
+
+def test_a_segment_closes_by_bytes() -> None:
+    memory = Memory()
+    r = recorder(memory, Clock(), raw_bytes=32 * 3)  # a clock row has four columns of 8 bytes
+    r.add_records("clock", [PAIR] * 2)
+    assert r.tick() == 0
+    r.add_records("clock", [PAIR])
+    assert r.tick() == 1
+
+
+def test_a_segment_closes_by_age_of_its_first_row() -> None:
+    memory, clock = Memory(), Clock()
+    r = recorder(memory, clock, age_ns=100)
+    r.add_records("clock", [PAIR])
+    clock.now += 99
+    r.add_records("clock", [PAIR])
+    assert r.tick() == 0
+    clock.now += 1
+    assert r.tick() == 1
+    assert memory.segments == [("clock", 2, 2, 2, 0)]
+
+
+def test_open_segments_together_stay_within_the_limit() -> None:
+    memory = Memory()
+    r = recorder(memory, Clock(), total_raw_bytes=1_000)
+    r.add_records("clock", [PAIR] * 40)
+    r.add_drained("nccl_comms", drained("nccl_comms", [0] * 10))
+    held = r.held_bytes
+    assert held > 1_000
+    assert r.tick() == 1
+    assert memory.segments[0][0] == "clock"  # the largest goes first
+    assert r.held_bytes < held
+
+
+def test_gaps_do_not_wait() -> None:
+    memory = Memory()
+    r = recorder(memory, Clock())
+    r.gap("nvml", "the library is absent", 10, 30, table="nvml_samples")
+    assert r.tick() == 1
+    (name, rows) = memory.rows[0]
+    assert name == "gaps"
+    assert rows["duration_ns"].to_list() == [20]
+    assert r.gap_reasons == {"nvml": ["the library is absent"]}
+
+
+def test_ring_counters_are_the_kernels_and_losses_are_told_once_per_change() -> None:
+    memory, clock = Memory(), Clock()
+    r = recorder(memory, clock)
+    r.add_drained("cuda_calls", drained("cuda_calls", [0, 0, 3]))
+    r.ring_counters("cuda_calls", {0: 4, 3: 1}, {0: 2, 3: 0})
+    r.flush()
+    assert ("cuda_calls", 3, 5, 3, 2) in memory.segments
+    r.flush()  # nothing changed: no further row
+    losses = [rows for name, rows in memory.rows if name == "losses"]
+    assert len(losses) == 1
+    told = {name: losses[0][name].to_list() for name in ("table_name", "cpu", "seen", "written", "lost")}
+    assert told == {
+        "table_name": ["cuda_calls"] * 2, "cpu": [0, 3], "seen": [4, 1], "written": [2, 1], "lost": [2, 0],
+    }  # fmt: skip
+    assert r.lost() == 2
+    totals = r.totals()["cuda_calls"]
+    assert int(totals["seen"]) == int(totals["written"]) + int(totals["lost"])
+
+
+def test_rows_that_do_not_fit_are_lost_and_a_gap_says_so() -> None:
+    memory = Memory()
+    r = recorder(memory, Clock())
+    r.add_records("clock", [PAIR, {"start_ns": "yesterday"}])
+    r.add("clock", from_records(TABLES["gaps"], [{"start_ns": 0, "source": "x", "reason": "y"}]))
+    r.flush()
+    assert r.totals()["clock"] == {"seen": "3", "written": "0", "lost": "3", "segments": "0"}
+    reasons = [reason for _, rows in memory.rows for reason in rows["reason"].to_list()]
+    assert len(reasons) == 2
+    assert "yesterday" in str(reasons[0]) or "null" in str(reasons[0])
+
+
+def test_a_full_disk_keeps_what_is_sealed_and_counts_the_rest_as_lost() -> None:
+    memory, clock = Memory(full_after=1), Clock()
+    r = recorder(memory, clock, rows=4)
+    clock.now = 2_000
+    r.add_records("clock", [PAIR] * 10)
+    with pytest.raises(HostUnfit):
+        r.tick()
+    assert r.drop_held() == (6, 2_000)
+    memory.full_after = 10
+    r.gap("recorder", "the disk is full", 0, None)
+    r.flush()
+    assert r.totals()["clock"] == {"seen": "10", "written": "4", "lost": "6", "segments": "1"}
+    assert memory.segments[-1][0] == "gaps"
+
+
+def test_names_that_are_not_unicode_do_not_stop_a_capture() -> None:
+    memory = Memory()
+    r = recorder(memory, Clock())
+    r.gap("cuda", b"\xff\xfe".decode("utf-8", "surrogateescape"), 0, 1)
+    r.flush()
+    assert memory.rows[0][1]["reason"].to_list() == ["\\udcff\\udcfe"]
