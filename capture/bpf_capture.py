@@ -141,7 +141,7 @@ class BpfCapture:
             only = {pid for pid, t in targets.items() if t.flags & SELECTED}
         found = self._scanner.scan(only)
         for f in found:
-            self._found(f, targets.get(f.pid) or Target())
+            self._found(f, self._targets.get(f.pid) or Target())
         for pid in self._scanner.mapping_processes():
             self._targets.add(pid, TRACED)
         self._ended(targets)

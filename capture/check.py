@@ -20,6 +20,7 @@ from gpuaudit.bundle.errors import HostUnfit
 from gpuaudit.capture import libbpf, processes
 from gpuaudit.capture.attach import MECHANISMS, TRACEPOINTS, Mechanism, Place, Programs, cookie
 from gpuaudit.capture.discovery import Scanner
+from gpuaudit.capture.nvml_source import NvmlSource
 from gpuaudit.capture.privileges import missing_for_bpf
 from gpuaudit.capture.probed_files import ProbedFiles
 from gpuaudit.capture.probes import RING_TABLES
@@ -46,9 +47,19 @@ class CheckResult:
 
 def check_host() -> list[CheckResult]:
     """Try everything a capture does. Never raises; what depends on something that failed is left out."""
-    results = [_privileges(), _btf(), _libbpf()]
-    if not results[-1].ok:
-        return results
+    results = [_nvml(), _privileges(), _btf(), _libbpf()]
+    return results + _bpf() if results[-1].ok else results
+
+
+def _nvml() -> CheckResult:
+    source = NvmlSource()
+    capability = source.probe()
+    detail = f"{len(source.gpus)} GPUs" if capability.available else capability.reason
+    return CheckResult("NVML", capability.available, detail, capability.hint or "install the NVIDIA driver")
+
+
+def _bpf() -> list[CheckResult]:
+    results: list[CheckResult] = []
     programs = Programs()
     try:
         programs.load()

@@ -96,6 +96,12 @@ def start_ns(pid: int) -> int | None:
     return int(fields[1][19]) * NS_PER_TICK if fields else None
 
 
+def is_alive(pid: int) -> bool:
+    """Whether the process exists and is not a zombie."""
+    fields = _fields(pid)
+    return fields is not None and fields[1][0] not in ("Z", "X")
+
+
 def read_process(pid: int) -> ProcessInfo | None:
     """Who ``pid`` is; None when it is gone."""
     fields = _fields(pid)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gpuaudit.capture import libbpf
+from gpuaudit.capture.processes import is_alive
+from gpuaudit.capture.source import boottime_ns
 
 TRACED, SELECTED, EXCLUDED = 1, 2, 4
 """``enum target_flags`` of capture/bpf/maps.h."""
@@ -60,11 +62,16 @@ class Targets:
         old = self.get(pid) or Target()
         if old.flags & flags == flags:
             return
-        value = _TARGET.pack(old.flags | flags, old.parent_pid, old.began_ns, old.exit_ns, old.comm.encode()[:15])
         try:
-            libbpf.map_update(self.fd, _KEY.pack(pid), value)
+            self._set(pid, replace(old, flags=old.flags | flags))
+            if not old.exit_ns and not is_alive(pid):  # ended meanwhile: its exit may have been overwritten
+                self._set(pid, replace(old, flags=old.flags | flags, exit_ns=boottime_ns()))
         except OSError:
             self.full.append(pid)
+
+    def _set(self, pid: int, t: Target) -> None:
+        value = _TARGET.pack(t.flags, t.parent_pid, t.began_ns, t.exit_ns, t.comm.encode()[:15])
+        libbpf.map_update(self.fd, _KEY.pack(pid), value)
 
     def remove(self, pid: int) -> None:
         """Forget a process that has ended."""

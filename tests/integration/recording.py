@@ -36,7 +36,9 @@ class Recording:
         for reader in self.readers:
             records = reader.drain()
             columns = {name: c.to_list() for name, c in to_rows(reader.table, records).items()}
-            self.rows[reader.table] += [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+            self.rows[reader.table] += [
+                dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+            ]
 
     def step(self) -> None:
         """One round of discovery and draining."""

@@ -52,7 +52,9 @@ def expected(calls: list[Row]) -> list[tuple[str, Row]]:
 def check_calls(r: Recording, path: Path) -> None:
     """Same calls, same order in each thread, every column either the known value or null."""
     wanted = expected(truth(path))
-    assert Counter(t for t, _ in wanted) == Counter({t: len(r.rows[t]) for t in CALL_TABLES if r.rows[t]})
+    for table in CALL_TABLES:  # the host may have other workloads
+        pids = {row["pid"] for _, row in wanted}
+        assert sum(t == table for t, _ in wanted) == sum(row["pid"] in pids for row in r.rows[table])
     assert r.lost() == 0
     for table in CALL_TABLES:
         for tid in {row["tid"] for t, row in wanted if t == table}:
@@ -62,9 +64,7 @@ def check_calls(r: Recording, path: Path) -> None:
             for got, want in zip(rows, mine, strict=True):
                 call = want.pop("call")
                 free = {"start_ns", "duration_ns", "cpu", "seq"}
-                assert {k: v for k, v in got.items() if k not in free} == {
-                    k: want.get(k) for k in got if k not in free
-                }
+                assert {k: v for k, v in got.items() if k not in free} == {k: want.get(k) for k in got if k not in free}
                 assert call["before_ns"] <= got["start_ns"]
                 assert got["start_ns"] + got["duration_ns"] <= call["after_ns"]
 
@@ -80,9 +80,7 @@ def check_sequences(r: Recording) -> None:
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 @pytest.mark.parametrize("attach_first", [True, False], ids=["attached before the start", "attached while it runs"])
-def test_every_call_with_its_arguments(
-    doubles: Path, tmp_path: Path, mechanism: Mechanism, attach_first: bool
-) -> None:
+def test_every_call_with_its_arguments(doubles: Path, tmp_path: Path, mechanism: Mechanism, attach_first: bool) -> None:
     cudart, nccl, go = doubles / "libcudart.so.13", doubles / "libnccl.so.2", tmp_path / "go"
     command = [doubles / "calls", "--out", tmp_path / "truth", "--cudart", cudart, "--nccl", nccl]
     command += ["--rounds", "12", "--threads", "3", "--pause-file", go]
@@ -100,7 +98,7 @@ def test_every_call_with_its_arguments(
         r.finish()
         check_calls(r, tmp_path / "truth")
         check_sequences(r)
-        probes = [p for p in r.of("probes") if p["hits"] is not None]
+        probes = [p for p in r.of("probes") if p["hits"] is not None and p["path"] in (str(cudart), str(nccl))]
         assert {p["mechanism"] for p in probes} == {mechanism}
         made = Counter(c["op"] for c in truth(tmp_path / "truth"))
         assert {p["op"]: p["hits"] for p in probes if p["hits"]} == dict(made)
@@ -112,7 +110,7 @@ def test_endbr64_is_passed_over(doubles: Path, tmp_path: Path) -> None:
     cudart = build("cudart", tmp_path, flags=["-fcf-protection=full"])
     with recording() as r:
         r.capture.prepare([str(cudart)])
-        assert {p["instruction"] for p in r.of("probes", library="cudart")} >= {"push after endbr64"}
+        assert {p["instruction"] for p in r.of("probes", path=str(cudart))} >= {"push after endbr64"}
         r.run(start(doubles / "calls", "--out", tmp_path / "truth", "--cudart", cudart))
         r.finish()
         check_calls(r, tmp_path / "truth")
@@ -122,7 +120,7 @@ def test_single_stepped_functions_work_too(doubles: Path, tmp_path: Path) -> Non
     cudart = build("cudart", tmp_path, flags=["-fomit-frame-pointer", "-O1"])
     with recording() as r:
         r.capture.prepare([str(cudart)])
-        assert "single-stepped" in {p["instruction"] for p in r.of("probes", library="cudart")}
+        assert "single-stepped" in {p["instruction"] for p in r.of("probes", path=str(cudart))}
         r.run(start(doubles / "calls", "--out", tmp_path / "truth", "--cudart", cudart))
         r.finish()
         check_calls(r, tmp_path / "truth")
@@ -154,6 +152,6 @@ def test_identity_of_a_communicator(doubles: Path, tmp_path: Path, unique_id: by
         assert r.capture.prepare([str(nccl)]) == []
         r.run(start(sys.executable, "-c", code, doubles / "libcudart.so.13", nccl, unique_id.hex()))
         r.finish()
-    (row,) = r.of("nccl_comms")
+    (row,) = r.of("nccl_comms", comm_id=identity)
     assert (row["comm_id"], row["rank"], row["nranks"], row["return_code"]) == (identity, -1, 1, 4)  # refused: rank −1
     assert row["comm_handle"] is None

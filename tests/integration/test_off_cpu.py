@@ -1,0 +1,106 @@
+"""Why a thread was off its CPU: preempted and asleep are different things, and nobody is blamed without reason."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.integration.recording import Row, recording, start, wait_for_line
+
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf")]
+
+TASK_INTERRUPTIBLE = 1
+
+
+def is_long(row: Row) -> bool:
+    """Half of a kernel of 20 ms, and far more than any other call or pause here takes."""
+    return bool(row["duration_ns"] and row["duration_ns"] > 10_000_000)
+
+
+def test_preempted_by_a_hog_on_the_same_core(doubles: Path) -> None:
+    """Two busy threads share a core: each interval of the victim says preempted, and names the hog."""
+    cpu = str(sorted(os.sched_getaffinity(0))[-1])
+    cudart = doubles / "libcudart.so.13"
+    with recording() as r:
+        r.capture.prepare([str(cudart)])
+        hog = start(doubles / "spin", "--cpu", cpu, "--ms", "600000", "--name", "the hog")
+        wait_for_line(hog, "at spin")
+        victim = start(doubles / "spin", "--cpu", cpu, "--ms", "400", "--cudart", cudart, "--name", "the victim")
+        try:
+            r.run(victim)
+        finally:
+            hog.kill()
+            hog.communicate()
+        r.finish()
+        mine = r.of("off_cpu", pid=victim.pid, tid=victim.pid)
+        by_hog = [row for row in mine if row["next_pid"] == hog.pid]
+        assert len(by_hog) >= 3
+        assert {(row["op"], row["prev_state"], row["next_comm"]) for row in by_hog} == {("preempted", 0, "the hog")}
+        assert {row["comm"] for row in by_hog} == {"the victim"}
+        assert {row["cpu_out"] for row in by_hog} == {int(cpu)}
+        # a preempted thread was never asleep, so nobody woke it
+        assert {(row["wake_ns"], row["waker_pid"], row["waker_comm"]) for row in by_hog} == {(None, None, None)}
+        assert r.of("off_cpu", pid=hog.pid) == []  # maps no probed library: not traced
+
+
+def test_a_thread_that_only_sleeps_was_never_preempted(doubles: Path) -> None:
+    """Its naps are blocked, interruptible, and woken by a timer, which is no thread."""
+    cudart = doubles / "libcudart.so.13"
+    with recording() as r:
+        r.capture.prepare([str(cudart)])
+        said = json.loads(r.run(start(doubles / "sleeper", "--cudart", cudart, "--naps", "15")).splitlines()[-1])
+        r.finish()
+        naps = [row for row in r.of("off_cpu", tid=said["sleeper_tid"]) if row["duration_ns"] > 5_000_000]
+        assert len(naps) == said["naps"]
+        assert {row["op"] for row in naps} == {"blocked"}
+        assert all(row["prev_state"] & TASK_INTERRUPTIBLE for row in naps)
+        assert {row["waker_pid"] for row in naps} == {None}
+        assert all(row["start_ns"] < row["wake_ns"] <= row["start_ns"] + row["duration_ns"] for row in naps)
+        assert {row["comm"] for row in naps} == {"sleeper"}
+
+
+def test_a_wait_names_the_thread_that_ended_it(doubles: Path) -> None:
+    """The synchronisation of a stream ends when the stream's own thread says so."""
+    cudart = doubles / "libcudart.so.13"
+    with recording() as r:
+        r.capture.prepare([str(cudart)])
+        environment = {**os.environ, "DOUBLE_CUDA_KERNEL_US": "20000"}
+        process = start(doubles / "sleeper", "--cudart", cudart, "--naps", "5", env=environment)
+        caller = json.loads(r.run(process).splitlines()[-1])["caller_tid"]
+        r.finish()
+        waits = [row for row in r.of("off_cpu", tid=caller) if is_long(row)]
+        slow = [row for row in r.of("cuda_calls", op="cudaDeviceSynchronize", tid=caller) if is_long(row)]
+        assert len(waits) == len(slow) == 5
+        for wait, call in zip(waits, slow, strict=True):
+            assert wait["op"] == "blocked"
+            assert (wait["waker_pid"], wait["waker_tid"] != caller) == (process.pid, True)
+            assert call["start_ns"] <= wait["start_ns"]
+            assert wait["start_ns"] + wait["duration_ns"] <= call["start_ns"] + call["duration_ns"]
+
+
+def test_a_thread_that_ends_leaves_nothing_open(doubles: Path, tmp_path: Path) -> None:
+    """Threads and processes that ended have no open interval; those that live have one, without an end."""
+    cudart = doubles / "libcudart.so.13"
+    with recording() as r:
+        r.capture.prepare([str(cudart)])
+        ended = start(doubles / "calls", "--cudart", cudart, "--out", tmp_path / "truth", "--threads", "8")
+        r.run(ended)
+        alive = start(
+            doubles / "calls", "--cudart", cudart, "--out", tmp_path / "alive", "--tail-ms", "600000", "--rounds", "1"
+        )
+        try:
+            while not r.of("cuda_calls", pid=alive.pid, op="cudaFree"):
+                r.step()
+            r.finish()
+        finally:
+            alive.kill()
+            alive.communicate()
+        still_open = [row for row in r.of("off_cpu") if row["duration_ns"] is None]
+        assert r.of("off_cpu", pid=ended.pid) != []
+        assert ended.pid not in {row["pid"] for row in still_open}
+        mine = [row for row in still_open if row["pid"] == alive.pid]
+        assert alive.pid in {row["tid"] for row in mine}
+        assert {row["op"] for row in mine} == {"blocked"}
