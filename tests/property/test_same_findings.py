@@ -1,0 +1,64 @@
+"""What may change without changing what is found: the clock's origin, the order of rows, the cut into segments."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpuaudit.analyze.finding import Document
+from tests.scenes import MS, S, T0, Mode, Row, Scene, collectives
+
+TIMES = ("start_ns", "wake_ns", "seen_ns", "monotonic_ns")
+
+
+def scene(mode: Mode) -> Scene:
+    """Late ranks, an idle GPU, a silent process and throttling in one capture."""
+    out = collectives(mode, late={2: 30 * MS}, steps=20)
+    for rank in range(4):
+        out.process(100 + rank)
+        out.samples(T0, T0 + 10 * S, gpu=rank, pids=[100 + rank], event_reasons=0x4 if rank == 1 else 0)
+        out.samples(T0 + 10 * S, T0 + 20 * S, gpu=rank, pids=[100 + rank], gpu_utilization_percent=0)
+    return out
+
+
+def essence(d: Document) -> dict[str, Any]:
+    """What was found, without ids of rows, leaves and moments of time."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items() if k not in ("evidence", "start", "start_ns", "reason_rows")}
+        return [plain(v) for v in value] if isinstance(value, list) else value
+
+    return {
+        "findings": plain([f.to_json() for f in d.findings]), "chains": plain([c.to_json() for c in d.chains]),
+        "outcomes": [o.to_json() for o in d.outcomes], "waste": plain({k: d.waste[k] for k in ("rows", "by_key", "observed")}),
+        "operations": plain(d.operations), "grade": d.quality["grade"], "heat": plain(d.charts["rank_heat"]),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["blocking", "asynchronous"])
+def test_cut_into_segments(mode: Mode) -> None:
+    assert essence(scene(mode).document()) == essence(scene(mode).document(segments=7))
+
+
+@settings(max_examples=4, deadline=None)
+@given(st.integers(0, 2**32))
+def test_order_of_rows(seed: int) -> None:
+    def shuffled(table: str, rows: list[Row]) -> list[Row]:
+        random.Random(f"{seed}{table}").shuffle(rows)
+        return rows
+
+    assert essence(scene("asynchronous").mapped(shuffled).document()) == essence(scene("asynchronous").document())
+
+
+@settings(max_examples=4, deadline=None)
+@given(st.integers(-(10**11), 10**17))
+def test_origin_of_the_clock(shift: int) -> None:
+    def moved(table: str, rows: list[Row]) -> list[Row]:
+        return [{k: v + shift if k in TIMES and v is not None else v for k, v in r.items()} for r in rows]
+
+    assert essence(scene("blocking").mapped(moved).document()) == essence(scene("blocking").document())
