@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
+
+import numpy
 
 from gpuaudit.bundle.keys import Identity
 from gpuaudit.bundle.reader import Bundle
 from gpuaudit.bundle.receipt import Receipt
 from gpuaudit.bundle.verify import verify
+from tests.bundles import leaves
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "bundle-v1"
 ROOT_B64 = "sejNA2CSnf9wOMAvwmF8sgfEkaNCfXFbo1Jf60grBa4="
@@ -36,7 +47,32 @@ def test_gives_the_same_rows() -> None:
         assert [h.kind for h in bundle.headers] == [
             "open", "clock", "segment", "gap", "segment", "artefact", "artefact", "event", "seal",
         ]  # fmt: skip
-        assert [(n, hashlib.sha256(data).hexdigest()[:8]) for _, n, data in bundle.artefacts()][1] == ("raw", "40aff2e9")
+        assert [(n, hashlib.sha256(data).hexdigest()[:8]) for _, n, data in bundle.artefacts()][1] == (
+            "raw",
+            "40aff2e9",
+        )
+
+
+def test_snippet_of_the_reference_reads_every_column() -> None:
+    """The Python of docs/reference/bundle-format.md, run as it stands there, on every column that it is for."""
+    page = DATA.parents[2] / "docs" / "reference" / "bundle-format.md"
+    found = re.search(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    assert found is not None
+    snippet = compile(found.group(1), str(page), "exec")
+    wanted = json.loads((DATA / "rows.json").read_text("utf-8"))
+    read = 0
+    for idx, head, payload, _ in leaves(DATA / "bundle.db"):
+        header = json.loads(head)
+        for c in header["columns"] or ():
+            if c["encoding"] == "utf8":
+                continue
+            names: dict[str, Any] = {"c": c, "rows": header["rows"], "payload": payload, "zstd": zstd, "numpy": numpy}
+            exec(snippet, names)  # noqa: S102 (our own page)
+            pairs = zip(names["values"].tolist(), names["valid"].tolist(), strict=True)
+            got = [str(names["texts"][v] if c["encoding"] == "dict" else v) if ok else None for v, ok in pairs]
+            assert got == wanted[str(idx)][c["name"]], (idx, c["name"])
+            read += 1
+    assert read == 37
 
 
 def test_holds_every_encoding() -> None:
