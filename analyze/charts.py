@@ -10,7 +10,7 @@ import numpy.typing as npt
 from gpuaudit.analyze import heat, timeline
 from gpuaudit.analyze.context import Context
 from gpuaudit.analyze.finding import Chain, Json
-from gpuaudit.analyze.gpu_time import UNKNOWN
+from gpuaudit.analyze.gpu_time import UNKNOWN, bounded
 from gpuaudit.analyze.operations import API_TABLES
 from gpuaudit.analyze.store import NOT_OWN, quoted
 
@@ -48,7 +48,7 @@ def _nvml(context: Context) -> list[Json]:
     times = [context.window.start_ns + i * bin_ns for i in range(bins)]
     out = []
     for gpu in context.gpus[:MAX_GPUS]:
-        columns = ", ".join(f"coalesce(least({c}, {1 << 62}), {UNKNOWN})::BIGINT AS {c}" for c, _ in NVML_SERIES)
+        columns = ", ".join(f"{bounded(c)} AS {c}" for c, _ in NVML_SERIES)
         a = context.store.arrays(
             f"SELECT start_ns::BIGINT AS start_ns, {columns} FROM nvml_samples WHERE {gpu.where} ORDER BY "
             f"start_ns, leaf, row"

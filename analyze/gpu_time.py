@@ -67,6 +67,11 @@ class GpuTime:
         return out
 
 
+def bounded(column: str) -> str:
+    """SQL for a column as BIGINT, null as :data:`UNKNOWN` (DuckDB's least() passes over nulls)."""
+    return f"CASE WHEN {column} IS NULL THEN {UNKNOWN} ELSE least({column}, {1 << 62})::BIGINT END"
+
+
 def read_gpus(store: Store) -> list[GpuTime]:
     """Every GPU with samples, by NVML index and UUID."""
     names = store.sql("SELECT gpu_uuid, min(gpu_index) FROM nvml_samples GROUP BY gpu_uuid ORDER BY 2, 1")
@@ -75,7 +80,7 @@ def read_gpus(store: Store) -> list[GpuTime]:
 
 def _read_gpu(store: Store, uuid: str, index: int) -> GpuTime:
     columns = ("gpu_utilization_percent", "event_reasons", "clock_sm_mhz", "clock_sm_max_mhz")
-    chosen = ", ".join(f"coalesce(least({c}, {1 << 62}), {UNKNOWN})::BIGINT AS {c}" for c in columns)
+    chosen = ", ".join(f"{bounded(c)} AS {c}" for c in columns)
     a = store.arrays(
         f"SELECT start_ns::BIGINT AS start_ns, coalesce(end_ns, start_ns)::BIGINT AS end_ns, {chosen} FROM "
         f"nvml_samples WHERE gpu_uuid = {quoted(uuid)} "

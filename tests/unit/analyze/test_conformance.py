@@ -1,0 +1,109 @@
+"""Every rule and detector, by being in its folder: declared completely, and true to its declaration."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import string
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from gpuaudit.analyze import chains, rules
+from gpuaudit.analyze.context import Found
+from gpuaudit.analyze.finding import Chain, Finding, Quantity
+from gpuaudit.analyze.registry import Plugin, plugins
+from gpuaudit.bundle.tables import TABLES
+from tests.scenes import MS, S, T0, Scene, collectives
+
+PLUGINS = plugins()
+
+
+def everything() -> Scene:
+    """A capture in which every rule and detector finds something."""
+    scene = collectives("asynchronous", late={2: 30 * MS})
+    for rank in range(4):
+        scene.process(100 + rank)
+        scene.samples(T0, T0 + 20 * S, rank, [100 + rank], event_reasons=0x4, clock_sm_mhz=1000, clock_sm_max_mhz=1980)
+        scene.samples(T0 + 20 * S, T0 + 60 * S, rank, [100 + rank], gpu_utilization_percent=0)
+    return scene
+
+
+@pytest.fixture(scope="module")
+def made() -> dict[str, list[Finding | Chain]]:
+    context = everything().context()
+    out: dict[str, list[Finding | Chain]] = {}
+    for p in PLUGINS:
+        outcome = p.evaluate(context)
+        assert isinstance(outcome, Found)
+        out[p.declaration.id] = list(outcome.items)
+    return out
+
+
+def test_the_folder_is_the_registry() -> None:
+    files = sorted(
+        f"{package.__name__}.{path.stem}"
+        for package in (rules, chains)
+        for path in Path(str(package.__file__)).parent.glob("*.py")
+        if path.stem != "__init__"
+    )
+    assert sorted(p.module for p in PLUGINS) == files
+    ids = [p.declaration.id for p in PLUGINS]
+    assert len(set(ids)) == len(ids)
+    assert [p.module.rsplit(".", 1)[1] for p in PLUGINS] == ids
+
+
+@pytest.mark.parametrize("plugin", PLUGINS, ids=lambda p: p.declaration.id)
+def test_the_declaration_is_complete(plugin: Plugin) -> None:
+    d = plugin.declaration
+    module = importlib.import_module(plugin.module)
+    assert module.__doc__
+    assert len(module.__doc__) > 200
+    assert "nit" in module.__doc__, "the docstring names the unit"
+    assert inspect.getdoc(plugin.evaluate)
+    assert d.kind == ("chain" if ".chains." in plugin.module else "rule")
+    assert all((d.title, d.question.endswith("?"), d.never_claims, d.inputs, d.thresholds, d.texts))
+    for t in d.thresholds:
+        assert isinstance(t.value, int | Fraction)
+        assert len(t.source) > 20, t.name
+    assert len({t.name for t in d.thresholds}) == len(d.thresholds)
+
+
+@pytest.mark.parametrize("plugin", PLUGINS, ids=lambda p: p.declaration.id)
+def test_the_inputs_exist(plugin: Plugin) -> None:
+    for table, columns in plugin.declaration.inputs:
+        assert {c.name for c in TABLES[table].columns} >= set(columns), table
+
+
+@pytest.mark.parametrize("plugin", PLUGINS, ids=lambda p: p.declaration.id)
+def test_the_texts_and_the_values_fit(plugin: Plugin, made: dict[str, list[Finding | Chain]]) -> None:
+    d = plugin.declaration
+    items = made[d.id]
+    assert items, "the scene makes every rule find something"
+    for item in items:
+        names = {name for _, name, _, _ in string.Formatter().parse(d.texts[item.text]) if name}
+        assert names <= set(item.values)
+        assert (item.detector if isinstance(item, Chain) else item.rule) == d.id
+    used = {item.text for item in items}
+    assert set(d.texts) == used
+
+
+@pytest.mark.parametrize("plugin", PLUGINS, ids=lambda p: p.declaration.id)
+def test_every_value_has_evidence(plugin: Plugin, made: dict[str, list[Finding | Chain]]) -> None:
+    for item in made[plugin.declaration.id]:
+        assert item.evidence
+        for name, value in item.values.items():
+            if isinstance(value, Quantity) and value.provenance != "assumed":
+                assert value.evidence, name
+                assert value.formula, name
+
+
+@pytest.mark.parametrize("plugin", PLUGINS, ids=lambda p: p.declaration.id)
+def test_no_threshold_hides_in_the_logic(plugin: Plugin) -> None:
+    """Numbers above 2 stand in declarations and tables of bits, never inside a function."""
+    source = Path(str(importlib.import_module(plugin.module).__file__)).read_text("utf-8")
+    for function in (n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef)):
+        hidden = [n.value for n in ast.walk(function) if isinstance(n, ast.Constant) and type(n.value) in (int, float) and n.value > 2]
+        assert hidden == [], function.name
