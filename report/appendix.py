@@ -70,7 +70,7 @@ def _declared(d: dict[str, Any]) -> Declared:
     )
     facts = [("Reads", inputs), ("Window", prose(d["window"])), ("Never claims", prose(d["never_claims"]))]
     if d["assumptions"]:
-        facts.append(("Assumes", listed((prose(a) for a in d["assumptions"]), "; ")))
+        facts.append(("Assumes", listed((prose(a) for a in d["assumptions"]), " ")))
     if d["controls"]:
         facts.append(("Supports controls", listed(data(c) for c in d["controls"])))
     thresholds = build(
@@ -166,7 +166,7 @@ def _evidence(n: int, entry: Any) -> EvidenceRow:
     facts = join(
         data(entry.table), words(" · "), number(count(entry.rows)), words(f" rows · leaves {leaves or 'none'}")
     )
-    return EvidenceRow(f"evidence-{n}", data(entry.id), facts, prose(entry.query))
+    return EvidenceRow(f"evidence-{n}", data(entry.id), facts, data(entry.query))
 
 
 def evidence_index(rows: tuple[EvidenceRow, ...]) -> Table:

@@ -11,9 +11,9 @@ from gpuaudit.report.tables import Column, Table, build
 from gpuaudit.report.text import Text, data, join, listed, number, prose, words
 
 GRADES = {
-    "A": "complete: nothing is known to be missing",
-    "B": "nearly complete: what is missing does not bear on the findings",
-    "C": "incomplete: findings hold only for what was seen",
+    "A": "complete as far as the counters tell",
+    "B": "something is missing, and it is named",
+    "C": "conclusions need care",
     "D": "cannot support conclusions",
 }
 

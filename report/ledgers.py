@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,8 @@ from gpuaudit.analyze.finding import Document, Quantity, number_from_json
 from gpuaudit.report.charts.canvas import Figure
 from gpuaudit.report.charts.waste_bars import waste_bars
 from gpuaudit.report.rounding import shown
-from gpuaudit.report.tables import Column, Raw, Table, build
+from gpuaudit.report.statements import EvidenceLinks
+from gpuaudit.report.tables import Cell, Column, Raw, Table, build
 from gpuaudit.report.text import Text, data, join, number, plain, prose, words
 
 KEYS = {
@@ -20,6 +22,9 @@ KEYS = {
     "not_classified": "not classified",
 }
 """What each key of the waste ledger is called."""
+
+
+_COUNT_IN_BRACKETS = re.compile(r" \([0-9]+\)")
 
 
 @dataclass(frozen=True)
@@ -46,30 +51,32 @@ def operations(document: Document) -> Table:
     """Exact statistics per operation, by total time."""
     names = ("count", "open", "errors", "total", "p50", "p99", "max")
     titles = ("calls", "still open", "errors", "total", "median", "p99", "longest")
+    links = EvidenceLinks(document)
     rows: list[list[Raw]] = [
-        [data(o["op"]), data(o["table"]), *(_bare(quantity(o[n])) for n in names)] for o in document.operations
+        [data(o["op"]), data(o["table"]), *(_dashed(quantity(o[n])) for n in names), links.text(_ids(o["count"]))]
+        for o in document.operations
     ]
     return build(
         "Operations, by total time",
-        [Column("operation"), Column("table"), *(Column(t, numeric=True) for t in titles)],
+        [Column("operation"), Column("table"), *(Column(t, numeric=True) for t in titles), Column("evidence")],
         rows,
         empty="no call was recorded",
     )
 
 
-def _bare(q: Quantity) -> Quantity:
-    """A quantity whose reason is told once below the table instead of in every cell."""
-    return q if q.value is not None else Quantity(None, q.unit, q.provenance)
+def _dashed(q: Quantity) -> Raw:
+    """A quantity; a null one is a dash, whose reason is told once below the table instead of in every cell."""
+    return q if q.value is not None else Cell(words("–"), -1)
+
+
+def _ids(value: Any) -> tuple[str, ...]:
+    return quantity(value).evidence
 
 
 def operation_notes(document: Document) -> tuple[Text, ...]:
-    """Why values of the operations table are not there, each reason once."""
-    reasons = {
-        quantity(o[n]).reason: None
-        for o in document.operations
-        for n in ("total", "p50", "p99", "max")
-        if quantity(o[n]).value is None and quantity(o[n]).reason
-    }
+    """Why values of the operations table are not there, each reason once, whatever count it gives in brackets."""
+    given = (quantity(o[n]) for o in document.operations for n in ("errors", "total", "p50", "p99", "max"))
+    reasons = dict.fromkeys(_COUNT_IN_BRACKETS.sub("", q.reason) for q in given if q.value is None and q.reason)
     return tuple(prose(r) for r in reasons)
 
 
@@ -95,7 +102,7 @@ def waste(document: Document) -> Waste:
     return Waste(
         figure,
         _by_key(sums, observed, money),
-        _rows(section["rows"], money),
+        _rows(section["rows"], money, EvidenceLinks(document)),
         tuple((_name(k), prose(d)) for k, d in dict.fromkeys((r["key"], r["definition"]) for r in section["rows"])),
         _rate(section),
         tuple(prose(n) for n in section["notes"]),
@@ -113,15 +120,23 @@ def _by_key(sums: list[tuple[str, Quantity, Quantity, Any]], observed: Quantity,
     return build(plain(caption), [*columns, *([Column("money", numeric=True)] if money else [])], rows, sortable=False)
 
 
-def _rows(rows: list[dict[str, Any]], money: bool) -> Table:
+def _rows(rows: list[dict[str, Any]], money: bool, links: EvidenceLinks) -> Table:
     columns = [Column("what became of it"), Column("GPU"), Column("process"), Column("GPU time", numeric=True),
-               Column("share of observed", numeric=True), Column("made")]  # fmt: skip
+               Column("share of observed", numeric=True), Column("made"), Column("evidence")]  # fmt: skip
     out: list[list[Any]] = []
     for r in rows:
         gpu = words("not assigned") if r["gpu_index"] is None else words(f"GPU {int(r['gpu_index'])}")
         process = words("–") if r["pid"] is None else data(r["pid"])
         time = quantity(r["gpu_time"])
-        line = [_name(r["key"]), gpu, process, time, quantity(r["share"]), data(time.provenance)]
+        line = [
+            _name(r["key"]),
+            gpu,
+            process,
+            time,
+            quantity(r["share"]),
+            data(time.provenance),
+            links.text(time.evidence),
+        ]
         out.append([*line, *([_money(r["money"])] if money else [])])
     return build("GPU time by GPU and process", [*columns, *([Column("money", numeric=True)] if money else [])], out)
 
@@ -145,7 +160,7 @@ def cost(document: Document) -> Table:
         "Measured or derived by the recorder itself",
         [Column("what"), Column("amount", numeric=True), Column("made"), Column("definition", wide=True)],
         [
-            [prose(r["name"]), q, data(q.provenance), prose(r["definition"])]
+            [prose(str(r["name"]).replace("_", " ")), q, data(q.provenance), prose(r["definition"])]
             for r in document.cost["rows"]
             for q in (quantity(r["quantity"]),)
         ],

@@ -7,15 +7,11 @@ hold exactly two revisions, no action of any kind, and exactly the two attachmen
 from __future__ import annotations
 
 import hashlib
-import io
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from cryptography import x509
-from pyhanko.pdf_utils import generic
 from pyhanko.pdf_utils.misc import PdfError
-from pyhanko.pdf_utils.reader import PdfFileReader
 from pyhanko.sign.fields import MDPPerm
 from pyhanko.sign.validation import validate_pdf_signature
 from pyhanko.sign.validation.errors import SignatureValidationError
@@ -24,6 +20,7 @@ from pyhanko_certvalidator import ValidationContext
 from gpuaudit.bundle.display import printable
 from gpuaudit.bundle.verify import Check
 from gpuaudit.report.pdf import CONTENT_NAME, FINDINGS_NAME
+from gpuaudit.report.pdf_reader import StrictReader, dictionaries
 
 FORBIDDEN_KEYS = frozenset({
     "/JavaScript", "/JS", "/OpenAction", "/AA", "/Launch", "/RichMedia", "/RichMediaContent", "/XFA", "/Collection",
@@ -37,9 +34,6 @@ ACTIONS = frozenset({
     "/RichMediaExecute",
 })  # fmt: skip
 """Every action type of ISO 32000-2, table 201. Links within the report are plain destinations."""
-
-MOST_OBJECTS = 2_000_000
-"""Objects looked at before giving up: a report of 1,000 pages has about 300,000."""
 
 UNREADABLE = (PdfError, SignatureValidationError, ValueError, KeyError, TypeError, IndexError, AttributeError, OSError,
               AssertionError, RecursionError, NotImplementedError)  # fmt: skip
@@ -60,12 +54,13 @@ def check_pdf(pdf: bytes, expected: Expected) -> list[Check]:
     """Every check of the PDF, each with what was found; a file that cannot be read fails the first."""
     checks = [_prefix(pdf, expected)]
     try:
-        reader = PdfFileReader(io.BytesIO(pdf), strict=True)
+        reader = StrictReader(pdf)
+        parts = dictionaries(reader)
         checks += [
             _signature(reader, pdf, expected),
             _revisions(reader),
-            _inert(reader),
-            _attachments(reader, expected),
+            _inert(parts),
+            _attachments(parts, expected),
         ]
     except UNREADABLE as error:
         detail = f"report.pdf cannot be read as a report: {printable(str(error), 160)}"
@@ -75,7 +70,7 @@ def check_pdf(pdf: bytes, expected: Expected) -> list[Check]:
 
 def signature_place(pdf: bytes) -> tuple[int, int, int]:
     """The ByteRange of the one signature: length before it, start and length after it."""
-    first, before, start, after = PdfFileReader(io.BytesIO(pdf)).embedded_regular_signatures[0].byte_range
+    first, before, start, after = StrictReader(pdf).embedded_regular_signatures[0].byte_range
     if first != 0:
         raise ValueError("the signature does not cover the beginning of the file")
     return int(before), int(start), int(after)
@@ -122,8 +117,8 @@ def _revisions(reader: Any) -> Check:
     return Check("PDF revisions", n == 2, f"report.pdf has {n} revisions; a print and its signature are two")
 
 
-def _inert(reader: Any) -> Check:
-    for where in _dictionaries(reader):
+def _inert(parts: list[Any]) -> Check:
+    for where in parts:
         acting = sorted(FORBIDDEN_KEYS & set(where))
         if acting or where.get("/S") in ACTIONS or ("/A" in where and where.get("/Type") == "/Annot"):
             what = acting[0] if acting else where.get("/S", "/A")
@@ -132,33 +127,10 @@ def _inert(reader: Any) -> Check:
     return Check("PDF without actions", True, "no script, action, link or form data")
 
 
-def _dictionaries(reader: Any) -> Iterator[Any]:
-    """Every dictionary that can be reached from the trailer, each once."""
-    stack: list[Any] = [reader.trailer_view]
-    seen: set[tuple[int, int]] = set()
-    looked = 0
-    while stack:
-        item = stack.pop()
-        looked += 1
-        if looked > MOST_OBJECTS:
-            raise ValueError(f"more than {MOST_OBJECTS} objects")
-        if isinstance(item, generic.IndirectObject):
-            key = (item.idnum, item.generation)
-            if key in seen:
-                continue
-            seen.add(key)
-            item = item.get_object()  # type: ignore[no-untyped-call]
-        if isinstance(item, generic.DictionaryObject):
-            yield item
-            stack += [item.raw_get(k) for k in item]
-        elif isinstance(item, generic.ArrayObject):
-            stack += [item.raw_get(i) for i in range(len(item))]
-
-
-def _attachments(reader: Any, expected: Expected) -> Check:
+def _attachments(parts: list[Any], expected: Expected) -> Check:
     found: dict[str, bytes] = {}
     files = 0
-    for where in _dictionaries(reader):
+    for where in parts:
         if where.get("/Type") == "/EmbeddedFile" or where.get("/Subtype") == "/FileAttachment":
             files += 1
         if "/EF" in where:

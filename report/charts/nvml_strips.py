@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 from gpuaudit.analyze.finding import Quantity
@@ -42,7 +43,7 @@ def nvml_strips(chart: dict[str, Any], window_start_ns: int) -> Figure | None:
     figure = Figure(f"NVML readings of {name}", f"{told}.", bottom + 32)
     figure.caption = words(
         f"Line: mean of each bin of {duration(bin_ns)} ({half_even(len(times))} bins); shade: smallest to "
-        "largest reading. A break is time without a reading."
+        "largest reading. A break is time without a reading, for more than twice the usual distance of two readings."
     )
     axis.draw(figure, top, bottom, "time since the start of the capture")
     for row, one in enumerate(series):
@@ -80,14 +81,17 @@ def _name(series: dict[str, Any]) -> str:
 
 
 def _runs(series: dict[str, Any]) -> list[list[int]]:
-    """Indices of neighbouring bins that all have readings."""
-    runs: list[list[int]] = [[]]
-    for at, triple in enumerate(zip(series["minimum"], series["mean"], series["maximum"], strict=True)):
-        if None not in triple:
-            runs[-1].append(at)
-        elif runs[-1]:
+    """Indices of bins with readings, cut where the next is more than twice the usual (median) distance away."""
+    triples = enumerate(zip(series["minimum"], series["mean"], series["maximum"], strict=True))
+    known = [at for at, triple in triples if None not in triple]
+    distances = sorted(b - a for a, b in pairwise(known))
+    longest = 2 * distances[len(distances) // 2] if distances else 0
+    runs = [known[:1]]
+    for a, b in pairwise(known):
+        if b - a > longest:
             runs.append([])
-    return [run for run in runs if run]
+        runs[-1].append(b)
+    return runs
 
 
 def _limits(series: dict[str, Any]) -> tuple[int, int]:

@@ -12,7 +12,7 @@ _BAR, _STEP = 16, 25
 
 KEY_ROLES = {
     "idle_allocated": "throttled", "idle_unallocated": "idle", "waiting_for_peers": "late", "host_blocked": "sync",
-    "not_classified": "heat0",
+    "not_classified": "heat2",
 }  # fmt: skip
 """Colour of each key; the name beside the bar carries the meaning."""
 
