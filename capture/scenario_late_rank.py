@@ -26,6 +26,7 @@ DURATION_NS = 40_000_000_000
 
 _MS, _US, _S = 1_000_000, 1_000, 1_000_000_000
 _T0 = VIRTUAL_START_BOOT_NS
+_ATTACHED_NS = _T0 + 150 * _MS
 _STEPS = 360
 _LAUNCHES = 24
 _DEVICE_NS = 58 * _MS
@@ -224,24 +225,24 @@ def _process(r: _Rank) -> dict[str, object]:
 
 
 def _processes(ranks: list[_Rank], out: list[TimedRow]) -> None:
-    """Processes, their libraries and the probes, as discovery would have found them."""
+    """Processes, their libraries and the probes, as discovery would have found them: the files were probed before."""
     found = _T0 + 900 * _MS
     for r in ranks:
         out.append(TimedRow(found, "processes", _process(r)))
         for n, (library, path) in enumerate((("cudart", _CUDART), ("nccl", _NCCL))):
             row = {
-                "start_ns": found, "duration_ns": 12 * _MS, "pid": r.pid, "op": "shared" if r.rank else "attached",
-                "library": library, "path": path, "build_id": f"{n + 1:040x}", "device": 64769, "inode": 90_001 + n,
-                "probes": len(_PROBED[library]), "not_observed": "", "reason": None,
+                "start_ns": found, "duration_ns": 0, "pid": r.pid, "op": "shared", "library": library, "path": path,
+                "build_id": f"{n + 1:040x}", "device": 64769, "inode": 90_001 + n, "probes": len(_PROBED[library]),
+                "not_observed": "", "reason": None,
             }  # fmt: skip
-            out.append(TimedRow(found + 12 * _MS, "libraries", row))
-    out.extend(TimedRow(found + 12 * _MS, "probes", row) for row in _probe_rows())
+            out.append(TimedRow(found, "libraries", row))
+    out.extend(TimedRow(_ATTACHED_NS, "probes", row) for row in _probe_rows())
 
 
 def _probe_rows() -> list[dict[str, object]]:
     return [
         {
-            "start_ns": _T0 + 912 * _MS, "duration_ns": None, "op": op, "library": library,
+            "start_ns": _ATTACHED_NS, "duration_ns": None, "op": op, "library": library,
             "path": _CUDART if library == "cudart" else _NCCL, "offset": 0x21000 + 0x140 * i,
             "mechanism": "uprobe_multi", "instruction": "push", "expected_cost_ns": 700,
             "hits": None, "unmatched": None, "misses": None,
@@ -259,7 +260,7 @@ def _probe_totals(out: list[TimedRow]) -> None:
             hits[t.row["op"]] = hits.get(t.row["op"], 0) + 1
     end = _T0 + DURATION_NS
     for row in _probe_rows():
-        attached = DURATION_NS - 912 * _MS
+        attached = end - _ATTACHED_NS
         final = {**row, "duration_ns": attached, "hits": hits.get(row["op"], 0), "unmatched": 0, "misses": 0}
         out.append(TimedRow(end, "probes", final))
 

@@ -1,0 +1,271 @@
+"""Whole captures: the same command a user types, its files, its exit code, and what becomes of a capture that is hurt."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gpuaudit.bundle.reader import Bundle
+from gpuaudit.bundle.receipt import Receipt
+from gpuaudit.bundle.verify import verify
+from tests.doubles.build import build, compiler
+from tests.integration.sessions import Session, capture, command_line, environment, rows, trust
+
+NOBODY = 65534
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Like tmp_path, but other users can reach it: the recorder and the workload run as one."""
+    path = Path(tempfile.mkdtemp(prefix="gpuaudit-test-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def nvml(folder: Path) -> dict[str, str]:
+    """Environment in which NVML is the double: one GPU, one process."""
+    if compiler() is None:
+        pytest.skip("gcc is not installed")
+    (folder / "lib").mkdir()
+    build("nvml", folder / "lib")
+    script = folder / "lib" / "script.txt"
+    script.write_text("gpus 1\n0 0 utilization 90\n0 0 process 4242 1000000\n")
+    return {"LD_LIBRARY_PATH": str(folder / "lib"), "DOUBLE_NVML_SCRIPT": str(script)}
+
+
+@pytest.fixture
+def env(folder: Path, nvml: dict[str, str]) -> dict[str, str]:
+    return environment(folder / "keys", **nvml)
+
+
+def check_sealed(path: Path, folder: Path) -> None:
+    receipt = Receipt.from_text(path.with_name(path.name + ".receipt").read_text())
+    result = verify(path, trust=trust(folder / "keys"), receipt=receipt)
+    assert (result.status, result.exit_code) == ("SEALED", 0), result
+    assert not path.with_name(path.name + ".partial").exists()
+
+
+def test_ordinary_user_captures_what_needs_no_privilege(folder: Path, env: dict[str, str]) -> None:
+    out = folder / "a.db"
+    done = capture(["--out", out, "--duration", "1", "--source", "nvml", "--challenge", "quarter 4"], env)
+    assert done.returncode == 0, done.stderr
+    assert "made a new identity" in done.stderr
+    assert "leaf0_hash" in done.stderr
+    check_sealed(out, folder)
+    assert {r["gpu_utilization_percent"] for r in rows(out, "nvml_samples")} == {90}
+    assert {r["pid"] for r in rows(out, "nvml_processes")} == {4242}
+    assert len(rows(out, "clock")) >= 2
+    with Bundle.open(out) as bundle:
+        body = bundle.open_body
+        artefacts = {name: json.loads(data) for _, name, data in bundle.artefacts()}
+        seal = bundle.seal_body
+    assert body["challenge"] == "quarter 4"
+    assert body["synthetic"] is False
+    assert [g["index"] for g in body["gpus"]] == [0]
+    states = {s["source"]: s["state"] for s in artefacts["sources"]}
+    assert states == {
+        "cuda": "not recorded", "nccl": "not recorded", "off_cpu": "not recorded", "nvml": "recorded", "clock": "recorded",
+    }  # fmt: skip
+    assert {"recorder_cpu", "attacher_cpu", "bytes_written"} <= {r["name"] for r in artefacts["cost"]}
+    assert seal is not None
+    count = len(rows(out, "nvml_samples"))
+    total = seal["totals"]["tables"]["nvml_samples"]
+    assert (total["seen"], total["written"], total["lost"]) == (str(count), str(count), "0")
+    again = capture(["--out", out, "--duration", "1", "--source", "nvml"], env)
+    assert again.returncode == 2
+    assert "exists already" in again.stderr
+    assert "made a new identity" not in again.stderr
+
+
+def test_synthetic_needs_neither_gpu_nor_privilege(folder: Path) -> None:
+    out = folder / "s.db"
+    done = capture(["--out", out, "--synthetic", "late-rank"], environment(folder / "keys"))
+    assert done.returncode == 0, done.stderr
+    check_sealed(out, folder)
+    with Bundle.open(out) as bundle:
+        assert bundle.open_body["synthetic"] is True
+        assert bundle.open_body["host"]["hostname"] == "synthetic-host"
+    losses = rows(out, "losses")
+    assert losses
+    assert all(r["seen"] == r["written"] and not r["lost"] for r in losses)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it_cleanly(folder: Path, env: dict[str, str], number: signal.Signals) -> None:
+    out = folder / "a.db"
+    session = Session(["--out", out, "--duration", "1h", "--source", "nvml"], env)
+    session.wait_for(folder / "a.db.receipt")
+    code, said = session.end(number)
+    assert code == 0, said
+    check_sealed(out, folder)
+
+
+def test_nvml_absent_is_a_gap(folder: Path) -> None:
+    out = folder / "a.db"
+    env = {k: v for k, v in environment(folder / "keys").items() if k != "LD_LIBRARY_PATH"}
+    done = capture(["--out", out, "--duration", "1", "--source", "nvml"], env)
+    assert done.returncode == 0, done.stderr
+    if rows(out, "nvml_samples"):
+        pytest.skip("this host has an NVIDIA driver")
+    gaps = [g for g in rows(out, "gaps") if g["source"] == "nvml"]
+    assert {g["table_name"] for g in gaps} == {"nvml_samples", "nvml_processes"}
+    assert all("libnvidia-ml.so.1" in g["reason"] for g in gaps)
+    strict = capture(["--out", folder / "b.db", "--duration", "1", "--source", "nvml", "--strict"], env)
+    assert strict.returncode == 5
+    check_sealed(folder / "b.db", folder)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="needs an ordinary user")
+def test_no_privilege_names_the_capability(folder: Path, env: dict[str, str]) -> None:
+    done = capture(["--out", folder / "a.db"], env)
+    assert done.returncode == 4
+    assert "CAP_BPF" in done.stderr
+    assert "sudo audit capture" in done.stderr
+    assert not list(folder.glob("a.db*"))
+
+
+@as_root
+def test_no_privilege_names_the_capability_seen_as_root(folder: Path, env: dict[str, str]) -> None:
+    """The same with the capabilities taken away, so that it is tested where tests run as root."""
+    drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+    if shutil.which("setpriv") is None:
+        pytest.skip("setpriv is not installed")
+    command = [*drop, *command_line(["--out", folder / "a.db"])]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 4, done.stderr
+    assert "CAP_BPF and CAP_PERFMON" in done.stderr
+    assert "sudo audit capture" in done.stderr
+    assert not list(folder.glob("a.db*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--", "no-such-program-anywhere"], 2, "not found in PATH"),
+        (["--pid", "2147483647"], 2, "no such process"),
+        (["--source", "magnets"], 2, "magnets"),
+        (["--duration", "0"], 2, "duration"),
+        (["--synthetic", "early-rank"], 2, "late-rank"),
+        (["--site", "a/b"], 2, "--site"),
+        (["--challenge", "two\nlines"], 2, "--challenge"),
+        (["--pid", "1", "--", "true"], 2, "both"),
+    ],
+)
+def test_a_request_that_cannot_be_met_makes_nothing(
+    folder: Path, env: dict[str, str], arguments: list[str], code: int, words: str
+) -> None:
+    done = capture(["--out", folder / "a.db", *arguments], env)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(folder.glob("a.db*"))
+
+
+def test_the_recorder_dies_and_the_attacher_says_so(folder: Path, env: dict[str, str]) -> None:
+    out = folder / "a.db"
+    session = Session(["--out", out, "--duration", "1h", "--source", "nvml"], env)
+    session.wait_for(folder / "a.db.receipt")
+    os.kill(session.recorder_pid(), signal.SIGKILL)
+    code, said = session.result()
+    assert code == 4
+    assert "the recorder ended before it sealed (signal 9)" in said
+    result = verify(folder / "a.db.partial" / "bundle.db", trust=trust(folder / "keys"))
+    assert result.status == "UNSEALED"
+
+
+def test_the_attacher_dies_and_the_prefix_survives(folder: Path, env: dict[str, str]) -> None:
+    out = folder / "a.db"
+    session = Session(["--out", out, "--duration", "1h", "--source", "nvml"], env)
+    session.wait_for(folder / "a.db.receipt")
+    recorder = session.recorder_pid()
+    session.process.kill()
+    session.process.communicate()
+    while Path(f"/proc/{recorder}").exists():
+        time.sleep(0.01)
+    partial = folder / "a.db.partial" / "bundle.db"
+    assert verify(partial, trust=trust(folder / "keys")).status == "UNSEALED"
+    assert any("attacher ended" in g["reason"] for g in rows(partial, "gaps"))
+
+
+def kill_at_random_moments(folder: Path, env: dict[str, str], sources: list[str], moments: int, seed: int) -> int:
+    """Kill captures with everything they started; how many had given a receipt."""
+    draw, receipts = random.Random(seed), 0
+    for moment in range(moments):
+        out = folder / f"k{moment}.db"
+        session = Session(["--out", out, "--duration", "1h", *sources], env)
+        if moment % 4:  # most of them while it records
+            session.wait_for(folder / f"{out.name}.receipt")
+        time.sleep(draw.uniform(0, 1.5))
+        session.kill_group()
+        receipt = folder / f"{out.name}.receipt"
+        if not receipt.exists():
+            continue
+        receipts += 1
+        result = verify(
+            folder / f"{out.name}.partial" / "bundle.db", trust=trust(folder / "keys"),
+            receipt=Receipt.from_text(receipt.read_text()),
+        )  # fmt: skip
+        assert (result.status, result.exit_code) == ("UNSEALED", 1)
+        assert any(c.name == "identity" and c.ok for c in result.checks)
+    return receipts
+
+
+def test_kill_9_at_random_moments(folder: Path, env: dict[str, str]) -> None:
+    assert kill_at_random_moments(folder, env, ["--source", "nvml"], moments=20, seed=20) >= 15
+
+
+@as_root
+def test_kill_9_with_bpf(folder: Path, env: dict[str, str], bpf: None) -> None:
+    assert kill_at_random_moments(folder, env, [], moments=4, seed=4) >= 3
+
+
+@as_root
+def test_a_full_disk_seals_what_there_is(folder: Path, env: dict[str, str]) -> None:
+    small = folder / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m,mode=0755", "tmpfs", str(small)], check=False).returncode:
+        pytest.skip("no tmpfs can be mounted")
+    try:
+        out = small / "a.db"
+        session = Session(["--out", out, "--duration", "1h", "--source", "nvml"], env)
+        session.wait_for(small / "a.db.receipt")
+        time.sleep(1)
+        free = os.statvfs(small)
+        (small / "ballast").write_bytes(bytes(free.f_bavail * free.f_frsize - (1 << 20)))
+        code, said = session.result()
+        assert code == 4, said
+        assert "the disk became full" in said
+        assert " s are safe" in said
+        check_sealed(out, folder)
+        assert rows(out, "nvml_samples")
+        assert any("disk is full" in g["reason"] for g in rows(out, "gaps"))
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+@as_root
+def test_no_room_at_all_is_said_before_anything_is_recorded(folder: Path, env: dict[str, str]) -> None:
+    small = folder / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=0755", "tmpfs", str(small)], check=False).returncode:
+        pytest.skip("no tmpfs can be mounted")
+    try:
+        done = capture(["--out", small / "a.db", "--duration", "1", "--source", "nvml"], env)
+        assert done.returncode == 4
+        assert "no room" in done.stderr
+        assert not list(small.iterdir())
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
