@@ -1,0 +1,1 @@
+"""One module per figure. Each declares ``NAME`` and ``TITLE`` and has ``measure(plan) -> Figure``."""

@@ -1,0 +1,112 @@
+"""A result as a table for a terminal, and as the reference page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bench.result import Figure, Result, Value
+
+REPEAT = "python -m bench --save bench/results/figures.json"
+HEAD = ("what", "unit", "median", "smallest", "largest", "repeats")
+
+
+def number(value: float) -> str:
+    """Three significant digits, thousands apart; never in powers of ten."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 100:
+        digits = len(str(int(abs(value))))
+        return f"{round(value, -max(0, digits - 3)):,.0f}"
+    places = 2
+    small = abs(value)
+    while small < 1 and places < 12:
+        small *= 10
+        places += 1
+    return f"{value:.{places if abs(value) < 10 else 1}f}"
+
+
+def cells(value: Value) -> tuple[str, ...]:
+    """One row, as in :data:`HEAD`."""
+    s = value.spread
+    what = f"{value.what} ({value.better})" if value.better else value.what
+    return what, value.unit, number(s.median), number(s.low), number(s.high), str(s.repeats)
+
+
+def text(result: Result) -> str:
+    """The table of a run, figure by figure, then the machine and the command."""
+    lines: list[str] = []
+    for figure in result.figures:
+        lines += [f"{figure.name}: {figure.title}", *_columns([HEAD, *map(cells, figure.values)])]
+        lines += [f"  {name}: {value}" for name, value in figure.parameters.items()]
+        lines += [f"  Note: {remark}" for remark in figure.remarks]
+        lines.append("")
+    lines += [f"{n.name}: {n.title}\n  not measured: {n.reason}\n" for n in result.not_measured]
+    lines += [f"{name}: {value}" for name, value in result.machine.items()]
+    lines += [f"taken: {result.taken_utc}, in {number(result.seconds)} s", f"repeat: {result.command}"]
+    return "\n".join(lines) + "\n"
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    out = []
+    for row in rows:
+        left = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
+        right = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
+        out.append("  " + "  ".join([*left, *right]).rstrip())
+    return out
+
+
+def markdown(result: Result) -> str:
+    """``docs/reference/figures.md``."""
+    lines = [
+        "# Figures",
+        "",
+        "<!-- Generated from bench/results/figures.json by `python -m bench --markdown`. Do not edit. -->",
+        "",
+        "Every ratio has both of its sides from one run, measured turn by turn: it is the median of the quotients of",
+        "the repeats, with the smallest and the largest beside it. The other values are this machine's and say nothing",
+        "about another one. As root, with clang-16, libbpf-dev, gcc and bpftrace installed, a few minutes:",
+        "",
+        "```sh",
+        result.command,
+        "```",
+        "",
+    ]
+    for figure in result.figures:
+        lines += _section(figure)
+    for missing in result.not_measured:
+        lines += [f"## {missing.title}", "", f"Not measured: {missing.reason}.", ""]
+    taken = f"Taken {result.taken_utc}, in {number(result.seconds)} s."
+    lines += ["## The machine", "", taken, "", "| | |", "|---|---|"]
+    lines += [f"| {name} | {_cell(value)} |" for name, value in result.machine.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _section(figure: Figure) -> list[str]:
+    lines = [f"## {figure.title}", "", figure.method, "", *_table([HEAD, *map(cells, figure.values)]), ""]
+    if figure.parameters:
+        lines += [*(f"- {name}: {value}" for name, value in figure.parameters.items()), ""]
+    for remark in figure.remarks:
+        lines += [remark, ""]
+    return lines
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
+    return [lines[0], "|---|---|--:|--:|--:|--:|", *lines[1:]]
+
+
+def extract(result: Result) -> str:
+    """The ratios alone, as the README's table."""
+    rows = [("", "median", "smallest–largest")]
+    for figure in result.figures:
+        for value in figure.values:
+            if value.unit == "ratio":
+                s = value.spread
+                rows.append((cells(value)[0], number(s.median), f"{number(s.low)}–{number(s.high)}"))
+    lines = ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
+    return "\n".join([lines[0], "|---|--:|--:|", *lines[1:]]) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
