@@ -64,7 +64,8 @@ def _mapping(obj: dict[Any, Json], out: list[str], depth: int) -> None:
     if not all(isinstance(k, str) for k in obj):
         raise ValueError("canonical JSON: a key is not a string")
     out.append("{")
-    for i, key in enumerate(sorted(obj, key=_utf16)):
+    order = None if "".join(obj).isascii() else _utf16
+    for i, key in enumerate(sorted(obj, key=order)):
         if i:
             out.append(",")
         out.append(encode_basestring(key))

@@ -195,12 +195,22 @@ def _decode_column(spec: ColumnSpec, rows: int, content: bytes) -> ColumnData:
 def _values(content: bytes, spec: ColumnSpec, rows: int) -> np.ndarray:
     """The fixed-width part: undo the transpose, then the differences."""
     size = np.dtype(spec.dtype).itemsize
+    bits = np.frombuffer(content, f"<u{size}")
     if spec.shuffle and size > 1:
-        content = np.frombuffer(content, np.uint8).reshape(size, rows).T.tobytes()
+        bits = _unshuffle(np.frombuffer(content, np.uint8).reshape(size, rows))
     if spec.encoding == "delta":
-        unsigned = np.frombuffer(content, f"<u{size}")
-        return np.cumsum(unsigned, dtype=unsigned.dtype).view(spec.dtype)
-    return np.frombuffer(content, spec.dtype)
+        bits = np.cumsum(bits, dtype=bits.dtype)
+    return bits.view(spec.dtype)
+
+
+def _unshuffle(planes: np.ndarray) -> np.ndarray:
+    """Unsigned integers from their byte planes; planes of zeros, which are most, are not scattered."""
+    size, rows = planes.shape
+    table = np.zeros((rows, size), dtype=np.uint8)
+    for i in range(size):
+        if planes[i].any():
+            table[:, i] = planes[i]
+    return table.reshape(-1).view(f"<u{size}")
 
 
 def _texts(content: bytes, start: int, lengths: np.ndarray, end: int) -> list[str]:

@@ -14,7 +14,6 @@ from gpuaudit.bundle.limits import MAX_WINDOW_LOG
 
 LEVEL = 1
 _MAGIC = b"\x28\xb5\x2f\xfd"
-_CHUNK_BYTES = 1 << 20
 
 
 def compress(data: bytes | memoryview, level: int = LEVEL) -> bytes:
@@ -25,7 +24,7 @@ def compress(data: bytes | memoryview, level: int = LEVEL) -> bytes:
 def decompress(frame: bytes | memoryview, size: int) -> bytes:
     """The content of exactly one frame, which must say that it has ``size`` bytes; BundleInvalid otherwise.
 
-    The frame's own header is looked at before it is opened, and no more than ``size`` bytes are ever held.
+    The frame's own header is looked at before it is opened, and decoding stops one byte past ``size`` at the latest.
     """
     try:
         if bytes(frame[:4]) != _MAGIC:
@@ -34,18 +33,9 @@ def decompress(frame: bytes | memoryview, size: int) -> bytes:
         if info.decompressed_size != size or info.dictionary_id:
             raise BundleInvalid(f"a zstd frame says {info.decompressed_size} bytes, the header {size}")
         decoder = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: MAX_WINDOW_LOG})
-        out = bytearray()
-        data = bytes(frame)
-        while not decoder.eof:
-            chunk = decoder.decompress(data, max_length=min(_CHUNK_BYTES, size - len(out) + 1))
-            data = b""
-            out += chunk
-            if len(out) > size:
-                raise BundleInvalid(f"a zstd frame holds more than the {size} bytes it says")
-            if not chunk and not decoder.eof and decoder.needs_input:
-                raise BundleInvalid("a zstd frame ends too early")
-        if decoder.unused_data or len(out) != size:
-            raise BundleInvalid("a zstd frame is shorter than its place, or its content than its size")
+        out = bytes(decoder.decompress(frame, max_length=size + 1))
+        if not decoder.eof or decoder.unused_data or len(out) != size:
+            raise BundleInvalid(f"a zstd frame does not hold the {size} bytes it says, or not in its place")
     except zstd.ZstdError as e:
         raise BundleInvalid(f"a zstd frame cannot be decoded: {e}") from None
-    return bytes(out)
+    return out

@@ -37,7 +37,7 @@ def test_one_flipped_byte_anywhere_is_refused_when_the_seal_file_is_there(
 ) -> None:
     path = copy_bundle(sealed, tmp_path)
     size = path.stat().st_size
-    for at in [*range(100), *range(100, size, 11)]:
+    for at in [*range(100), *range(100, size, 41)]:
         flip(path, at, at % 8)
         with pytest.raises(BundleInvalid):
             check(path, signer)
@@ -70,7 +70,7 @@ def test_one_flipped_byte_is_named_by_its_leaf_without_the_seal_file(
 def test_one_flipped_byte_in_the_seal_file_is_refused(sealed: Path, signer: MemorySigner, tmp_path: Path) -> None:
     path = copy_bundle(sealed, tmp_path)
     beside = sealfile.path_beside(path)
-    for at in range(beside.stat().st_size):
+    for at in range(0, beside.stat().st_size, 3):
         flip(beside, at)
         with pytest.raises(BundleInvalid):
             check(path, signer)
