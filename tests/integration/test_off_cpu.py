@@ -8,27 +8,25 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.recording import Row, recording, start, wait_for_line
+from tests.integration.recording import recording, start, wait_for_line
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf")]
 
 TASK_INTERRUPTIBLE = 1
 
 
-def is_long(row: Row) -> bool:
-    """Half of a kernel of 20 ms, and far more than any other call or pause here takes."""
-    return bool(row["duration_ns"] and row["duration_ns"] > 10_000_000)
-
-
 def test_preempted_by_a_hog_on_the_same_core(doubles: Path) -> None:
-    """Two busy threads share a core: each interval of the victim says preempted, and names the hog."""
+    """Two busy threads share a core: intervals in which the hog ran instead say preempted, and name the hog."""
     cpu = str(sorted(os.sched_getaffinity(0))[-1])
     cudart = doubles / "libcudart.so.13"
     with recording() as r:
         r.capture.prepare([str(cudart)])
-        hog = start(doubles / "spin", "--cpu", cpu, "--ms", "600000", "--name", "the hog")
+        # in bursts at real-time priority: it takes the core from the victim, whoever else is on this host
+        hog = start(
+            doubles / "spin", "--cpu", cpu, "--ms", "600000", "--name", "the hog", "--burst-ms", "5"
+        )  # fmt: skip
         wait_for_line(hog, "at spin")
-        victim = start(doubles / "spin", "--cpu", cpu, "--ms", "400", "--cudart", cudart, "--name", "the victim")
+        victim = start(doubles / "spin", "--cpu", cpu, "--ms", "1000", "--cudart", cudart, "--name", "the victim")
         try:
             r.run(victim)
         finally:
@@ -51,15 +49,16 @@ def test_a_thread_that_only_sleeps_was_never_preempted(doubles: Path) -> None:
     cudart = doubles / "libcudart.so.13"
     with recording() as r:
         r.capture.prepare([str(cudart)])
-        said = json.loads(r.run(start(doubles / "sleeper", "--cudart", cudart, "--naps", "15")).splitlines()[-1])
+        process = start(doubles / "sleeper", "--cudart", cudart, "--naps", "15", "--realtime", "1")
+        said = json.loads(r.run(process).splitlines()[-1])
         r.finish()
-        naps = [row for row in r.of("off_cpu", tid=said["sleeper_tid"]) if row["duration_ns"] > 5_000_000]
+        mine = r.of("off_cpu", tid=said["sleeper_tid"])
+        assert {row["op"] for row in mine} == {"blocked"}
+        naps = [row for row in mine if row["comm"] == "sleeper" and row["waker_pid"] is None]
         assert len(naps) == said["naps"]
-        assert {row["op"] for row in naps} == {"blocked"}
+        assert all(row["duration_ns"] >= 10_000_000 for row in naps)
         assert all(row["prev_state"] & TASK_INTERRUPTIBLE for row in naps)
-        assert {row["waker_pid"] for row in naps} == {None}
         assert all(row["start_ns"] < row["wake_ns"] <= row["start_ns"] + row["duration_ns"] for row in naps)
-        assert {row["comm"] for row in naps} == {"sleeper"}
 
 
 def test_a_wait_names_the_thread_that_ended_it(doubles: Path) -> None:
@@ -71,14 +70,18 @@ def test_a_wait_names_the_thread_that_ended_it(doubles: Path) -> None:
         process = start(doubles / "sleeper", "--cudart", cudart, "--naps", "5", env=environment)
         caller = json.loads(r.run(process).splitlines()[-1])["caller_tid"]
         r.finish()
-        waits = [row for row in r.of("off_cpu", tid=caller) if is_long(row)]
-        slow = [row for row in r.of("cuda_calls", op="cudaDeviceSynchronize", tid=caller) if is_long(row)]
-        assert len(waits) == len(slow) == 5
-        for wait, call in zip(waits, slow, strict=True):
-            assert wait["op"] == "blocked"
-            assert (wait["waker_pid"], wait["waker_tid"] != caller) == (process.pid, True)
-            assert call["start_ns"] <= wait["start_ns"]
-            assert wait["start_ns"] + wait["duration_ns"] <= call["start_ns"] + call["duration_ns"]
+        first, *slow = r.of("cuda_calls", op="cudaDeviceSynchronize", tid=caller)
+        assert first["start_ns"] < slow[0]["start_ns"]
+        assert len(slow) == 5
+        for call in slow:
+            waits = [
+                row
+                for row in r.of("off_cpu", tid=caller, op="blocked", waker_pid=process.pid)
+                if call["start_ns"] <= row["start_ns"]
+                and row["start_ns"] + row["duration_ns"] <= call["start_ns"] + call["duration_ns"]
+            ]
+            assert waits
+            assert caller not in {row["waker_tid"] for row in waits}
 
 
 def test_a_thread_that_ends_leaves_nothing_open(doubles: Path, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
  * Burns one CPU. Without --cudart it is the hog; with it, it makes one call first, so that it is a traced process and the
  * hog's victim.
  *
- * spin [--cpu N] [--ms 500] [--name spin] [--cudart PATH]
+ * With --burst-ms it runs at real-time priority in bursts with pauses as long, so that it takes the CPU from whoever has it.
+ *
+ * spin [--cpu N] [--ms 500] [--name spin] [--cudart PATH] [--burst-ms N]
  */
 #include "truth.h"
 #include "cuda_runtime_api.h"
@@ -14,6 +16,8 @@ int main(int argc, char **argv)
 {
 	long cpu = number(argc, argv, "cpu", -1);
 	const char *path = option(argc, argv, "cudart", NULL);
+	uint64_t burst_us = (uint64_t)number(argc, argv, "burst-ms", 0) * 1000u;
+	uint64_t end_ns = boottime_ns() + (uint64_t)number(argc, argv, "ms", 500) * 1000000u;
 
 	pthread_setname_np(pthread_self(), option(argc, argv, "name", "spin"));
 	if (cpu >= 0) {
@@ -35,6 +39,17 @@ int main(int argc, char **argv)
 	}
 	printf("at spin\n");
 	fflush(stdout);
-	spin_us((uint64_t)number(argc, argv, "ms", 500) * 1000u);
+	if (burst_us) {
+		struct sched_param priority = {.sched_priority = 1};
+
+		if (sched_setscheduler(0, SCHED_FIFO, &priority))
+			die("sched_setscheduler", NULL);
+		while (boottime_ns() < end_ns) {
+			spin_us(burst_us);
+			nap_us(burst_us);
+		}
+	} else {
+		spin_us((uint64_t)number(argc, argv, "ms", 500) * 1000u);
+	}
 	return 0;
 }
