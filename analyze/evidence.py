@@ -7,6 +7,8 @@ is the same in every run.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -43,6 +45,11 @@ class EvidenceBook:
             )
             self._by_query[query] = known
         return known.id
+
+    def present(self, tables: Sequence[str], condition: str) -> tuple[str, ...]:
+        """The ids for those of ``tables`` that have a row which meets the condition."""
+        having = [t for t in tables if self._store.sql(f"SELECT 1 FROM {t} WHERE {condition} LIMIT 1")]
+        return tuple(self.where(t, condition) for t in having)
 
     def listed(self, table: str, keys: RowKeys, otherwise: str) -> str:
         """The id of the entry for the rows named by ``keys``.

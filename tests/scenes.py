@@ -59,7 +59,9 @@ class Scene:
     def sample(self, at: int, duration: int, gpu: int = 0, pids: Sequence[int] = (), **more: Any) -> Scene:
         """An NVML sample of one GPU and the processes listed with it."""
         place = {"start_ns": at, "duration_ns": duration, "gpu_index": gpu, "gpu_uuid": f"GPU-{gpu}"}
-        self.add("nvml_samples", **{**place, "gpu_utilization_percent": 90, "event_reasons": 0, "unavailable": "", **more})
+        self.add(
+            "nvml_samples", **{**place, "gpu_utilization_percent": 90, "event_reasons": 0, "unavailable": "", **more}
+        )
         for pid in pids:
             self.add("nvml_processes", **place, pid=pid, op="compute", memory_used_bytes=1 << 30)
         return self
@@ -124,9 +126,12 @@ def collectives(
         for r, at in enumerate(arrival):
             inside = done - at if mode == "blocking" else 9 * US
             scene.add(
-                "nccl_calls", start_ns=at, duration_ns=inside, pid=100 + r, tid=100 + r, op="ncclAllReduce", return_code=0,
+                "nccl_calls", start_ns=at, duration_ns=inside, pid=100 + r, tid=100 + r, op="ncclAllReduce",
+                return_code=0,
                 comm_handle=7_000 + r, comm_id=comm_id, rank=r if comm_id else None, nranks=nranks or ranks, datatype=7,
                 reduce_op=0, count=1_000, size_bytes=4_000, stream=1 + r,
             )  # fmt: skip
-            scene.cuda(100 + r, "cudaStreamSynchronize", at + inside + 3 * US, max(done - at - inside, 2 * US), stream=1 + r)
+            scene.cuda(
+                100 + r, "cudaStreamSynchronize", at + inside + 3 * US, max(done - at - inside, 2 * US), stream=1 + r
+            )
     return scene

@@ -79,8 +79,7 @@ def _of_process(context: Context, pid: int, count: int, lossy: Intervals) -> Fin
     total, of = intervals.measure(silent), intervals.measure(observed)
     at = int((silent[:, 1] - silent[:, 0]).argmax())
     tail = int(silent[at, 1]) == int(lived[-1, 1])
-    book = context.book
-    evidence = tuple(book.where(t, f"pid = {pid}") for t in (*TABLES, "processes"))
+    evidence = context.book.present((*TABLES, "processes"), f"pid = {pid}")
 
     def derived(value: int | Fraction, unit: str, how: str) -> Quantity:
         return Quantity(value, unit, "derived", evidence, how)

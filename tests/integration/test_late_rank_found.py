@@ -30,7 +30,7 @@ MODES = {"blocking": "1", "asynchronous": "0"}
 
 def analysed(r: Recording) -> Document:
     """The recording through the real analysis."""
-    lost = {t: 0 for t in r.rows}
+    lost = dict.fromkeys(r.rows, 0)
     assert r.lost() == 0
     store = Store.from_tables({t: from_records(TABLES[t], rows) for t, rows in r.rows.items()}, lost=lost)
     return analyze_store(store, SEALED, AnalyzeOptions())

@@ -16,7 +16,9 @@ samples = st.lists(
     ),
     max_size=30,
 )  # fmt: skip
-syncs = st.lists(st.tuples(st.integers(50, 52), st.integers(0, 40), st.one_of(st.none(), st.integers(0, 10))), max_size=20)
+syncs = st.lists(
+    st.tuples(st.integers(50, 52), st.integers(0, 40), st.one_of(st.none(), st.integers(0, 10))), max_size=20
+)
 
 
 @settings(max_examples=40, deadline=None)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuaudit.analyze.finding import Document
-from tests.scenes import MS, S, T0, Mode, Row, Scene, collectives
+from tests.scenes import MS, T0, Mode, Row, S, Scene, collectives
 
 TIMES = ("start_ns", "wake_ns", "seen_ns", "monotonic_ns")
 
@@ -35,7 +35,8 @@ def essence(d: Document) -> dict[str, Any]:
 
     return {
         "findings": plain([f.to_json() for f in d.findings]), "chains": plain([c.to_json() for c in d.chains]),
-        "outcomes": [o.to_json() for o in d.outcomes], "waste": plain({k: d.waste[k] for k in ("rows", "by_key", "observed")}),
+        "outcomes": [o.to_json() for o in d.outcomes], "waste": plain({k: d.waste[k] for k in ("rows",
+        "by_key", "observed")}),
         "operations": plain(d.operations), "grade": d.quality["grade"], "heat": plain(d.charts["rank_heat"]),
     }  # fmt: skip
 

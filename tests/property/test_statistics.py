@@ -13,7 +13,8 @@ from gpuaudit.analyze.operations import operations
 from tests.scenes import T0, Scene
 
 calls = st.lists(
-    st.tuples(st.sampled_from(["cudaMalloc", "cudaFree"]), st.one_of(st.none(), st.integers(0, 30)), st.sampled_from([0, 35])),
+    st.tuples(st.sampled_from(["cudaMalloc", "cudaFree"]), st.one_of(st.none(), st.integers(0, 30)),
+    st.sampled_from([0, 35])),
     min_size=1, max_size=250,
 )  # fmt: skip
 

@@ -16,7 +16,7 @@ from gpuaudit.analyze.context import Found
 from gpuaudit.analyze.finding import Chain, Finding, Quantity
 from gpuaudit.analyze.registry import Plugin, plugins
 from gpuaudit.bundle.tables import TABLES
-from tests.scenes import MS, S, T0, Scene, collectives
+from tests.scenes import MS, T0, S, Scene, collectives
 
 PLUGINS = plugins()
 
@@ -105,5 +105,9 @@ def test_no_threshold_hides_in_the_logic(plugin: Plugin) -> None:
     """Numbers above 2 stand in declarations and tables of bits, never inside a function."""
     source = Path(str(importlib.import_module(plugin.module).__file__)).read_text("utf-8")
     for function in (n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef)):
-        hidden = [n.value for n in ast.walk(function) if isinstance(n, ast.Constant) and type(n.value) in (int, float) and n.value > 2]
+        hidden = [
+            n.value
+            for n in ast.walk(function)
+            if isinstance(n, ast.Constant) and type(n.value) in (int, float) and n.value > 2
+        ]
         assert hidden == [], function.name

@@ -18,7 +18,7 @@ from gpuaudit.analyze.load import load_document, parse_document
 from gpuaudit.analyze.run import AnalyzeOptions, analyze_store, document_bytes
 from gpuaudit.bundle import canonical
 from gpuaudit.bundle.errors import InputUnusable, UsageError
-from tests.scenes import MS, S, T0, Scene, collectives
+from tests.scenes import MS, T0, S, Scene, collectives
 from tests.unit.analyze.test_conformance import everything
 from tests.verifications import SEALED
 
@@ -112,7 +112,8 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "severity": (lambda d: d["findings"][0].update(severity="fine"), "one of critical"),
     "grade": (lambda d: d["quality"].update(grade="A+"), "one of A"),
     "lanes": (lambda d: d["charts"]["timeline"].update(lanes=d["charts"]["timeline"]["lanes"] * 40), "at most 64"),
-    "class": (lambda d: d["charts"]["timeline"]["lanes"][0]["intervals"][0].__setitem__(2, "x\" onload"), "one of busy"),
+    "class": (lambda d: d["charts"]["timeline"]["lanes"][0]["intervals"][0].__setitem__(2, "x\" onload"), "one "
+    "of busy"),
     "long text": (lambda d: d["host"].update(hostname="x" * 2000), "host.hostname"),
     "null host": (lambda d: d.update(host=None), "host"),
     "bool as number": (lambda d: d["host"].update(cpus=True), "host.cpus"),
@@ -131,7 +132,18 @@ def test_hostile_documents_are_refused_with_a_place(document: Document, name: st
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"{}", b"[]", b"null", b"\xff", b"[" * 100_000, b'{"schema":"gpu-audit/findings/1"}', b'{"a":1,"a":2}', b"NaN"]
+    "data",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"null",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"schema":"gpu-audit/findings/1"}',
+        b'{"a":1,"a":2}',
+        b"NaN",
+    ],
 )
 def test_bytes_that_are_no_document(data: bytes) -> None:
     with pytest.raises(InputUnusable, match="is not a findings document"):
@@ -200,7 +212,8 @@ def test_impossible_times_are_refused() -> None:
 
 def test_leaf_0_of_a_stranger_is_taken_with_care() -> None:
     scene = everything()
-    scene.open_body = {"host": {"hostname": "x" * 9999, "cpus": -1, "kernel": 5}, "gpus": [7, {"index": "a", "uuid": None}],
+    scene.open_body = {"host": {"hostname": "x" * 9999, "cpus": -1, "kernel": 5}, "gpus": [7, {"index": "a",
+    "uuid": None}],
                        "sources": "none", "synthetic": "no"}  # fmt: skip
     made = scene.document()
     assert made.host["cpus"] == 0

@@ -6,8 +6,8 @@ from fractions import Fraction
 
 import pytest
 
-from gpuaudit.analyze.context import Found, NotEvaluated
 from gpuaudit.analyze.chains.late_rank import evaluate
+from gpuaudit.analyze.context import Found, NotEvaluated
 from gpuaudit.analyze.finding import Chain, Quantity
 from tests.scenes import COMM, MS, T0, US, Mode, S, Scene, collectives
 
@@ -54,7 +54,9 @@ def test_the_explained_share_is_the_exact_overlap(mode: Mode) -> None:
                 continue
             row = c
             if mode == "asynchronous":
-                row = next(s for s in scene.rows["cuda_calls"] if s["pid"] == c["pid"] and s["start_ns"] > c["start_ns"])
+                row = next(
+                    s for s in scene.rows["cuda_calls"] if s["pid"] == c["pid"] and s["start_ns"] > c["start_ns"]
+                )
             start, end = row["start_ns"], row["start_ns"] + row["duration_ns"]
             effect += end - start
             overlap += max(0, min(end, late) - max(start, middle))
@@ -213,8 +215,10 @@ def test_one_synchronisation_for_several_collectives_counts_its_time_once() -> N
         for r, at in enumerate(arrival):
             for n in range(2):
                 scene.add(
-                    "nccl_calls", start_ns=at + n * 30 * US, duration_ns=9 * US, pid=100 + r, tid=100 + r, op="ncclAllReduce",
-                    return_code=0, comm_handle=r, comm_id=COMM, rank=r, nranks=4, datatype=7, count=1, size_bytes=4, stream=1,
+                    "nccl_calls", start_ns=at + n * 30 * US, duration_ns=9 * US, pid=100 + r, tid=100 + r,
+                    op="ncclAllReduce",
+                    return_code=0, comm_handle=r, comm_id=COMM, rank=r, nranks=4, datatype=7, count=1,
+                    size_bytes=4, stream=1,
                 )  # fmt: skip
             scene.cuda(100 + r, "cudaStreamSynchronize", at + 60 * US, base + 31 * MS - at, stream=1)
     chain = the_chain(scene)

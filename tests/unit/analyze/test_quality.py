@@ -6,7 +6,7 @@ import pytest
 
 from gpuaudit.analyze.quality import Quality, read_quality
 from gpuaudit.analyze.window import read_window
-from tests.scenes import MS, S, T0, Scene
+from tests.scenes import MS, T0, S, Scene
 
 
 def graded(scene: Scene, status: str = "SEALED") -> Quality:
@@ -73,31 +73,37 @@ def test_the_counters_of_the_rings_count_too() -> None:
     [
         (lambda s: s.add("gaps", start_ns=T0, duration_ns=S, source="nvml", reason="it hung"), "it hung"),
         (lambda s: s.add("gaps", start_ns=T0, duration_ns=None, source="nvml", reason="absent"), "1 without an end"),
-        (lambda s: s.open_body.update(sources=[{"source": "nvml", "state": "not available", "reason": "no driver"}]), "no driver"),
+        (lambda s: s.open_body.update(sources=[{"source": "nvml", "state": "not available", "reason": "no "
+        "driver"}]), "no driver"),
         (
             lambda s: s.add(
-                "libraries", start_ns=T0, pid=7, op="not observable", library="cudart", path="/a", device=1, inode=1, probes=0,
+                "libraries", start_ns=T0, pid=7, op="not observable", library="cudart", path="/a", device=1,
+                inode=1, probes=0,
                 not_observed="", reason="static",
             ),
             "static",
         ),
         (
             lambda s: s.add(
-                "probes", start_ns=T0, duration_ns=S, op="cudaMalloc", library="cudart", path="/a", mechanism="perf uprobe",
+                "probes", start_ns=T0, duration_ns=S, op="cudaMalloc", library="cudart", path="/a",
+                mechanism="perf uprobe",
                 hits=9, unmatched=2, misses=1,
             ),
             "2 unmatched entries or returns and 1 misses of 9 hits",
         ),
         (
             lambda s: s.process(8, start_ns=T0 + S).add(
-                "libraries", start_ns=T0 + 2 * S, duration_ns=MS, pid=8, op="attached", library="cudart", path="/a", device=1,
+                "libraries", start_ns=T0 + 2 * S, duration_ns=MS, pid=8, op="attached", library="cudart",
+                path="/a", device=1,
                 inode=1, probes=7, not_observed="",
             ),
             "cudart was probed 1.001 s after the process started",
         ),
-        (lambda s: s.add("clock", start_ns=T0 + 61 * S, duration_ns=9, realtime_ns=10**18 + T0 + 71 * S, monotonic_ns=T0 + 61 * S),
+        (lambda s: s.add("clock", start_ns=T0 + 61 * S, duration_ns=9, realtime_ns=10**18 + T0 + 71 * S,
+        monotonic_ns=T0 + 61 * S),
          "stepped by 10 s"),
-        (lambda s: s.add("clock", start_ns=T0 + 61 * S, duration_ns=9, realtime_ns=10**18 + T0 + 61 * S, monotonic_ns=T0 + 40 * S),
+        (lambda s: s.add("clock", start_ns=T0 + 61 * S, duration_ns=9, realtime_ns=10**18 + T0 + 61 * S,
+        monotonic_ns=T0 + 40 * S),
          "suspended for 21 s"),
         (lambda s: s.rows.pop("clock"), "no clock pair"),
     ],
@@ -124,7 +130,8 @@ def test_nothing_recorded_cannot_support_a_conclusion() -> None:
 def test_many_reasons_of_one_kind_are_counted() -> None:
     scene = whole()
     for pid in range(20, 40):
-        scene.add("libraries", start_ns=T0, pid=pid, op="not observable", library="cudart", path="/a", device=1, inode=1,
+        scene.add("libraries", start_ns=T0, pid=pid, op="not observable", library="cudart", path="/a",
+        device=1, inode=1,
                   probes=0, not_observed="", reason="static")  # fmt: skip
     texts = [r.text for r in graded(scene).reasons]
     assert len(texts) == 6

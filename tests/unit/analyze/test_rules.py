@@ -9,7 +9,7 @@ import pytest
 from gpuaudit.analyze.context import Found, NotEvaluated
 from gpuaudit.analyze.finding import Finding, Quantity
 from gpuaudit.analyze.registry import plugins
-from tests.scenes import MS, S, T0, Scene
+from tests.scenes import MS, T0, S, Scene
 
 RULES = {p.declaration.id: p.evaluate for p in plugins()}
 
@@ -149,7 +149,9 @@ def test_a_process_of_which_nothing_is_known_after_its_last_call_is_not_silent()
 
 
 def test_time_in_which_the_source_was_blind_is_not_silence() -> None:
-    scene = busy_process().add("gaps", start_ns=T0 + 9 * S, duration_ns=60 * S, source="cuda", reason="the recorder was stopped")
+    scene = busy_process().add(
+        "gaps", start_ns=T0 + 9 * S, duration_ns=60 * S, source="cuda", reason="the recorder was stopped"
+    )
     assert found(scene, "api_silence") == []
 
 
