@@ -92,7 +92,8 @@ class RingReader:
             raise AuditError(f"the ring of {self.table} holds a record that is not {self._record.itemsize} bytes long")
         keep = (headers & DISCARD) == 0
         raw = entries.view("u1").reshape(count, step)[:, HEADER_BYTES:]
-        records = np.ascontiguousarray(raw if keep.all() else raw[keep]).view(self._record).reshape(-1)
+        copied = raw.copy() if keep.all() else raw[keep]  # before the space is given back
+        records = copied.view(self._record).reshape(-1)
         self._consumer[0] = consumed + count * step
         return records
 

@@ -41,6 +41,7 @@ def _program(name: str, *options: str) -> Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "cudart": _library("libcudart.so.13", "cudart/cudart.c", f"-Wl,--version-script={HERE / 'cudart/cudart.map'}"),
+    "nested": _library("libcudart.so.12", "cudart/nested.c"),
     "nccl": _library("libnccl.so.2", "nccl/nccl.c", "-lrt"),
     "nvml": _library("libnvidia-ml.so.1", "nvml/nvml.c"),
     "ranks": _program("ranks", "-l:libnccl.so.2", "-l:libcudart.so.13"),

@@ -1,0 +1,162 @@
+"""What is read of /proc, on this very process and on names chosen to confuse."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gpuaudit.bundle.columns import from_records
+from gpuaudit.bundle.tables import PROCESSES
+from gpuaudit.capture import processes
+from gpuaudit.capture.discovery import Scanner
+from gpuaudit.capture.processes import CannotOpen, Mapping, open_mapping
+from gpuaudit.capture.source import boottime_ns
+
+
+@pytest.fixture
+def mapped(tmp_path: Path) -> Iterator[Path]:
+    """A file called like a CUDA runtime, mapped executable by this process. Its name tries to look like two lines."""
+    folder = tmp_path / "a\nb c (deleted)"
+    folder.mkdir()
+    path = folder / "libcudart.so.99"
+    path.write_bytes(bytes(mmap.PAGESIZE))
+    with path.open("rb") as f, mmap.mmap(f.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC):
+        yield path
+
+
+def mapping_of(path: Path) -> Mapping:
+    (found,) = [m for m in processes.mappings(os.getpid()) if m.file_name == path.name]
+    return found
+
+
+def test_who_this_process_is() -> None:
+    info = processes.read_process(os.getpid())
+    assert info is not None
+    assert (info.pid, info.parent_pid, info.uid) == (os.getpid(), os.getppid(), os.getuid())
+    assert info.exe == os.path.realpath(sys.executable)
+    assert 0 < info.start_ns < boottime_ns()
+    from_records(PROCESSES, [info.row("found", "traced", boottime_ns())])
+
+
+@pytest.mark.parametrize("name", ["a) S 1 (b", "x\ny z", "))) 1 2 3", "=cmd|"])
+def test_names_with_brackets_and_newlines(name: str) -> None:
+    code = f"open('/proc/self/comm','w').write({name!r}); print(flush=True); input()"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        info = processes.read_process(process.pid)
+        assert info is not None
+        assert (info.comm, info.parent_pid) == (name, os.getpid())
+    finally:
+        process.communicate(b"\n")
+
+
+def test_a_process_that_is_gone() -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    assert processes.start_ns(process.pid) is not None
+    process.wait()
+    assert processes.read_process(process.pid) is None
+    assert processes.start_ns(process.pid) is None
+    assert processes.size_hint(process.pid) is None
+    assert list(processes.mappings(process.pid)) == []
+    assert not processes.is_alive(process.pid)
+
+
+def test_mapping_with_an_awkward_path(mapped: Path) -> None:
+    mapping = mapping_of(mapped)
+    assert mapping.path == str(mapped)
+    fd = open_mapping(os.getpid(), mapping)
+    assert (os.fstat(fd).st_dev, os.fstat(fd).st_ino) == (mapped.stat().st_dev, mapped.stat().st_ino)
+    os.close(fd)
+
+
+def without_map_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a process that may not follow /proc/PID/map_files."""
+    real = os.open
+
+    def refuse(path: str, *rest: int) -> int:
+        if "map_files" in str(path):
+            raise PermissionError(1, "Operation not permitted")
+        return real(path, *rest)
+
+    monkeypatch.setattr(os, "open", refuse)
+
+
+def test_opened_by_path_where_map_files_is_not_permitted(mapped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mapping = mapping_of(mapped)
+    without_map_files(monkeypatch)
+    fd = open_mapping(os.getpid(), mapping)
+    assert os.fstat(fd).st_ino == mapped.stat().st_ino
+    os.close(fd)
+
+
+def test_another_file_at_the_path_is_refused(mapped: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    mapping = mapping_of(mapped)
+    without_map_files(monkeypatch)
+    shutil.copy(mapped, tmp_path / "copy")
+    (tmp_path / "copy").rename(mapped)
+    with pytest.raises(CannotOpen, match="another file now"):
+        open_mapping(os.getpid(), mapping)
+
+
+def test_a_link_out_of_the_root_is_followed_inside_it(tmp_path: Path) -> None:
+    """A container's absolute link means the container's file, not the host's."""
+    (tmp_path / "inside").write_bytes(b"inside")
+    (tmp_path / "link").symlink_to("/inside")
+    (tmp_path / "escape").symlink_to("../../../../../../etc/passwd")
+    root = os.open(tmp_path, os.O_PATH)
+    try:
+        fd = processes._open_inside(root, "/link")
+        assert os.read(fd, 10) == b"inside"
+        os.close(fd)
+        with pytest.raises(FileNotFoundError):
+            processes._open_inside(root, "/escape")
+    finally:
+        os.close(root)
+
+
+def test_scanner_reports_a_library_once(mapped: Path) -> None:
+    scanner = Scanner()
+    only = {os.getpid()}
+    found = [f for f in scanner.scan(only) if f.mapping.path == str(mapped)]
+    assert [(f.library.name, f.pid) for f in found] == [("cudart", os.getpid())]
+    assert found[0].not_before_ns == processes.start_ns(os.getpid())
+    assert scanner.mapping_processes() == [os.getpid()]
+    for _ in range(25):
+        assert [f for f in scanner.scan(only) if f.mapping.path == str(mapped)] == []
+
+
+def test_scanner_leaves_out_what_it_is_told_to(mapped: Path) -> None:
+    assert Scanner({os.getpid()}).scan({os.getpid()}) == []
+
+
+def test_library_loaded_later_is_dated_from_the_pass_before(tmp_path: Path) -> None:
+    """It cannot have been mapped before the last time it was seen not to be."""
+    scanner = Scanner()
+    only = {os.getpid()}
+    scanner.scan(only)
+    between = boottime_ns()
+    path = tmp_path / "libcudart.so.99"
+    path.write_bytes(bytes(1 << 20))
+    with path.open("rb") as f, mmap.mmap(f.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC):
+        (found,) = [f for f in scanner.scan(only) if f.mapping.path == str(path)]
+    started = processes.start_ns(os.getpid())
+    assert started is not None
+    assert started < found.not_before_ns <= between <= found.found_ns
+
+
+def test_children_are_found() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        assert {os.getpid(), process.pid} <= processes.children({os.getpid()})
+        assert os.getpid() not in processes.children({process.pid})
+    finally:
+        process.communicate(b"\n")
