@@ -109,7 +109,7 @@ def collectives(
     late_steps: Sequence[int] | None = None, comm_id: int | None = COMM, scene: Scene | None = None, gap: int = 50 * MS,
     nranks: int | None = None,
 ) -> Scene:  # fmt: skip
-    """``steps`` all-reduces of processes 100 + rank; ``late`` gives the ns by which a rank comes late in ``late_steps``.
+    """``steps`` all-reduces of processes 100 + rank; ``late`` gives the ns by which a rank is late in ``late_steps``.
 
     Arrivals scatter by rank·20 µs and a few µs by step. A collective is done 200 µs after the last arrival; the wait
     lies in the call (blocking) or in the synchronisation that follows (asynchronous).

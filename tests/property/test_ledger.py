@@ -33,11 +33,11 @@ def test_the_rows_add_up_and_never_overlap(
         scene.cuda(pid, "cudaStreamSynchronize", T0 + at * MS, None if duration is None else duration * MS, stream=1)
     context = scene.context()
     entries = ledger(context)
-    for gpu in context.gpus:
-        mine = [e.time for e in entries if e.gpu.uuid == gpu.uuid]
+    for g in context.gpus:
+        mine = [e.time for e in entries if e.gpu.uuid == g.uuid]
         together = intervals.union(*mine)
-        assert (together == gpu.covered).all()
-        assert sum(map(intervals.measure, mine)) == intervals.measure(gpu.covered)
+        assert (together == g.covered).all()
+        assert sum(map(intervals.measure, mine)) == intervals.measure(g.covered)
     section = waste(context, None)
     total = int(section["observed"]["value"] or 0)
     assert sum(int(r["gpu_time"]["value"]) for r in section["rows"]) == total

@@ -1,4 +1,4 @@
-"""The whole document: traceable, bounded, and readable again; hostile documents are refused with a place and a reason."""
+"""The whole document: traceable, bounded, readable again; hostile ones are refused with a place and a reason."""
 
 from __future__ import annotations
 

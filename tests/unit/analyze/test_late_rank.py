@@ -25,7 +25,7 @@ def the_chain(scene: Scene) -> Chain:
 def value(chain: Chain, name: str) -> int | Fraction:
     q = chain.values[name]
     assert isinstance(q, Quantity)
-    assert q.value is not None
+    assert isinstance(q.value, int | Fraction)
     return q.value
 
 

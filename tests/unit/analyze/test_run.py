@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -56,8 +55,8 @@ def write(path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    yield write(tmp_path_factory.mktemp("bundle") / "bundle.db")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("bundle") / "bundle.db")
 
 
 def digests(folder: Path) -> dict[str, tuple[str, int]]:
@@ -125,7 +124,7 @@ def test_an_unknown_signer_is_analysed_said_and_graded_c(bundle: Path) -> None:
     document = analyze(bundle)
     assert document.bundle["status"] == "UNKNOWN-SIGNER"
     assert document.quality["grade"] == "C"
-    assert {x.grade for x in [*document.findings, *document.chains]} == {"C"}
+    assert {x.grade for x in document.findings} | {x.grade for x in document.chains} == {"C"}
     assert document.bundle["notices"]
 
 
