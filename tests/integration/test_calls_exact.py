@@ -82,7 +82,7 @@ def check_sequences(r: Recording) -> None:
 @pytest.mark.parametrize("attach_first", [True, False], ids=["attached before the start", "attached while it runs"])
 def test_every_call_with_its_arguments(doubles: Path, tmp_path: Path, mechanism: Mechanism, attach_first: bool) -> None:
     cudart, nccl, go = doubles / "libcudart.so.13", doubles / "libnccl.so.2", tmp_path / "go"
-    command = [doubles / "calls", "--out", tmp_path / "truth", "--cudart", cudart, "--nccl", nccl]
+    command: list[str | Path] = [doubles / "calls", "--out", tmp_path / "truth", "--cudart", cudart, "--nccl", nccl]
     command += ["--rounds", "12", "--threads", "3", "--pause-file", go]
     with recording(mechanism=mechanism) as r:
         if attach_first:
