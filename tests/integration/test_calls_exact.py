@@ -40,9 +40,10 @@ def expected(calls: list[Row]) -> list[tuple[str, Row]]:
         values = dict(call["values"])
         if "unique_id" in values:
             values["comm_id"] = fold(bytes.fromhex(values.pop("unique_id")))
-            comms[call["pid"], values["comm_handle"]] = {k: values[k] for k in ("comm_id", "rank", "nranks")}
+            if "comm_handle" in values:
+                comms[call["pid"], values["comm_handle"]] = {k: values[k] for k in ("comm_id", "rank", "nranks")}
         elif "comm_handle" in values:
-            values |= comms[call["pid"], values["comm_handle"]]
+            values |= comms.get((call["pid"], values["comm_handle"]), {})
         if table == "nccl_calls":
             values["size_bytes"] = values["count"] * NCCL_DATATYPE_BYTES[values["datatype"]]
         out.append((table, {**{k: call[k] for k in ("op", "pid", "tid", "return_code")}, **values, "call": call}))
