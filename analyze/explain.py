@@ -127,7 +127,7 @@ def _unseen(d: Document) -> Iterator[Line]:
 
 def _time(d: Document) -> Iterator[Line]:
     observed = quantity(d.waste["observed"])
-    yield 0, f"GPU time, of {amount(observed)} observed:"
+    yield 0, f"GPU time: {amount(observed)}" if observed.value is None else f"GPU time, of {amount(observed)} observed:"
     for row in d.waste["by_key"]:
         yield 2, f"{row['key'].replace('_', ' ')}: {_of(row, 'gpu_time')} ({_of(row, 'share')})"
     shown = d.operations[:OPERATIONS_SHOWN]

@@ -14,6 +14,7 @@ from gpuaudit.analyze.context import UNNUMBERED, Context, Found, NotEvaluated, O
 from gpuaudit.analyze.finding import Declaration, Finding, Quantity, Threshold
 from gpuaudit.analyze.intervals import Intervals
 from gpuaudit.analyze.store import NOT_OWN, Store
+from gpuaudit.analyze.words import duration
 
 SILENCE = Threshold(
     "silence_ns", 5_000_000_000, "ns",
@@ -52,6 +53,10 @@ def evaluate(context: Context) -> Outcome:
     if not rows:
         reason = context.quality.source_reason("cuda") or "no process that maps a probed library made one"
         return NotEvaluated(f"no API call was recorded: {reason}")
+    if context.window.length_ns < SILENCE.value:
+        return NotEvaluated(
+            f"the capture covers {duration(context.window.length_ns)}, less than the {duration(SILENCE.value)} it takes"
+        )
     blind = _lossy(context.store)
     unplaced = sum(context.quality.lost(t) for t in TABLES) - blind[1]
     if unplaced > 0:

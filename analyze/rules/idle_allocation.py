@@ -15,6 +15,7 @@ from gpuaudit.analyze.context import UNNUMBERED, Context, Found, NotEvaluated, O
 from gpuaudit.analyze.finding import Declaration, Finding, Quantity, Threshold
 from gpuaudit.analyze.gpu_time import UNKNOWN, GpuTime
 from gpuaudit.analyze.intervals import Intervals
+from gpuaudit.analyze.words import duration
 
 IDLE = Threshold(
     "idle_ns", 5_000_000_000, "ns",
@@ -49,6 +50,11 @@ def evaluate(context: Context) -> Outcome:
     measured = [g for g in context.gpus if (g.utilization != UNKNOWN).any() and len(g.covered)]
     if not measured:
         return NotEvaluated("NVML told no utilisation for any interval between two samples")
+    longest = max(intervals.measure(g.covered) for g in measured)
+    if longest < IDLE.value:
+        return NotEvaluated(
+            f"samples cover at most {duration(longest)} of a GPU, less than the {duration(IDLE.value)} it takes"
+        )
     items = [f for g in measured if (f := _of_gpu(context, g)) is not None]
     reason = f"{len(measured)} of {len(context.gpus)} GPUs evaluated"
     if len(measured) < len(context.gpus) and not items:
