@@ -16,7 +16,7 @@ from gpuaudit.capture.processes import Mapping
 from gpuaudit.capture.source import boottime_ns
 
 FULL_PASS = 20
-"""Passes after which every map is read again: 2 s at the session's 100 ms."""
+"""Passes after which every map is read again: 5 s at the session's 250 ms."""
 
 DRIVER_FILE = r"libcuda\.so(\.[0-9]+)*"
 """The driver's library: a process that maps it, but no cudart, uses the GPU in a way that is not observed."""

@@ -32,8 +32,8 @@ def drained_as_nobody(fd: int, size_bytes: int, counters_fd: int) -> dict[str, i
             libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
             records = RingReader(fd, size_bytes, "cuda_calls").drain()
             counts = [c for (t, _), c in LossCounters(counters_fd).read().items() if t == "cuda_calls"]
-            found = {"rows": len(records), "seen": sum(c.seen for c in counts), "lost": sum(c.lost for c in counts)}
-            os.write(writing, json.dumps(found).encode())
+            told = {"rows": len(records), "seen": sum(c.seen for c in counts), "lost": sum(c.lost for c in counts)}
+            os.write(writing, json.dumps(told).encode())
         finally:
             os._exit(0)
     os.close(writing)
