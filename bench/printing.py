@@ -98,7 +98,7 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def extract(result: Result) -> str:
     """The ratios alone, as the README's table."""
-    rows = [("", "median", "smallest–largest")]
+    rows = [("ratio of", "median", "smallest–largest")]
     for figure in result.figures:
         for value in figure.values:
             if value.unit == "ratio":

@@ -14,7 +14,7 @@ from gpuaudit.bundle.columns import Rows
 from gpuaudit.capture.ring import to_rows
 
 NAME = "seal"
-TITLE = "Sealing a million events"
+TITLE = "Sealing"
 EVENTS = 2_000_000
 SEGMENT_EVENTS = 500_000
 """Rounded from what closes a segment: 64 MiB raw at 128 bytes a record."""

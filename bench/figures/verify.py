@@ -11,7 +11,7 @@ from bench.result import Figure, Plan, ratio, value
 from bench.spread import take_turns
 
 NAME = "verify"
-TITLE = "Verifying a bundle of ten million rows"
+TITLE = "Verifying a bundle"
 ROWS = 10_000_000
 SEGMENT_ROWS = 500_000
 METHOD = (
