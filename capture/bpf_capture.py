@@ -297,6 +297,8 @@ class BpfCapture:
             count = struct.unpack("<Q", raw or bytes(8))[0]
             if count:
                 self._gap(source, f"{count} {meaning}", self._loaded_ns, now)
+        for pid in sorted(set(self._targets.full)):
+            self._gap("off_cpu", "the process was not followed: too many exist at once", self._loaded_ns, now, pid=pid)
 
     def close(self) -> None:
         """Detach what is still attached and unload. Twice does no harm."""
