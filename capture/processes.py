@@ -165,12 +165,9 @@ def open_mapping(pid: int, mapping: Mapping) -> int:
     /proc/PID/map_files leads there without a path. Where that is not permitted, the path is resolved inside the
     process's own root, absolute links included, and device and inode must be the mapping's.
     """
-    try:
-        return _regular(os.open(f"{PROC}/{pid}/map_files/{_short(mapping.address_range)}", os.O_RDONLY | os.O_CLOEXEC))
-    except PermissionError:
-        pass
-    except OSError as e:
-        raise CannotOpen(f"the mapped file cannot be opened: {e.strerror}") from None
+    fd = _open_map_file(pid, mapping)
+    if fd is not None:
+        return fd
     try:
         root = os.open(f"{PROC}/{pid}/root", os.O_PATH | os.O_CLOEXEC)
         try:
@@ -187,6 +184,25 @@ def open_mapping(pid: int, mapping: Mapping) -> int:
             f"{mapping.inode} on device {mapping.device}"
         )
     return fd
+
+
+def _open_map_file(pid: int, mapping: Mapping) -> int | None:
+    """Through map_files; None where that is not permitted."""
+    ranges = [mapping.address_range]
+    for _ in range(3):  # the loader may split a mapping between our reading the maps and opening it: look again
+        for addresses in ranges:
+            try:
+                path = f"{PROC}/{pid}/map_files/{_short(addresses)}"
+                return _regular(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+            except PermissionError:
+                return None
+            except FileNotFoundError:
+                continue
+            except OSError as e:
+                raise CannotOpen(f"the mapped file cannot be opened: {e.strerror}") from None
+        same = (mapping.device, mapping.inode)
+        ranges = [m.address_range for m in mappings(pid) if (m.device, m.inode) == same]
+    return None
 
 
 def _short(address_range: str) -> str:

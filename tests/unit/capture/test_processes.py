@@ -160,3 +160,13 @@ def test_children_are_found() -> None:
         assert os.getpid() not in processes.children({process.pid})
     finally:
         process.communicate(b"\n")
+
+
+def test_a_mapping_that_was_split_meanwhile_is_found_again(mapped: Path) -> None:
+    """Its address range is no longer one; the file is still mapped, and still the same."""
+    mapping = mapping_of(mapped)
+    first, last = mapping.address_range.split("-")
+    wider = Mapping(f"{first}-{int(last, 16) + mmap.PAGESIZE:x}", mapping.device, mapping.inode, "/nowhere")
+    fd = open_mapping(os.getpid(), wider)
+    assert os.fstat(fd).st_ino == mapped.stat().st_ino
+    os.close(fd)
