@@ -53,7 +53,8 @@ def run_queries(path: Path | str, queries: Sequence[str]) -> list[QueryResult]:
 
 def _ask(request: bytes) -> dict[str, Any]:
     here = str(Path(gpuaudit.__file__).parent.parent)
-    env = {"PYTHONPATH": os.pathsep.join([here, *(p for p in sys.path if p)]), "LC_ALL": "C.UTF-8", "TZ": "UTC"}
+    path = os.pathsep.join([here, *(p for p in sys.path if p)])
+    env = {"PYTHONPATH": path, "LC_ALL": "C.UTF-8", "TZ": "UTC", "HOME": "/"}  # no HOME: Python asks the user database
     env |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     env |= {k: os.environ[k] for k in ("TMPDIR",) if k in os.environ}
     command = [sys.executable, "-P", "-s", "-m", "gpuaudit.analyze.query_child"]

@@ -8,25 +8,32 @@ Only the lateness of the host's call is seen; a rank whose GPU is slow is not la
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from gpuaudit.analyze import collectives, intervals, lateness, severity, waits
+from gpuaudit.analyze import collectives, imposed, lateness, severity
 from gpuaudit.analyze.collectives import Collectives
 from gpuaudit.analyze.context import UNNUMBERED, Context, Found, NotEvaluated, Outcome
 from gpuaudit.analyze.finding import Chain, Declaration, Grade, Link, Quantity, Threshold
+from gpuaudit.analyze.imposed import ImposedWait
+from gpuaudit.analyze.lateness import Lateness
 from gpuaudit.analyze.syncs import SYNC_OPS
 
 SYSTEMATIC_SHARE = Threshold(
-    "systematic_share", Fraction(1, 10), "share",
-    "chosen: a rank that is late in a tenth of the collectives is late by habit; scattered late arrivals fall "
-    "on all ranks",
+    "systematic_share",
+    Fraction(1, 4),
+    "share",
+    "chosen: a rank that is late in a quarter of the collectives is late by habit, whatever it costs",
 )  # fmt: skip
 SYSTEMATIC_MIN = Threshold("systematic_min", 3, "count", "chosen: one or two late arrivals are not a habit")
+COSTLY_SHARE = Threshold(
+    "costly_share",
+    severity.WARNING_SHARE.value,
+    "share",
+    "the share from which a finding is a warning: a rank that is late less often is told if the wait reaches it",
+)  # fmt: skip
 STALL = Threshold(
     "stall_ns", 1_000_000_000, "ns",
     "chosen: a single lateness of a second is reported even if it never happens again; no scheduler slice is that long",
@@ -52,7 +59,19 @@ MEDIUM = Threshold(
     "chosen: a step's own GPU work is often three quarters of what a synchronisation waits for",
 )  # fmt: skip
 
+REFUTED_BY = (
+    "GPU timing of the collective kernels that shows the peers' kernels busy, not waiting, before this rank's began"
+)
+NEXT_STEP = (
+    "See what the host thread of this rank did before it made the call: off_cpu rows of its thread id (preempted, "
+    "blocked), its data loading, its other calls."
+)
 DEVICE_SIDE = "device-side lateness: not evaluated, because no GPU timing was recorded"
+
+THRESHOLDS = (
+    *lateness.THRESHOLDS, COHORT, QUORUM, SYSTEMATIC_SHARE, SYSTEMATIC_MIN, COSTLY_SHARE, STALL, SEEN, HIGH, MEDIUM,
+    *severity.THRESHOLDS,
+)  # fmt: skip
 
 DECLARATION = Declaration(
     id="late_rank",
@@ -66,8 +85,7 @@ DECLARATION = Declaration(
         ("cuda_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "stream", "return_code")),
         ("gaps", ("start_ns", "duration_ns", "source", "table_name", "pid", "reason")),
     ),
-    thresholds=(*lateness.THRESHOLDS, COHORT, QUORUM, SYSTEMATIC_SHARE, SYSTEMATIC_MIN, STALL, SEEN, HIGH, MEDIUM,
-    *severity.THRESHOLDS),
+    thresholds=THRESHOLDS,
     texts={
         "late_rank": "Rank {rank} (process {process}) of communicator {communicator} entered {occurrences} of "
         "{evaluated} "
@@ -112,130 +130,118 @@ def evaluate(context: Context) -> Outcome:
     return Found(items, text) if items or not reasons else NotEvaluated(text)
 
 
-@dataclass(frozen=True)
-class _Late:
-    """The collectives that one rank entered late: index arrays, and the peers' time in ns."""
-
-    rank_at: int
-    at: npt.NDArray[np.intp]
-    effect_ns: int
-    overlap_ns: int
-    cause_ns: int
-    in_sync: npt.NDArray[np.bool_]
-    peers: tuple[int, ...]
-
-
 def _of_communicator(context: Context, c: Collectives) -> tuple[list[Chain], int, str]:
     """Chains, late arrivals that make none, and why a late rank could not be judged."""
-    j = lateness.judge(c.arrival)
-    out, left, unseen = [], 0, []
+    judged = lateness.judge(c.arrival)
+    chains, left, unseen = [], 0, []
     for rank_at in range(len(c.ranks)):
-        at = np.flatnonzero(j.late & (j.last == rank_at))
+        at = np.flatnonzero(judged.late & (judged.last == rank_at))
         if not len(at):
             continue
-        habit = len(at) >= int(SYSTEMATIC_MIN.value) and Fraction(len(at), c.count) >= SYSTEMATIC_SHARE.value
-        if not habit and int(j.lateness[at].max()) < int(STALL.value):
+        late = imposed.measure(c, judged, rank_at, at, context.window.end_ns)
+        if not _worth_telling(c, judged, late):
             left += len(at)
-            continue
-        late = _measure(context, c, j, rank_at, at)
-        if late.overlap_ns and Fraction(late.overlap_ns, late.cause_ns * len(late.peers)) >= SEEN.value:
-            out.append(_chain(context, c, j, late))
-        else:
+        elif Fraction(late.overlap_ns, late.cause_ns * len(late.peers)) < SEEN.value:
             unseen.append(c.ranks[rank_at])
+        else:
+            chains.append(_chain(context, c, judged, late))
     reason = ""
     if unseen:
         reason = (
-            f"communicator {c.name}: ranks {unseen} came late, but no wait of their peers was seen in the calls "
-            f"or in a "
-            "synchronisation on the same thread and stream, so what it cost is not evaluated"
+            f"communicator {c.name}: ranks {unseen} came late, but no wait of their peers was seen in the calls or in "
+            "a synchronisation on the same thread and stream, so what it cost is not evaluated"
         )
-    return out, left, reason
+    return chains, left, reason
 
 
-def _measure(context: Context, c: Collectives, j: lateness.Lateness, rank_at: int, at: npt.NDArray[np.intp]) -> _Late:
-    held, in_sync = waits.carriers(c, context.window.end_ns)
-    cause = intervals.from_bounds(j.median[at], c.arrival[rank_at, at])
-    peers = tuple(r for r in range(len(c.ranks)) if r != rank_at)
-    effect_ns = overlap_ns = 0
-    for peer in peers:
-        effect = intervals.from_bounds(held[peer, at, 0], held[peer, at, 1])
-        effect_ns += intervals.measure(effect)
-        overlap_ns += intervals.measure(intervals.intersect(effect, cause))
-    return _Late(rank_at, at, effect_ns, overlap_ns, intervals.measure(cause), in_sync, peers)
+def _worth_telling(c: Collectives, judged: Lateness, late: ImposedWait) -> bool:
+    """Late by habit, or often enough and at a cost, or once by a second."""
+    often = len(late.at) >= SYSTEMATIC_MIN.value
+    habit = often and Fraction(len(late.at), c.count) >= SYSTEMATIC_SHARE.value
+    costly = often and Fraction(late.overlap_ns, late.peer_time_ns) >= COSTLY_SHARE.value
+    return habit or costly or int(judged.lateness[late.at].max()) >= STALL.value
 
 
-def _chain(context: Context, c: Collectives, j: lateness.Lateness, late: _Late) -> Chain:
+def _chain(context: Context, c: Collectives, judged: Lateness, late: ImposedWait) -> Chain:
     arrivals, own, sync = _evidence(context, c, late)
     evidence = tuple(dict.fromkeys((arrivals, own, *sync)))
-    values = np.sort(j.lateness[late.at])
-    life = int(max(c.last_arrival[-1], c.sync_end.max(), c.call_end.max()) - c.arrival.min())
-    peer_time = life * len(late.peers)
     share = Fraction(late.overlap_ns, late.effect_ns)
-
-    def derived(value: int | Fraction, unit: str, how: str, of: tuple[str, ...] = evidence) -> Quantity:
-        return Quantity(value, unit, "derived", of, how)
-
-    wait = derived(
-        late.overlap_ns, "ns", "overlap of the peers' calls or synchronisations with median arrival … late arrival, "
-        "summed over peers"
-    )  # fmt: skip
-    lateness_how = "arrival of the rank − median arrival of the others, "
-    pid = c.pids[late.rank_at]
     grade = context.quality.grade_of(("nccl_calls", "nccl_comms", "cuda_calls"))
+    pid = c.pids[late.rank_at]
+    values = _values(c, judged, late, arrivals, evidence)
+    wait = values["wait"]
+    spent = "the peers' calls or synchronisations in those collectives"
+    link = Link(
+        effect="the other ranks are inside the collective, in its call or in the synchronisation that follows it",
+        cause="this rank has not entered the collective, though half of the others have",
+        effect_ns=Quantity(late.effect_ns, "ns", "derived", evidence, spent),
+        overlap_ns=wait,
+        explained=Quantity(share, "share", "derived", evidence, "overlap / effect"),
+        evidence=evidence,
+    )
     return Chain(
         id=UNNUMBERED,
         detector=DECLARATION.id,
-        severity=severity.of_share(late.overlap_ns, peer_time),
+        severity=severity.of_share(late.overlap_ns, late.peer_time_ns),
         text="late_rank",
         values={
             "rank": str(c.ranks[late.rank_at]),
             "process": f"{pid} ({context.process_name(pid)})",
             "communicator": c.name,
-            "nranks": derived(c.nranks, "count", "nranks of the communicator", (arrivals,)),
-            "occurrences": derived(len(late.at), "count", "collectives in which it was last and beyond the threshold"),
-            "evaluated": derived(c.count, "count", "collectives that every observed rank entered", (arrivals,)),
-            "lateness_p50": derived(
-                int(values[(len(values) + 1) // 2 - 1]), "ns", lateness_how + "rank ceil(n/2) of n", (arrivals,)
-            ),
-            "lateness_max": derived(int(values[-1]), "ns", lateness_how + "largest", (arrivals,)),
-            "threshold": derived(
-                j.usual_threshold_ns, "ns", "max(lateness_floor_ns, k × 1.4826 × MAD of all arrivals)", (arrivals,)
-            ),
-            "peers": derived(len(late.peers), "count", "other observed ranks", (arrivals,)),
-            "wait": wait,
-            "covered": derived(
-                Fraction(late.overlap_ns, late.cause_ns * len(late.peers)),
-                "share",
-                "wait / (peers × time from median arrival to late arrival)",
-            ),
-            "peer_time": derived(peer_time, "ns", "peers × time from the communicator's first arrival to its last end"),
-            "wait_share": derived(Fraction(late.overlap_ns, peer_time), "share", "wait / peer_time"),
+            **values,
         },
         subject={"comm": c.name, "rank": str(c.ranks[late.rank_at]), "pid": str(pid)},
-        links=(
-            Link(
-                effect="the other ranks are inside the collective, in its call or in the synchronisation that "
-                "follows it",
-                cause="this rank has not entered the collective, though half of the others have",
-                effect_ns=derived(late.effect_ns, "ns", "the peers' calls or synchronisations in those collectives"),
-                overlap_ns=wait,
-                explained=derived(share, "share", "overlap / effect"),
-                evidence=evidence,
-            ),
-        ),
+        links=(link,),
         impact=wait,
         confidence=_confidence(share, grade),
         grade=grade,
-        against=_against(c, j, late),
-        refuted_by="GPU timing of the collective kernels that shows the peers' kernels busy, not waiting, before this "
-        "rank's kernel began",
-        next_step="See what the host thread of this rank did before it made the call: off_cpu rows of its thread id "
-        "(preempted, blocked), its data loading, its other calls.",
+        against=_against(c, judged, late),
+        refuted_by=REFUTED_BY,
+        next_step=NEXT_STEP,
         evidence=evidence,
     )
 
 
-def _evidence(context: Context, c: Collectives, late: _Late) -> tuple[str, str, tuple[str, ...]]:
+def _values(
+    c: Collectives, judged: Lateness, late: ImposedWait, arrivals: str, evidence: tuple[str, ...]
+) -> dict[str, Quantity]:
+    """The numbers of a chain, each with what it was made from."""
+    ordered = np.sort(judged.lateness[late.at])
+    peers = len(late.peers)
+    told: dict[str, tuple[int | Fraction, str, str]] = {
+        "nranks": (c.nranks, "count", "nranks of the communicator"),
+        "occurrences": (len(late.at), "count", "collectives in which it was last and beyond the threshold"),
+        "evaluated": (c.count, "count", "collectives that every observed rank entered"),
+        "lateness_p50": (
+            int(ordered[(len(ordered) + 1) // 2 - 1]),
+            "ns",
+            "arrival of the rank − median arrival of the others, at rank ceil(n/2) of the n late ones",
+        ),
+        "lateness_max": (int(ordered[-1]), "ns", "arrival of the rank − median arrival of the others, largest"),
+        "threshold": (judged.usual_threshold_ns, "ns", "max(lateness_floor_ns, k × mad_scale × MAD of all arrivals)"),
+        "peers": (peers, "count", "other observed ranks"),
+    }
+    waited: dict[str, tuple[int | Fraction, str, str]] = {
+        "wait": (
+            late.overlap_ns,
+            "ns",
+            "overlap of the peers' calls or synchronisations with median arrival … late arrival, summed over peers",
+        ),
+        "covered": (
+            Fraction(late.overlap_ns, late.cause_ns * peers),
+            "share",
+            "wait / (peers × time from median arrival to late arrival)",
+        ),
+        "peer_time": (late.peer_time_ns, "ns", "peers × time from the communicator's first arrival to its last end"),
+        "wait_share": (Fraction(late.overlap_ns, late.peer_time_ns), "share", "wait / peer_time"),
+    }
+    return {
+        **{k: Quantity(v, unit, "derived", (arrivals,), how) for k, (v, unit, how) in told.items()},
+        **{k: Quantity(v, unit, "derived", evidence, how) for k, (v, unit, how) in waited.items()},
+    }
+
+
+def _evidence(context: Context, c: Collectives, late: ImposedWait) -> tuple[str, str, tuple[str, ...]]:
     """Entries for all arrivals of the communicator, the late ones of the rank, and the synchronisations waited in."""
     book = context.book
     rank = c.ranks[late.rank_at]
@@ -259,14 +265,14 @@ def _confidence(share: Fraction, grade: Grade) -> Literal["high", "medium", "low
     return "medium" if share >= MEDIUM.value and grade <= "C" else "low"
 
 
-def _against(c: Collectives, j: lateness.Lateness, late: _Late) -> tuple[str, ...]:
+def _against(c: Collectives, judged: Lateness, late: ImposedWait) -> tuple[str, ...]:
     out = [DEVICE_SIDE]
     if late.overlap_ns < late.effect_ns:
         out.append(
             "part of the peers' time in these collectives is not covered: transfer, their own GPU work, or "
             "another cause"
         )
-    others = int(j.late.sum()) - len(late.at)
+    others = int(judged.late.sum()) - len(late.at)
     if others:
         out.append(f"{others} of {c.count} collectives were entered late by another rank")
     if len(c.ranks) < c.nranks:

@@ -25,15 +25,20 @@ from tests.verifications import SEALED
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf")]
 
 STEPS, RANKS, LATE_NS = 50, 4, 30_000_000
+LATE_IN_TRUTH_NS = 1_000_000
+"""What the detector's floor is: a rank that the workload's own clock shows later than this was late."""
+ATTEMPTS = 4
 MODES = {"blocking": "1", "asynchronous": "0"}
 
 
-def analysed(r: Recording) -> Document:
-    """The recording through the real analysis."""
-    lost = dict.fromkeys(r.rows, 0)
+def analysed(r: Recording, doubles: Path) -> Document:
+    """The recording through the real analysis, without what other processes of this host did meanwhile."""
     assert r.lost() == 0
-    store = Store.from_tables({t: from_records(TABLES[t], rows) for t, rows in r.rows.items()}, lost=lost)
-    return analyze_store(store, SEALED, AnalyzeOptions())
+    mine = {row["pid"] for row in r.rows["libraries"] if row["path"].startswith(str(doubles))}
+    rows = {t: [x for x in all_rows if x.get("pid", None) in (None, *mine)] for t, all_rows in r.rows.items()}
+    return analyze_store(
+        Store.from_tables({t: from_records(TABLES[t], x) for t, x in rows.items()}), SEALED, AnalyzeOptions()
+    )
 
 
 def run(doubles: Path, out: Path, mode: str, *more: str) -> Recording:
@@ -55,20 +60,20 @@ def run(doubles: Path, out: Path, mode: str, *more: str) -> Recording:
         return r
 
 
-def told_lateness(out: Path) -> list[int]:
-    """Lateness of rank 2 at each all-reduce, as the processes themselves wrote it down."""
+def told_lateness(out: Path, late: int = 2) -> list[int]:
+    """Lateness of one rank at each all-reduce, as the processes themselves wrote it down."""
     before = [
         [int(c["before_ns"]) for c in truth(out.with_name(f"{out.name}.{rank}")) if c.get("op") == "ncclAllReduce"]
         for rank in range(RANKS)
     ]
-    return [int(before[2][i] - median(before[r][i] for r in range(RANKS) if r != 2)) for i in range(STEPS)]
+    return [int(before[late][i] - median(before[r][i] for r in range(RANKS) if r != late)) for i in range(STEPS)]
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_late_rank_is_named(doubles: Path, tmp_path: Path, mode: str) -> None:
     out = tmp_path / "truth"
     r = run(doubles, out, mode, "--late-rank", "2", "--late-ms", str(LATE_NS // 1_000_000))
-    document = analysed(r)
+    document = analysed(r, doubles)
     (chain,) = document.chains
     assert chain.subject["rank"] == "2"
     values = {k: v.value for k, v in chain.values.items() if isinstance(v, Quantity)}
@@ -87,7 +92,18 @@ def test_the_late_rank_is_named(doubles: Path, tmp_path: Path, mode: str) -> Non
 
 @pytest.mark.parametrize("mode", MODES)
 def test_no_rank_is_late(doubles: Path, tmp_path: Path, mode: str) -> None:
-    document = analysed(run(doubles, tmp_path / "truth", mode))
+    """A host busy with other things can make a rank late in truth; such a run is not the one that is asked."""
+    for attempt in range(ATTEMPTS):
+        out = tmp_path / f"truth{attempt}"
+        r = run(doubles, out, mode, "--step-ms", "20")
+        worst = max(sum(t > LATE_IN_TRUTH_NS for t in told_lateness(out, rank)) for rank in range(RANKS))
+        document = analysed(r, doubles)
+        if worst <= STEPS // 10:
+            break
+    else:
+        pytest.skip(
+            f"in {ATTEMPTS} runs the scheduler itself made a rank late in more than {STEPS // 10} of {STEPS} steps"
+        )
     assert document.chains == []
     assert next(o for o in document.outcomes if o.id == "late_rank").state == "clear"
 
@@ -113,7 +129,7 @@ def test_a_communicator_made_before_attach_is_not_evaluated(doubles: Path, tmp_p
         go.touch()
         r.run(process)
         r.finish()
-        document = analysed(r)
+        document = analysed(r, doubles)
     outcome = next(o for o in document.outcomes if o.id == "late_rank")
     assert outcome.state == "not evaluated"
     assert "identity not recorded" in outcome.reason

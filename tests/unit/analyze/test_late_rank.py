@@ -22,11 +22,11 @@ def the_chain(scene: Scene) -> Chain:
     return chain
 
 
-def value(chain: Chain, name: str) -> int | Fraction:
+def value(chain: Chain, name: str) -> Fraction:
     q = chain.values[name]
     assert isinstance(q, Quantity)
     assert isinstance(q.value, int | Fraction)
-    return q.value
+    return Fraction(q.value)
 
 
 @pytest.mark.parametrize("mode", MODES)
