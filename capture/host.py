@@ -1,4 +1,4 @@
-"""Facts about this host that stand in leaf 0: who it is, what it runs, which tool recorded it."""
+"""Facts about this host that stand in leaf 0: which host it is and what it runs."""
 
 from __future__ import annotations
 
@@ -10,14 +10,10 @@ import re
 import socket
 from pathlib import Path
 
-import gpuaudit
-
 _MACHINE_ID = Path("/etc/machine-id")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _APPLICATION_KEY = b"gpu-audit host id 1"
 """machine-id(5) asks applications not to expose the raw id but a keyed hash of it."""
-
-_TOOL_SUFFIXES = frozenset({".py", ".o"})
 
 
 def hostname() -> str:
@@ -48,19 +44,3 @@ def host_facts(identity_public_key: bytes) -> dict[str, object]:
         "hostname": hostname(), "kernel": platform.release(), "machine": platform.machine(),
         "cpus": os.cpu_count() or 1, "host_id": host_id(identity_public_key), "boot_id": boot_id(),
     }  # fmt: skip
-
-
-def tool_facts() -> dict[str, str]:
-    """The ``tool`` object of leaf 0; ``digest`` is that of :func:`tool_digest`."""
-    return {"name": "gpu-audit", "version": gpuaudit.__version__, "digest": tool_digest()}
-
-
-def tool_digest() -> str:
-    """Hex SHA-256 over ``sha256  path`` of every Python and BPF file, sorted by path: wherever it is installed."""
-    package = Path(gpuaudit.__file__).parent
-    found: list[tuple[str, Path]] = []
-    for stage in sorted(p for p in package.iterdir() if p.is_dir() and not p.name.startswith("_")):
-        found += [(str(p.relative_to(package)), p) for p in stage.rglob("*") if p.suffix in _TOOL_SUFFIXES]
-    found.append(("__init__.py", package / "__init__.py"))
-    lines = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {name}\n" for name, p in sorted(found)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -18,6 +18,7 @@ from pathlib import Path
 from gpuaudit.bundle import keys
 from gpuaudit.bundle.errors import Incomplete, UsageError
 from gpuaudit.bundle.note import spki_sha256
+from gpuaudit.bundle.tool import tool_facts
 from gpuaudit.bundle.writer import MAX_CHALLENGE_CHARS
 from gpuaudit.capture import host
 from gpuaudit.capture.attacher import Attacher, Plan
@@ -83,7 +84,7 @@ def _open_body(options: CaptureOptions, facts: dict[str, object], scenario: Scen
         "seed": options.seed if scenario else None, "site": options.site, "strict": options.strict,
     }  # fmt: skip
     return {
-        "host": facts, "options": asked, "tool": host.tool_facts(), "synthetic": scenario is not None,
+        "host": facts, "options": asked, "tool": tool_facts(), "synthetic": scenario is not None,
         "clock_hz": os.sysconf("SC_CLK_TCK"),
     }  # fmt: skip
 
