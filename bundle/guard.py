@@ -102,7 +102,10 @@ def _start() -> subprocess.Popen[bytes]:
     """Run this module as a program: an exec, so that the child shares no memory with a process that holds keys."""
     here = str(Path(gpuaudit.__file__).parent.parent)
     path = os.pathsep.join([here, *(p for p in sys.path if p)])
-    env = {"PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "LC_ALL": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
+    env = {
+        "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "LC_ALL": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1",
+        "HOME": "/",  # without one, Python would ask the user database, and so open a socket to its cache
+    }  # fmt: skip
     command = [sys.executable, "-P", "-s", "-m", "gpuaudit.bundle.guard"]
     return subprocess.Popen(
         command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, close_fds=True
