@@ -7,6 +7,7 @@ hold exactly two revisions, no action of any kind, and exactly the two attachmen
 from __future__ import annotations
 
 import hashlib
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,8 +36,10 @@ ACTIONS = frozenset({
 })  # fmt: skip
 """Every action type of ISO 32000-2, table 201. Links within the report are plain destinations."""
 
-UNREADABLE = (PdfError, SignatureValidationError, ValueError, KeyError, TypeError, IndexError, AttributeError, OSError,
-              AssertionError, RecursionError, NotImplementedError)  # fmt: skip
+UNREADABLE = (
+    PdfError, SignatureValidationError, zlib.error, ValueError, KeyError, TypeError, IndexError, AttributeError, OSError,
+    AssertionError, RecursionError, NotImplementedError,
+)  # fmt: skip
 """What a damaged PDF or CMS can raise out of the parsers."""
 
 

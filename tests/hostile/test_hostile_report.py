@@ -1,0 +1,179 @@
+"""Names chosen by the audited side: shown escaped in HTML and PDF, nothing fetched, nothing executed."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpuaudit.analyze.finding import Document, Evidence
+from gpuaudit.bundle.canonical import dumps
+from gpuaudit.bundle.errors import AuditError
+from gpuaudit.report.html import render
+from gpuaudit.report.pdf import print_pdf
+from gpuaudit.report.typesetter import fetcher_class
+from gpuaudit.report.view import build_view
+from tests.documents import document
+
+HOSTILE = {
+    "script": "<script>document.title='PWNED'</script>",
+    "image": "<img src=x onerror=document.title='PWNED'>",
+    "svg": "</text></svg><svg onload=document.title='PWNED'>",
+    "style": "</style><style>@import 'http://192.0.2.1/x.css';body{display:none}",
+    "css": "red;background:url(http://192.0.2.1/leak)",
+    "attribute": "\" onmouseover=\"document.title='PWNED'\" x=\"",
+    "attachment": "<link rel=attachment href=file:///etc/passwd>",
+    "template": "{{ 7*191 }}{% include '/etc/passwd' %}",
+    "bidi": "exe.\u202egnp.train",
+    "isolate": "\u2066\u2067a\u2069",
+    "control": "a\x1b]0;PWNED\x07\x00\r\nb",
+    "formula": "=cmd|' /C calc'!A0",
+    "zalgo": "e" + "\u0301" * 300,
+    "private": "\ue000\U000f0000\ufffe",
+    "long": "A" * 10_000,
+    "entity": "&lt;script&gt;&#x3c;",
+    "comment": "<!--", "cdata": "]]>", "dash": "-->",
+}  # fmt: skip
+
+
+def poisoned() -> Document:
+    """The scenario with hostile text in every place that evidence or its author can fill."""
+    base = document()
+    every = " ".join(HOSTILE.values())
+    names = list(HOSTILE.values())
+    chain, finding = base.chains[0], base.findings[0]
+    charts: dict[str, Any] = {**base.charts}
+    charts["timeline"] = {**charts["timeline"], "lanes": [
+        {**charts["timeline"]["lanes"][0], "label": name, "rule": name} for name in names
+    ]}  # fmt: skip
+    charts["rank_heat"] = [{**charts["rank_heat"][0], "comm_id": name} for name in names[:3]]
+    charts["latency"] = [{**charts["latency"][0], "op": name} for name in names]
+    charts["nvml"] = [{**charts["nvml"][0], "series": [
+        {**s, "name": n} for s, n in zip(charts["nvml"][0]["series"], names, strict=False)
+    ]}]  # fmt: skip
+    declarations = [
+        {**d, "title": every, "question": every, "never_claims": every} for d in base.appendix["declarations"]
+    ]
+    libraries = [
+        {"library": n, "op": n, "pid": n, "path": n, "build_id": n, "not_observed": n, "reason": n} for n in names
+    ]
+    return document(
+        host={**base.host, "hostname": HOSTILE["script"], "kernel": every, "gpus": [
+            {"index": i, "uuid": n, "name": n, "driver": n} for i, n in enumerate(names)]},
+        bundle={**base.bundle, "origin": every, "notices": names, "root": HOSTILE["attribute"]},
+        quality={**base.quality, "reasons": names, "sources": [
+            {"source": n, "state": "recorded", "reason": n} for n in names], "gaps": [
+            {"source": n, "start_ns": "812000000000", "duration_ns": "5", "pid": 1, "reason": n} for n in names]},
+        operations=[{**base.operations[0], "op": n, "table": n} for n in names],
+        findings=[replace(finding, id=n, values={**finding.values, "process": n}, subject={n: n}) for n in names],
+        chains=[replace(chain, id=n, against=(n,), refuted_by=n, next_step=n, subject={n: n}) for n in names],
+        charts=charts,
+        appendix={**base.appendix, "declarations": declarations,
+                  "libraries": {"rows": libraries, "omitted": 0, "evidence": "E1"},
+                  "windows": [{n: n} for n in names]},
+        evidence=[*base.evidence, *(Evidence(n, n, (1,), 1, n) for n in names)],
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def html() -> bytes:
+    return render(build_view(poisoned()))
+
+
+class Tags(HTMLParser):
+    def __init__(self, page: bytes) -> None:
+        super().__init__()
+        self.seen: dict[str, int] = {}
+        self.attributes: set[str] = set()
+        self.values: list[str] = []
+        self.feed(page.decode())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen[tag] = self.seen.get(tag, 0) + 1
+        self.attributes |= {name for name, _ in attrs}
+        self.values += [v or "" for _, v in attrs]
+
+
+def test_no_element_and_no_attribute_comes_from_data(html: bytes) -> None:
+    plain, hostile = Tags(render(build_view(document()))), Tags(html)
+    assert set(hostile.seen) == set(plain.seen)
+    assert hostile.seen["script"] == hostile.seen["style"] == 1
+    assert hostile.attributes <= plain.attributes
+    assert not [v for v in hostile.values if "PWNED" in v or "192.0.2.1" in v or "passwd" in v]
+
+
+def test_everything_is_shown_and_nothing_acts(html: bytes) -> None:
+    text = html.decode()
+    assert "\\u{202e}" in text
+    assert "\\u{1b}]0;PWNED\\u{7}\\u{0}\\u{d}\\u{a}b" in text
+    assert "\\u{e000}" in text
+    assert "{{ 7*191 }}" in text, "shown as it is, and not computed"
+    assert "1337" not in text
+    assert not set("\x00\x1b\u202e\u2066\ufffe") & set(text)
+    assert "A" * 513 not in text
+    assert "… (+9488 characters)" in text
+    assert "=cmd|&#39; /C calc&#39;!A0" in text
+
+
+def test_typesetter_fetches_only_its_fonts(tmp_path: Path) -> None:
+    """WeasyPrint, in this process, with the fetcher of the child: what it asked for is on record."""
+    weasyprint = pytest.importorskip("weasyprint")
+    fonts = {
+        f"report-font:{stem}": b"" for stem in ("IBMPlexSans-Regular", "IBMPlexSans-SemiBold", "IBMPlexMono-Regular")
+    }
+    fetcher = fetcher_class()(fonts)
+    weasyprint.HTML(string=render(build_view(poisoned()), "pdf").decode(), url_fetcher=fetcher).render()
+    assert fetcher.refused == []
+    other = fetcher_class()(fonts)
+    weasyprint.HTML(string=f"<p>{HOSTILE['image']}</p>", base_url="http://192.0.2.1/", url_fetcher=other).render()
+    assert other.refused == ["http://192.0.2.1/x"], "the recorder sees what is asked for"
+
+
+def test_pdf_shows_names_and_holds_nothing_else(tmp_path: Path) -> None:
+    view = build_view(poisoned())
+    printed = print_pdf(
+        render(view, "pdf"), findings=dumps(poisoned().to_json()), content={"schema": "test"}, date=view.created,
+        identifier=hashlib.sha256(b"x").digest()[:16],
+    )  # fmt: skip
+    path = tmp_path / "report.pdf"
+    path.write_bytes(printed.pdf)
+    for tool in ("pdftotext", "pdfdetach", "pdfinfo"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"needs {tool} (poppler-utils)")
+    text = subprocess.run(["pdftotext", "-raw", path, "-"], capture_output=True, text=True, check=True).stdout
+    joined = "".join(text.split())
+    assert "<script>document.title='PWNED'</script>" in joined
+    assert "exe.\\u{202e}gnp.train" in joined
+    assert "root:x:" not in joined
+    listed = subprocess.run(["pdfdetach", "-list", path], capture_output=True, text=True, check=True).stdout
+    assert listed.splitlines()[0] == "2 embedded files"
+    told = subprocess.run(["pdfinfo", path], capture_output=True, text=True, check=True).stdout
+    assert "JavaScript:      no" in told
+
+
+def test_document_that_asks_for_a_file_is_not_printed() -> None:
+    html = (
+        b"<!DOCTYPE html><html lang=en><title>x</title><link rel=attachment href='file:///etc/hostname'><p>x</p></html>"
+    )
+    with pytest.raises(AuditError, match="etc/hostname"):
+        print_pdf(html, findings=b"{}", content={}, date="2026-01-01T00:00:00Z", identifier=bytes(16))
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_browser_runs_nothing_but_our_script(html: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_bytes(html)
+    done = subprocess.run(
+        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+         "--virtual-time-budget=4000", "--dump-dom", f"file://{path}"],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert "<title>GPU audit report (SYNTHETIC)</title>" in done.stdout
+    assert 'aria-label="filter rows of' in done.stdout, "our own script ran"
+    assert "Refused to" not in done.stderr, "the policy refused nothing of ours, and there was nothing else"

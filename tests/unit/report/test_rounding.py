@@ -1,0 +1,85 @@
+"""Digits are exact: half to even on fractions, never none where there is some."""
+
+from __future__ import annotations
+
+from decimal import ROUND_HALF_EVEN, Decimal
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpuaudit.analyze.finding import Quantity
+from gpuaudit.report.rounding import duration, half_even, share, shown, significant, utc
+
+
+@pytest.mark.parametrize(
+    ("ns", "text"),
+    [
+        (0, "0 ns"), (1, "1 ns"), (999, "999 ns"), (1_000, "1.00 µs"), (1_005, "1.00 µs"), (1_015, "1.02 µs"),
+        (999_499, "999 µs"), (999_500, "1.00 ms"), (30_250_000, "30.2 ms"), (30_350_000, "30.4 ms"),
+        (59_999_999_999, "60.0 s"), (86_400 * 10**9, "86,400 s"), (Fraction(1, 3), "0.333 ns"),
+    ],
+)  # fmt: skip
+def test_duration(ns: int | Fraction, text: str) -> None:
+    assert duration(ns) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0 %"), (1, "100 %"), (Fraction(1, 10_000), "< 0.1 %"), (Fraction(99_999, 100_000), "> 99.9 %"),
+        (Fraction(1, 3), "33.3 %"), (Fraction(1, 1000), "0.1 %"), (Fraction(3, 2), "150.0 %"),
+    ],
+)  # fmt: skip
+def test_share_is_never_rounded_to_none_or_all(value: int | Fraction, text: str) -> None:
+    assert share(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (48_213, "count", "48,213"), (71 << 30, "bytes", "71.0 GiB"), (1023, "bytes", "1,023 B"), (612_000, "mW", "612 W"),
+        (918_000_000, "gpu_ns", "918 GPU-ms"), (0, "gpu_ns", "0 GPU-ns"), (1_755, "MHz", "1,755 MHz"), (64, "°C", "64 °C"),
+        (Fraction(7, 2), "ratio", "3.50 ×"), (Fraction(29_895, 1000), "USD", "29.90 USD"),
+        (Fraction(1, 1200), "USD", "0.0008 USD"), (5, "widgets", "5.00 widgets"),
+    ],
+)  # fmt: skip
+def test_units(value: int | Fraction, unit: str, text: str) -> None:
+    assert shown(Quantity(value, unit, "measured")).text == text
+
+
+def test_missing_is_not_zero() -> None:
+    assert shown(Quantity(None, "ns", "measured", reason="ring full")).text == "not recorded"
+
+
+def test_exact_value_is_kept() -> None:
+    assert shown(Quantity(Fraction(1, 3), "share", "derived")).exact == "1/3 share"
+
+
+def test_utc() -> None:
+    assert utc(1_795_312_000_000_000_000) == "2026-11-22 01:46:40.000 UTC"
+    assert utc(-1) == "1970-01-01 00:00:00.000 UTC"
+    with pytest.raises(ValueError, match="no date"):
+        utc(10**30)
+
+
+@given(st.fractions(min_value=-(10**15), max_value=10**15, max_denominator=10**9), st.integers(0, 6))
+def test_half_even_is_decimal_half_even(value: Fraction, decimals: int) -> None:
+    scaled = value * 10**decimals
+    want = Decimal(round(scaled)).scaleb(-decimals)
+    got = Decimal(half_even(value, decimals).replace(",", "").replace("−", "-"))
+    assert got == want
+    assert abs(Fraction(got) - value) <= Fraction(1, 2 * 10**decimals)
+
+
+@given(st.integers(-(10**12), 10**12), st.integers(0, 4))
+def test_half_even_agrees_with_decimal(value: int, decimals: int) -> None:
+    want = (Decimal(value) / 10**4).quantize(Decimal(1).scaleb(-decimals), ROUND_HALF_EVEN)
+    assert Decimal(half_even(Fraction(value, 10**4), decimals).replace(",", "").replace("−", "-")) == want
+
+
+@given(st.fractions(min_value=0, max_value=10**12, max_denominator=10**6))
+def test_three_significant_digits_are_within_half_a_per_cent(value: Fraction) -> None:
+    got = Fraction(significant(value).replace(",", ""))
+    assert abs(got - value) <= value / 200 + Fraction(1, 10**12)
