@@ -16,6 +16,8 @@ from gpuaudit.report.rounding import duration, shown
 MOST_STATEMENTS = 20
 """Statements printed; a terminal page. The findings document has them all."""
 
+SEVERITIES = ("critical", "warning", "notice")
+
 _PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 
 
@@ -31,6 +33,7 @@ def summary_lines(document: Document) -> Iterator[str]:
         yield f"          {reason}"
     texts = {d["id"]: d["texts"] for d in document.appendix["declarations"]}
     made: list[Finding | Chain] = [*document.chains, *document.findings]
+    made.sort(key=lambda s: SEVERITIES.index(s.severity))
     for statement in islice(made, MOST_STATEMENTS):
         yield f"{statement.severity:<9} {statement.id}: {_sentence(statement, texts)}"
     if len(made) > MOST_STATEMENTS:
