@@ -51,7 +51,8 @@ def test_every_requirement_is_pinned_with_hashes(name: str) -> None:
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize("name", NAMES)
 def test_what_the_project_asks_for_is_in_the_lock(name: str, python: str) -> None:
-    environment = {**default_environment(), "python_version": python, "python_full_version": f"{python}.1"}
+    here = {name: str(value) for name, value in default_environment().items()}
+    environment = {**here, "python_version": python, "python_full_version": f"{python}.1"}
     pins = locked(name)
     for requirement in asked()[name]:
         if requirement.marker is not None and not requirement.marker.evaluate(environment):
