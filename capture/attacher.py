@@ -85,6 +85,8 @@ class Attacher:
         try:
             plan.output.create(plan.recorder)
             self._spawn()
+            if self._probing:  # while the recorder starts: what runs already is probed when the receipt comes
+                self._probing.scan_when_due()
             self._await_receipt()
             self._launch()
             ended_by = self._watch()

@@ -8,6 +8,7 @@ ordinary user may own, so every step works on open directories and refuses links
 from __future__ import annotations
 
 import datetime
+import errno
 import os
 import stat
 from dataclasses import dataclass
@@ -145,7 +146,12 @@ class Output:
                     f"{self.path.with_name(target)} appeared while the capture ran",
                     hint=f"the sealed bundle is in {self.partial}: move it to another name",
                 ) from None
-            os.unlink(name, dir_fd=self._partial_fd)
+            except OSError as e:  # a file system without hard links: the name was free when the capture began
+                if e.errno not in (errno.EPERM, errno.EOPNOTSUPP):
+                    raise
+                os.rename(name, target, src_dir_fd=self._partial_fd, dst_dir_fd=self._parent_fd)
+            else:
+                os.unlink(name, dir_fd=self._partial_fd)
         self._give(fd)
 
     def _give(self, fd: int) -> None:

@@ -53,8 +53,9 @@ class Probing:
         probing = cls(options, capabilities)
         if wanted:
             probing._load_bpf(options, wanted)
-        for pid, role in ((os.getpid(), "attacher"), *((p, "traced") for p in options.pids)):
-            probing._process_row(pid, "found", role)
+        probing._process_row(os.getpid(), "found", "attacher")
+        for pid in options.pids if not wanted else ():  # with BPF, discovery tells of them
+            probing._process_row(pid, "found", "traced")
         return probing
 
     def _load_bpf(self, options: CaptureOptions, wanted: list[str]) -> None:

@@ -246,12 +246,13 @@ def main(argv: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the attacher decides when it ends; a Ctrl-C reaches the whole group
     channel = Channel(socket.socket(fileno=int(argv[1])), TO_RECORDER)
+    outside = directory = Path.cwd()
     try:
         start = StartMessage.from_message(channel.wait_for("start", START_DEADLINE_S))
         harden_process()
         rings = RingSource(start.rings, start.counters_fd) if start.rings else None
-        rehearse(Path.cwd(), channel)
-        directory = privileges.private_view(Path.cwd())
+        rehearse(directory, channel)
+        directory = privileges.private_view(outside)
         credentials = None if start.uid is None or start.gid is None else privileges.Credentials(start.uid, start.gid)
         privileges.drop(credentials)
         process = RecorderProcess(channel, start, rings, directory)
@@ -260,6 +261,7 @@ def main(argv: list[str]) -> int:
     except ChannelBroken:
         return 0
     except AuditError as e:
+        e.message = e.message.replace(str(directory), str(outside))  # the name it has for everybody else
         return _tell(channel, e)
     except Exception as e:  # the last line of defence: the attacher must learn what went wrong
         traceback.print_exc()

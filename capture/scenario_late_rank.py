@@ -271,8 +271,8 @@ def _nvml(ranks: list[_Rank], draw: Draw, out: list[TimedRow], training: range) 
         duration = min(_POLL_NS, _T0 + DURATION_NS - at)
         for r in ranks:
             throttled = r.rank == 0 and THROTTLE_NS[0] <= at - _T0 < THROTTLE_NS[1]
-            sample = {"start_ns": at, "duration_ns": duration, **_gpu(r.rank), **_load_of(draw, at in training, throttled)}
-            sample |= {"memory_used_bytes": r.held(at), **_LINK}
+            sample = {"start_ns": at, "duration_ns": duration, **_gpu(r.rank)}
+            sample |= {**_load_of(draw, at in training, throttled), "memory_used_bytes": r.held(at), **_LINK}
             out.append(TimedRow(at + duration, "nvml_samples", sample))
             if r.held(at):
                 held = {"start_ns": at, "duration_ns": duration, **_gpu(r.rank), "pid": r.pid, "op": "compute"}

@@ -61,6 +61,11 @@ class Session:
         self.process.send_signal(number)
         return self.result()
 
+    def end_group(self, number: signal.Signals) -> tuple[int, str]:
+        """Send a signal to the attacher and everything it started, as a terminal or a service manager does."""
+        os.killpg(self.process.pid, number)
+        return self.result()
+
     def kill_group(self) -> None:
         """kill −9 of everything at once."""
         os.killpg(self.process.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Whole captures: the same command a user types, its files, its exit code, and what becomes of a capture that is hurt."""
+"""Whole captures: the command a user types, its files, its exit code, and what becomes of a capture that is hurt."""
 
 from __future__ import annotations
 
@@ -77,7 +77,8 @@ def test_ordinary_user_captures_what_needs_no_privilege(folder: Path, env: dict[
     assert [g["index"] for g in body["gpus"]] == [0]
     states = {s["source"]: s["state"] for s in artefacts["sources"]}
     assert states == {
-        "cuda": "not recorded", "nccl": "not recorded", "off_cpu": "not recorded", "nvml": "recorded", "clock": "recorded",
+        "cuda": "not recorded", "nccl": "not recorded", "off_cpu": "not recorded", "nvml": "recorded",
+        "clock": "recorded",
     }  # fmt: skip
     assert {"recorder_cpu", "attacher_cpu", "bytes_written"} <= {r["name"] for r in artefacts["cost"]}
     assert seal is not None
@@ -236,7 +237,9 @@ def test_kill_9_with_bpf(folder: Path, env: dict[str, str], bpf: None) -> None:
 def test_a_full_disk_seals_what_there_is(folder: Path, env: dict[str, str]) -> None:
     small = folder / "small"
     small.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m,mode=0755", "tmpfs", str(small)], check=False).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m,mode=0755", "tmpfs", str(small)], check=False
+    ).returncode:
         pytest.skip("no tmpfs can be mounted")
     try:
         out = small / "a.db"

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,20 +131,25 @@ def test_the_recorder_runs_without_privileges(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_reaches_the_workload_and_its_end_is_recorded(
-    folder: Path, lib: Path, number: signal.Signals
-) -> None:
+def test_a_signal_reaches_the_workload_and_its_end_is_recorded(folder: Path, lib: Path, number: signal.Signals) -> None:
     out = folder / "a.db"
-    command = ["--out", out, "--", lib / "ranks", "--out", folder / "truth", "--steps", "100000"]
+    command: list[str | Path] = ["--out", out, "--", lib / "ranks", "--out", folder / "truth", "--steps", "100000"]
     session = Session(command, environment(folder / "keys"))
     session.wait_for(folder / "truth.0")
-    code, said = session.end(number)
+    code, said = session.end_group(number)
     assert code == 128 + number, said
     assert status_of(out, folder) == "SEALED"
     assert [r["exit_status"] for r in rows(out, "processes") if r["exit_status"] is not None] == [-number]
-    for pid in {r["pid"] for r in rows(out, "processes") if r["comm"] == "ranks"}:
-        if Path(f"/proc/{pid}").exists():
-            os.kill(pid, signal.SIGKILL)
+
+
+def test_a_signal_to_the_attacher_alone_is_passed_on(folder: Path) -> None:
+    out, mark = folder / "a.db", folder / "ready"
+    script = f"trap 'exit 9' TERM; touch {mark}; while :; do sleep 0.01; done"
+    session = Session(["--out", out, "--", "sh", "-c", script], environment(folder / "keys"))
+    session.wait_for(mark)
+    code, said = session.end(signal.SIGTERM)
+    assert code == 9, said
+    assert [r["exit_status"] for r in rows(out, "processes") if r["exit_status"] is not None] == [9]
 
 
 def test_host_wide_sees_processes_from_before_and_after_the_start(folder: Path, lib: Path) -> None:
@@ -154,7 +158,6 @@ def test_host_wide_sees_processes_from_before_and_after_the_start(folder: Path, 
     wait_for_line(before, "at init")
     session = Session(["--out", out, "--duration", "1h"], environment(folder / "keys"))
     session.wait_for(folder / "a.db.receipt")
-    time.sleep(1)
     go.touch()
     assert before.wait() == 0, before.communicate()
     after = start(lib / "ranks", "--out", folder / "after", "--steps", "5")

@@ -37,4 +37,5 @@ class ListSink:
         self, source: str, reason: str, start_ns: int, end_ns: int | None, *, table: str | None = None,
         pid: int | None = None,
     ) -> None:  # fmt: skip
-        self.gaps.append({"source": source, "reason": reason, "start_ns": start_ns, "end_ns": end_ns, "table": table})
+        gap = {"source": source, "reason": reason, "start_ns": start_ns, "end_ns": end_ns, "table": table, "pid": pid}
+        self.gaps.append(gap)

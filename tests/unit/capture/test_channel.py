@@ -22,6 +22,16 @@ def pair() -> Iterator[tuple[Channel, socket.socket]]:
     theirs.close()
 
 
+def receive_for_ever(channel: Channel) -> None:
+    while True:
+        channel.receive(1)
+
+
+def send_for_ever(channel: Channel, size: int) -> None:
+    while True:
+        channel.send("status", text="x" * size)
+
+
 def test_messages_arrive_whole_and_in_order(pair: tuple[Channel, socket.socket]) -> None:
     channel, peer = pair
     peer.sendall(b'{"type":"rows","n":1}\n{"type":"rows",')
@@ -46,8 +56,7 @@ def test_what_was_sent_before_the_end_is_handed_over_first(pair: tuple[Channel, 
     with pytest.raises(ChannelBroken, match="closed the channel"):
         channel.receive(1)
     with pytest.raises(ChannelBroken):
-        channel.send("status")
-        channel.send("status")
+        send_for_ever(channel, 1)
 
 
 @pytest.mark.parametrize(
@@ -70,8 +79,7 @@ def test_a_peer_that_breaks_the_form_is_cut_off(pair: tuple[Channel, socket.sock
     writer = threading.Thread(target=lambda: peer.sendall(line + b"\n"))
     writer.start()
     with pytest.raises(ChannelBroken):
-        while True:
-            channel.receive(1)
+        receive_for_ever(channel)
     writer.join()
 
 
@@ -88,8 +96,7 @@ def test_an_endless_line_is_cut_off(pair: tuple[Channel, socket.socket]) -> None
     writer = threading.Thread(target=flood)
     writer.start()
     with pytest.raises(ChannelBroken, match=f"more than {LINE_LIMIT_BYTES} bytes"):
-        while True:
-            channel.receive(1)
+        receive_for_ever(channel)
     channel.close()
     writer.join()
 
@@ -112,8 +119,7 @@ def test_a_peer_that_reads_nothing_is_given_up(
 ) -> None:
     monkeypatch.setattr(channel_module, "SEND_DEADLINE_S", 0.01)
     with pytest.raises(ChannelBroken, match="read nothing"):
-        for _ in range(1000):
-            pair[0].send("status", text="x" * 10_000)
+        send_for_ever(pair[0], 10_000)
     assert not pair[0].can_send()
 
 

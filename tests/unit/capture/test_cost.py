@@ -19,7 +19,7 @@ def by_name(rows: list[dict[str, str]]) -> dict[str, str]:
 
 
 def test_hits_times_cost() -> None:
-    totals = [
+    totals: list[dict[str, object]] = [
         {"hits": 10, "instruction": "push"},
         {"hits": 3, "instruction": SINGLE_STEPPED},
         {"hits": None, "instruction": None},

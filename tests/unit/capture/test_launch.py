@@ -13,7 +13,13 @@ import pytest
 
 from gpuaudit.bundle.errors import UsageError
 from gpuaudit.capture.launch import (
-    Command, InvokingUser, Workload, describe_status, invoking_user, own_limits, resolve_command,
+    Command,
+    InvokingUser,
+    Workload,
+    describe_status,
+    invoking_user,
+    own_limits,
+    resolve_command,
 )  # fmt: skip
 from gpuaudit.capture.linked import linked_files, programs
 from gpuaudit.capture.privileges import Credentials
@@ -85,7 +91,11 @@ def test_bytes_that_are_not_text_reach_the_program(tmp_path: Path) -> None:
 def test_limits_are_those_that_were_given(tmp_path: Path) -> None:
     out = tmp_path / "limits"
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    limits = {**own_limits(), "RLIMIT_NOFILE": (200, hard), "RLIMIT_CORE": (0, resource.getrlimit(resource.RLIMIT_CORE)[1])}
+    limits = {
+        **own_limits(),
+        "RLIMIT_NOFILE": (200, hard),
+        "RLIMIT_CORE": (0, resource.getrlimit(resource.RLIMIT_CORE)[1]),
+    }
     assert run(f"ulimit -n > {out}", limits=limits) == 0
     assert out.read_text().strip() == "200"
 
@@ -105,7 +115,9 @@ def test_user_and_groups_are_the_invoking_ones(tmp_path: Path) -> None:
     for parent in tmp_path.parents:
         if parent.stat().st_uid == 0 and parent != Path("/") and not parent.stat().st_mode & 1:
             parent.chmod(parent.stat().st_mode | 0o011)
-    assert run(f"id -u > {out}; id -G >> {out}; grep CapEff /proc/self/status >> {out}", user({"PATH": os.defpath})) == 0
+    assert (
+        run(f"id -u > {out}; id -G >> {out}; grep CapEff /proc/self/status >> {out}", user({"PATH": os.defpath})) == 0
+    )
     uid, groups, capabilities = out.read_text().splitlines()
     assert uid == str(NOBODY)
     assert set(groups.split()) == {str(NOBODY), "4"}

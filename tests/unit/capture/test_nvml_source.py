@@ -3,6 +3,7 @@ library is found through LD_LIBRARY_PATH when it starts."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -96,14 +97,14 @@ def test_every_field_is_recorded(library: Path) -> None:
 
 
 def test_samples_of_a_gpu_follow_each_other_without_a_hole(library: Path) -> None:
-    rows = [r for r in sample(library, "gpus 1", polls=5)["rows"]["nvml_samples"]]
+    rows = sample(library, "gpus 1", polls=5)["rows"]["nvml_samples"]
     assert len(rows) >= 5
-    for before, after in zip(rows, rows[1:], strict=False):
+    for before, after in itertools.pairwise(rows):
         assert before["start_ns"] + before["duration_ns"] == after["start_ns"]
 
 
 def test_what_nvml_refuses_is_null_with_its_code(library: Path) -> None:
-    refused = "utilization memory_reserved memory_used power_mw pcie_tx ecc_corrected processes".split()
+    refused = ["utilization", "memory_reserved", "memory_used", "power_mw", "pcie_tx", "ecc_corrected", "processes"]
     script = "gpus 1\n" + "".join(f"0 0 refuse {name} 3\n" for name in refused)
     row = sample(library, script, polls=1)["rows"]["nvml_samples"][0]
     assert set(row["unavailable"].split(",")) == {

@@ -45,7 +45,11 @@ print(json.dumps({
 
 def dropped(directory: Path) -> dict[str, object]:
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(directory)], env=child_environment(), capture_output=True, text=True, check=False
+        [sys.executable, "-c", PROGRAM, str(directory)],
+        env=child_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     result: dict[str, object] = json.loads(done.stdout)

@@ -27,6 +27,7 @@ class Memory:
     def append_segment(
         self, table: Table, rows: Rows, *, seen: int, written: int, lost: int, critical: bool = False
     ) -> int:
+        assert not critical
         if len(self.segments) >= self.full_after:
             raise HostUnfit("disk full")
         self.segments.append((table.name, row_count(rows), seen, written, lost))

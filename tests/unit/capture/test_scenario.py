@@ -13,7 +13,12 @@ from gpuaudit.bundle.tables import TABLES
 from gpuaudit.capture import scenario_late_rank as late
 from gpuaudit.capture.clock_source import ClockSource
 from gpuaudit.capture.scenario import (
-    VIRTUAL_START_BOOT_NS, Draw, ScenarioSource, TimedRow, VirtualClock, load_scenario,
+    VIRTUAL_START_BOOT_NS,
+    Draw,
+    ScenarioSource,
+    TimedRow,
+    VirtualClock,
+    load_scenario,
 )  # fmt: skip
 from tests.unit.capture.sinks import ListSink
 
