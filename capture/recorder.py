@@ -189,6 +189,12 @@ class Recorder:
         self._open.clear()
         return dropped, first_ns
 
+    def settle(self) -> None:
+        """Nothing will be drained any more: records that are still in a ring are lost."""
+        for table, ring in self._rings.items():
+            unread = sum(ring.seen.values()) - sum(ring.lost.values()) - sum(ring.drained.values())
+            self._direct_lost[table] += max(0, unread)
+
     @property
     def held_bytes(self) -> int:
         """Raw bytes of all open segments."""

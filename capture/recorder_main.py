@@ -196,6 +196,8 @@ class RecorderProcess:
     def _stop_sources(self) -> None:
         for source in self._sources:
             source.stop(self._recorder)
+        if self._sources:
+            self._recorder.settle()
         self._sources = []
 
     def _seal(self, message: Message, full_after_ns: int | None = None) -> None:

@@ -10,6 +10,9 @@ from gpuaudit.capture.source import Capability, RingSink
 DRAIN_LIMIT_RECORDS = 65_536
 """One turn takes at most this many records of a ring, so that the other rings wait no longer than a few ms."""
 
+LAST_TURNS = 64
+"""Many times what full rings hold, so that at an ordinary end, with the probes detached, nothing is left."""
+
 
 class RingSource:
     """All rings of a capture. Its file descriptors were opened by the attacher and inherited."""
@@ -32,9 +35,10 @@ class RingSource:
         return self._drain(sink)
 
     def stop(self, sink: RingSink) -> None:
-        """Drain until nothing is left; the probes have been detached by now."""
-        while self._drain(sink):
-            pass
+        """Drain until nothing is left. Where the disk is full probes may still be attached: then not for ever."""
+        for _ in range(LAST_TURNS):
+            if not self._drain(sink):
+                return
 
     def _drain(self, sink: RingSink) -> int:
         taken = 0

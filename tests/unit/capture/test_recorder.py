@@ -127,6 +127,15 @@ def test_ring_counters_are_the_kernels_and_losses_are_told_once_per_change() -> 
     assert int(totals["seen"]) == int(totals["written"]) + int(totals["lost"])
 
 
+def test_what_is_left_in_a_ring_at_the_end_is_lost() -> None:
+    r = recorder(Memory(), Clock())
+    r.add_drained("off_cpu", drained("off_cpu", [0, 1, 1]))
+    r.ring_counters("off_cpu", {0: 5, 1: 2}, {0: 1, 1: 0})
+    r.settle()
+    r.flush()
+    assert r.totals()["off_cpu"] == {"seen": "7", "written": "3", "lost": "4", "segments": "1"}
+
+
 def test_rows_that_do_not_fit_are_lost_and_a_gap_says_so() -> None:
     memory = Memory()
     r = recorder(memory, Clock())
