@@ -279,7 +279,9 @@ class Attacher:
             )
         totals = {str(t): {k: int(v) for k, v in c.items()} for t, c in sealed["totals"].items()}
         sources = [{str(k): str(v) for k, v in s.items()} for s in sealed["sources"]]
-        incomplete = [f"{s['source']}: {s['state']} ({s['reason']})" for s in sources if s["state"] != "recorded"]
+        asked = {*self._plan.options.sources, "clock"}
+        missing = [s for s in sources if s["source"] in asked and s["state"] != "recorded"]
+        incomplete = [f"{s['source']}: {s['state']} ({s['reason']})" for s in missing]
         if not sealed.get("by_identity"):
             incomplete.append("the identity did not sign the seal")
         return CaptureResult(

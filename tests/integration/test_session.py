@@ -129,6 +129,11 @@ def test_nvml_absent_is_a_gap(folder: Path) -> None:
     check_sealed(folder / "b.db", folder)
 
 
+def test_strict_does_not_demand_what_was_not_asked_for(folder: Path, env: dict[str, str]) -> None:
+    done = capture(["--out", folder / "a.db", "--duration", "1", "--source", "nvml", "--strict"], env)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="needs an ordinary user")
 def test_no_privilege_names_the_capability(folder: Path, env: dict[str, str]) -> None:
     done = capture(["--out", folder / "a.db"], env)
