@@ -22,7 +22,7 @@ class Torture:
 
 
 TORTURES = {
-    "crashes": Torture(crashes.run, "kill -9 a capture at random moments; the sealed prefix must verify", 300, 4),
+    "crashes": Torture(crashes.run, "kill -9 a capture at random moments; the sealed prefix must verify", 300, 8),
     "fuzz": Torture(fuzz.run, "mutate bundles and findings: nothing changed may pass or crash", 20_000, 250),
     "nccl-real": Torture(nccl_real.run, "probe the real NCCL wheel (hundreds of MB are fetched)", 1, 0),
 }

@@ -22,7 +22,7 @@ LONGEST_S = 4.0
 def run(count: int, seed: int) -> list[str]:
     """Kill ``count`` captures; sentences about those whose evidence does not verify as it must."""
     choose = random.Random(seed)
-    problems = []
+    problems, receipts = [], 0
     with tempfile.TemporaryDirectory(prefix="torture-") as folder, Progress("crashes", count) as progress:
         env = {**os.environ, "GPU_AUDIT_KEYS": f"{folder}/keys"}
         subprocess.run([*AUDIT, "keys", "init"], env=env, check=True, stdout=subprocess.DEVNULL)
@@ -30,9 +30,13 @@ def run(count: int, seed: int) -> list[str]:
             delay_s = choose.uniform(0.0, LONGEST_S)
             victim = choose.choice(["all", "recorder", "attacher"])
             problem = _one(Path(folder) / str(i), env, delay_s, victim)
+            receipts += (Path(folder) / str(i) / "crash.db.receipt").exists()
             if problem:
                 problems.append(f"crash {i} of seed {seed}: {victim} killed after {delay_s:.3f} s: {problem}")
             progress.step()
+    print(f"crashes: {receipts} of {count} captures had given a receipt")
+    if count >= 8 and not receipts:
+        problems.append(f"no capture of seed {seed} lived long enough to prove anything")
     return problems
 
 
