@@ -22,8 +22,11 @@ from bench import machine, pages, printing
 from bench.result import Figure, NotMeasured, Plan, Result
 from gpuaudit.bundle.errors import EXIT_DONE, EXIT_ENVIRONMENT, EXIT_NEGATIVE, AuditError, UsageError
 
-FIGURES: dict[str, float] = {"drain": 60, "seal": 40, "probe": 50, "verify": 75, "render": 70, "demo": 60}
+FIGURES: dict[str, float] = {"drain": 60, "seal": 40, "probe": 50, "verify": 75, "render": 110, "demo": 110}
 """Every figure, in the order of the road, and the seconds it may spend on repeats."""
+
+TOTAL_S = 450
+"""What a whole run may take: a figure that overruns leaves fewer repeats to those after it."""
 
 QUICK = 0.1
 """What ``--quick`` makes of sizes and seconds."""
@@ -59,11 +62,13 @@ def run(names: Sequence[str], *, repeats: int = 5, quick: bool = False, command:
     scale = QUICK if quick else 1.0
     found: list[Figure] = []
     missing: list[NotMeasured] = []
-    for name in names:
+    for i, name in enumerate(names):
         module = importlib.import_module(f"bench.figures.{name}")
         began_s = time.monotonic()
         print(f"{name}: {module.TITLE} …", file=sys.stderr, flush=True)
-        outcome = _measure(module, repeats, FIGURES[name] * scale, scale)
+        later_s = sum(FIGURES[n] for n in names[i + 1 :])
+        budget_s = min(FIGURES[name], max(0.0, TOTAL_S - later_s - (began_s - start_s)))
+        outcome = _measure(module, repeats, budget_s * scale, scale)
         if isinstance(outcome, Figure):
             found.append(outcome)
         else:

@@ -9,6 +9,20 @@ from bench.result import Figure, Result, Value
 REPEAT = "python -m bench --save bench/results/figures.json"
 HEAD = ("what", "unit", "median", "smallest", "largest", "repeats")
 
+HEADLINES: dict[str, tuple[str, ...]] = {
+    "drain": ("numpy ÷ callback, CPU per record", "numpy ÷ callback, records per second without loss"),
+    "seal": ("seal ÷ sha256sum, CPU", "bundle ÷ ring records, bytes"),
+    "probe": (
+        "pair without a record ÷ bpftrace that counts calls, added per call",
+        "pair with a record ÷ bpftrace that keeps a histogram and no record, added per call",
+        "pair with a record ÷ bpftrace that prints a line for each call, added per call",
+    ),
+    "verify": ("audit verify ÷ sha256sum, elapsed",),
+    "render": ("our PDF ÷ WeasyPrint's defaults, CPU per page", "PDF", "HTML"),
+    "demo": ("demo ÷ loading its libraries, elapsed", "demo", "demo: peak memory"),
+}
+"""Figure → what the README shows of it."""
+
 
 def number(value: float) -> str:
     """Three significant digits, thousands apart; never in powers of ten."""
@@ -97,15 +111,17 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def extract(result: Result) -> str:
-    """The ratios alone, as the README's table."""
-    rows = [("ratio of", "median", "smallest–largest")]
+    """The table of the README: the values named in :data:`HEADLINES`, with their units."""
+    rows = [("", "median", "smallest–largest")]
     for figure in result.figures:
         for value in figure.values:
-            if value.unit == "ratio":
+            if value.what in HEADLINES.get(figure.name, ()):
                 s = value.spread
-                rows.append((cells(value)[0], number(s.median), f"{number(s.low)}–{number(s.high)}"))
+                unit = "" if value.unit == "ratio" else f" {value.unit}"
+                what = f"{figure.title}: {cells(value)[0]}"
+                rows.append((what, number(s.median) + unit, f"{number(s.low)}–{number(s.high)}{unit}"))
     lines = ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
-    return "\n".join([lines[0], "|---|--:|--:|", *lines[1:]]) + "\n"
+    return "\n".join([lines[0].replace("|  |", "| |"), "|---|--:|--:|", *lines[1:]]) + "\n"
 
 
 def _cell(text: str) -> str:

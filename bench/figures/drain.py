@@ -87,10 +87,10 @@ def _measure(plan: Plan, ring: GeneratedRing, producer: Producer, numpy: _Way, c
 
     held = take_turns({w.name: rate(w) for w in ways}, plan.repeats, plan.budget_s * 2 / 3)
     rates = {name: [r.per_s for r in turns] for name, turns in held.items()}
-    bounded = any(r.bounded for r in held["numpy"])
+    bounded = sum(r.bounded for r in held["numpy"])
     remark = (
-        "The numpy reader kept up with the fastest that the producer can write here: its rate, and the ratio of "
-        "rates, are lower bounds."
+        f"In {bounded} of {len(held['numpy'])} turns the numpy reader kept up with the fastest that the producer can "
+        "write here: its rate, and the ratio of rates, are lower bounds."
     )
     return Figure(NAME, TITLE, METHOD, (
         ratio("numpy ÷ callback, CPU per record", cpu["numpy"], cpu["callback"], "lower"),

@@ -75,7 +75,7 @@ def test_the_reference_page_holds_every_figure_and_the_machine() -> None:
     assert RESULT.command in page
 
 
-def test_the_readme_gets_the_ratios_alone(tmp_path: Path) -> None:
+def test_the_readme_gets_the_headlines(tmp_path: Path) -> None:
     kept = tmp_path / pages.KEPT
     kept.parent.mkdir(parents=True)
     kept.write_text(RESULT.to_json(), "utf-8")
@@ -85,8 +85,8 @@ def test_the_readme_gets_the_ratios_alone(tmp_path: Path) -> None:
     assert pages.stale(tmp_path) == [pages.REFERENCE, pages.README]
     assert pages.write(tmp_path) == [pages.REFERENCE, pages.README]
     assert readme.read_text("utf-8") == (
-        f"before\n{pages.BEGIN}| ratio of | median | smallest–largest |\n|---|--:|--:|\n"
-        f"| seal ÷ sha256sum, CPU (lower is better) | 3.00 | 2.00–4.00 |\n{pages.END}after\n"
+        f"before\n{pages.BEGIN}| | median | smallest–largest |\n|---|--:|--:|\n"
+        f"| Sealing: seal ÷ sha256sum, CPU (lower is better) | 3.00 | 2.00–4.00 |\n{pages.END}after\n"
     )
     assert pages.stale(tmp_path) == []
 
@@ -98,6 +98,14 @@ def test_a_readme_without_the_marks_is_refused(tmp_path: Path) -> None:
     (tmp_path / pages.README).write_text("no marks\n", "utf-8")
     with pytest.raises(InputUnusable, match="lacks the marks"):
         pages.stale(tmp_path)
+
+
+def test_every_headline_was_measured_or_its_absence_is_told() -> None:
+    kept = Result.from_json((pages.ROOT / pages.KEPT).read_text("utf-8"))
+    assert set(printing.HEADLINES) == {f.name for f in kept.figures} | {n.name for n in kept.not_measured}
+    for figure in kept.figures:
+        missing = set(printing.HEADLINES[figure.name]) - {v.what for v in figure.values}
+        assert not missing or figure.remarks, f"{figure.name}: {missing}"
 
 
 def test_the_committed_pages_follow_from_the_committed_result() -> None:
