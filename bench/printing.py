@@ -24,6 +24,15 @@ HEADLINES: dict[str, tuple[str, ...]] = {
 """Figure → what the README shows of it."""
 
 
+def busy(result: Result) -> str:
+    """A sentence for a machine that had other work when the run began; empty when it had not, or does not say."""
+    load, _, _ = result.machine.get("load before", "").partition(" ")
+    cpus, _, _ = result.machine.get("CPUs", "").partition(" ")
+    if not load or not cpus or float(load) < int(cpus) / 2:
+        return ""
+    return f"The machine had other work (load {load} on {cpus} CPUs when the run began), so the spreads are wide."
+
+
 def number(value: float) -> str:
     """Three significant digits, thousands apart; never in powers of ten."""
     if value == 0:
@@ -56,6 +65,8 @@ def text(result: Result) -> str:
         lines.append("")
     lines += [f"{n.name}: {n.title}\n  not measured: {n.reason}\n" for n in result.not_measured]
     lines += [f"{name}: {value}" for name, value in result.machine.items()]
+    if busy(result):
+        lines.append(f"Note: {busy(result)}")
     lines += [f"taken: {result.taken_utc}, in {number(result.seconds)} s", f"repeat: {result.command}"]
     return "\n".join(lines) + "\n"
 
@@ -91,6 +102,8 @@ def markdown(result: Result) -> str:
     for missing in result.not_measured:
         lines += [f"## {missing.title}", "", f"Not measured: {missing.reason}.", ""]
     taken = f"Taken {result.taken_utc}, in {number(result.seconds)} s."
+    if busy(result):
+        taken += f" {busy(result)}"
     lines += ["## The machine", "", taken, "", "| | |", "|---|---|"]
     lines += [f"| {name} | {_cell(value)} |" for name, value in result.machine.items()]
     return "\n".join(lines) + "\n"
@@ -121,7 +134,8 @@ def extract(result: Result) -> str:
                 what = f"{figure.title}: {cells(value)[0]}"
                 rows.append((what, number(s.median) + unit, f"{number(s.low)}–{number(s.high)}{unit}"))
     lines = ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
-    return "\n".join([lines[0].replace("|  |", "| |"), "|---|--:|--:|", *lines[1:]]) + "\n"
+    table = "\n".join([lines[0].replace("|  |", "| |"), "|---|--:|--:|", *lines[1:]]) + "\n"
+    return f"{table}\n{busy(result)}\n" if busy(result) else table
 
 
 def _cell(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,15 @@ def test_a_readme_without_the_marks_is_refused(tmp_path: Path) -> None:
     (tmp_path / pages.README).write_text("no marks\n", "utf-8")
     with pytest.raises(InputUnusable, match="lacks the marks"):
         pages.stale(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("load", "said"), [("0.99 3.00 4.00", False), ("1.00 0.10 0.10", True), ("3.70 4.36 4.29", True)]
+)
+def test_a_busy_machine_is_told(load: str, said: bool) -> None:
+    result = replace(RESULT, machine={**RESULT.machine, "load before": load})
+    for text in (printing.text(result), printing.markdown(result), printing.extract(result)):
+        assert (f"load {load.split()[0]} on 2 CPUs" in text) == said
 
 
 def test_every_headline_was_measured_or_its_absence_is_told() -> None:
