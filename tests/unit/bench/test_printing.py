@@ -107,7 +107,7 @@ def test_a_readme_without_the_marks_is_refused(tmp_path: Path) -> None:
 def test_a_busy_machine_is_told(load: str, said: bool) -> None:
     result = replace(RESULT, machine={**RESULT.machine, "load before": load})
     for text in (printing.text(result), printing.markdown(result), printing.extract(result)):
-        assert (f"load {load.split()[0]} on 2 CPUs" in text) == said
+        assert (f"load {load[:4]} on 2 CPUs" in text) == said
 
 
 def test_every_headline_was_measured_or_its_absence_is_told() -> None:
