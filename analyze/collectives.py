@@ -148,7 +148,9 @@ def _why_not(store: Store, ranks: list[_RankCalls], nccl_lost: int) -> str:
     if nccl_lost:
         return f"{nccl_lost} records of nccl_calls were lost, so a collective's number on a rank is not known"
     for r in ranks:
-        if r.rank < 0 or len(r.pids) > 1:
+        if r.rank < 0:
+            return f"{len(r)} of its calls carry no rank"
+        if len(r.pids) > 1:
             return f"rank {r.rank} was seen in {len(r.pids)} processes, expected one process per rank"
     sizes = {r.nranks for r in ranks}
     if len(sizes) > 1 or max(r.rank for r in ranks) >= max(sizes):

@@ -33,6 +33,8 @@ MAD_SCALE = Threshold(
     "ratio",
     "1.4826 = 1/Φ⁻¹(3/4): makes the MAD estimate a normal standard deviation",
 )
+_MAX_SPREAD_NS = 1 << 60
+
 THRESHOLDS = (FLOOR, K, MAD_SCALE)
 
 
@@ -79,6 +81,8 @@ def middle(ordered: Array) -> Array:
 
 
 def _scaled(spread: Array) -> Array:
+    """k · mad_scale · spread, rounded down; beyond :data:`_MAX_SPREAD_NS` the product would leave int64."""
     factor = Fraction(K.value) * Fraction(MAD_SCALE.value)
-    out: Array = spread * factor.numerator // factor.denominator
+    whole, part = np.divmod(np.minimum(spread, _MAX_SPREAD_NS), factor.denominator)
+    out: Array = whole * factor.numerator + part * factor.numerator // factor.denominator
     return out

@@ -51,7 +51,7 @@ def _tables_of(source: str) -> tuple[str, ...]:
 
 def _gaps(store: Store) -> list[Reason]:
     rows = store.sql(
-        "SELECT source, any_value(table_name), reason, count(*), sum(duration_ns)::BIGINT, count(*) - "
+        "SELECT source, any_value(table_name), reason, count(*), sum(duration_ns)::HUGEINT, count(*) - "
         "count(duration_ns) "
         "FROM (SELECT * FROM gaps ORDER BY start_ns, leaf, row) GROUP BY source, reason ORDER BY source, reason"
     )
@@ -82,7 +82,7 @@ def _clock(window: Window) -> list[Reason]:
 def _unmatched(store: Store) -> list[Reason]:
     """Calls that the probes saw only half of. Counters are cumulative: the last row of a probe has the total."""
     rows = store.sql(
-        "SELECT library, sum(u)::BIGINT, sum(m)::BIGINT, sum(h)::BIGINT FROM (SELECT library, op, path, "
+        "SELECT library, sum(u)::HUGEINT, sum(m)::HUGEINT, sum(h)::HUGEINT FROM (SELECT library, op, path, "
         'coalesce("offset", 0), max(unmatched) AS u, max(misses) AS m, max(hits) AS h FROM probes GROUP BY 1, 2, 3, 4) '
         "GROUP BY library HAVING coalesce(sum(u), 0) + coalesce(sum(m), 0) > 0 ORDER BY library"
     )

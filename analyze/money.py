@@ -18,6 +18,9 @@ NS_PER_HOUR = 3_600_000_000_000
 MAX_RATE = Decimal(1_000_000)
 """A GPU-hour for more than a million is a slip of the keyboard, in any currency."""
 
+MAX_DECIMALS = 9
+"""No currency's GPU-hour is priced finer; without a limit 1e-999999 would be a million digits in every row."""
+
 _CURRENCY = re.compile(r"[A-Z]{3}\Z")
 
 
@@ -33,6 +36,9 @@ class Rate:
             raise UsageError(
                 f"rate {self.per_hour} is not a price per GPU-hour", hint=f"give a number above 0, at most {MAX_RATE}"
             )
+        exponent = self.per_hour.as_tuple().exponent
+        if isinstance(exponent, int) and exponent < -MAX_DECIMALS:
+            raise UsageError(f"rate {str(self.per_hour)[:40]} has more than {MAX_DECIMALS} decimals", hint="round it")
         if not _CURRENCY.match(self.currency):
             raise UsageError(
                 f"currency {self.currency!r} is not a code", hint="give three capital letters (ISO 4217), as USD"

@@ -111,7 +111,7 @@ def _ranks(context: Context, c: Collectives, chains: list[Chain]) -> Iterable[tu
 def _threads(context: Context) -> list[tuple[str, Marks]]:
     """Threads that were preempted, most time first: sleep is left out, a thread that waits by choice is no incident."""
     threads = context.store.sql(
-        "SELECT pid, tid, sum(duration_ns)::BIGINT AS t FROM off_cpu WHERE op = 'preempted' AND duration_ns IS "
+        "SELECT pid, tid, sum(duration_ns)::HUGEINT AS t FROM off_cpu WHERE op = 'preempted' AND duration_ns IS "
         "NOT NULL "
         f"AND {NOT_OWN} GROUP BY pid, tid ORDER BY t DESC, pid, tid"
     )

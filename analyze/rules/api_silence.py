@@ -140,7 +140,7 @@ def _lossy(store: Store) -> tuple[Intervals, int]:
     tables = ", ".join(f"'{t}'" for t in TABLES)
     rows = store.arrays(
         "SELECT a, b, n FROM (SELECT coalesce(lag(start_ns) OVER w, 0)::BIGINT AS a, start_ns::BIGINT AS b, "
-        "(lost - coalesce(lag(lost) OVER w, 0))::BIGINT AS n "
+        "greatest(least(lost::HUGEINT - coalesce(lag(lost) OVER w, 0), 1::HUGEINT << 40), 0)::BIGINT AS n "
         f"FROM losses WHERE table_name IN ({tables}) WINDOW w AS (PARTITION BY table_name, cpu ORDER BY "
         f"start_ns, leaf, row)) "
         "WHERE n > 0 ORDER BY a, b"
