@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from gpuaudit.cli.output import json_option, print_line, print_raw
+from gpuaudit.cli.output import json_option, print_raw
 from gpuaudit.cli.trust import key_option, trust_with
 
 
@@ -30,5 +30,6 @@ def command(*, bundle: Path, keys: tuple[Path, ...], as_json: bool) -> None:
     if as_json:
         print_raw(document_bytes(analyze(bundle, AnalyzeOptions(trust=trust))))
         return
-    for line in explain(bundle, trust=trust).splitlines():
-        print_line(line)
+    click.echo(
+        explain(bundle, trust=trust), nl=False
+    )  # made inert there: twice would escape the escapes
