@@ -4,11 +4,15 @@
  * and at the end how many calls of each kind there were: the truth for the tests.
  *
  * ranks --out FILE [--ranks 4] [--steps 50] [--step-ms 2] [--late-rank R] [--late-ms 30] [--late-by sleep|spin]
- *       [--stream own|default] [--init plain|config] [--count 1000] [--pause-at start|init] [--pause-file FILE]
+ *       [--stream own|default] [--init plain|config] [--count 1000] [--realtime 0] [--pause-at start|init]
+ *       [--pause-file FILE]
+ *
+ * With --realtime 1 no other load on the host makes a rank late.
  */
 #include "truth.h"
 #include "nccl.h"
 
+#include <sched.h>
 #include <sys/wait.h>
 
 enum call { MALLOC, FREE, MEMCPY, LAUNCH, SYNCHRONIZE, ALL_REDUCE, INIT, DESTROY, CALLS };
@@ -108,9 +112,12 @@ static void run_rank(int argc, char **argv, int rank, ncclUniqueId id)
 int main(int argc, char **argv)
 {
 	long ranks = number(argc, argv, "ranks", 4);
+	struct sched_param priority = {.sched_priority = 1};
 	int status, worst = 0;
 	ncclUniqueId id;
 
+	if (number(argc, argv, "realtime", 0) && sched_setscheduler(0, SCHED_FIFO, &priority))
+		die("sched_setscheduler", NULL);
 	if (!strcmp(option(argc, argv, "pause-at", ""), "start"))
 		pause_for("start", option(argc, argv, "pause-file", NULL));
 	if (ncclGetUniqueId(&id))
