@@ -11,6 +11,7 @@ from gpuaudit.cli.output import force_option, json_option, print_line, print_raw
 from gpuaudit.cli.report import print_packet, render
 from gpuaudit.cli.trust import key_option, trust_with
 from gpuaudit.cli.values import Currency, Rate
+from gpuaudit.cli.waiting import waiting
 from gpuaudit.cli.write import write_output
 
 
@@ -43,8 +44,9 @@ def command(
     from gpuaudit.bundle.errors import Incomplete
     from gpuaudit.cli.summary import summary_lines
 
-    document = analyze(bundle, AnalyzeOptions(rate=rate, currency=currency, trust=trust_with(keys)))
-    data = document_bytes(document)
+    with waiting("verifying and analyzing"):
+        document = analyze(bundle, AnalyzeOptions(rate=rate, currency=currency, trust=trust_with(keys)))
+        data = document_bytes(document)
     target = out or bundle.with_name(bundle.name.removesuffix(".db") + ".findings.json")
     write_output(target, data, force=force)
     if as_json:

@@ -6,6 +6,7 @@ import click
 
 from gpuaudit.bundle.errors import EXIT_ENVIRONMENT, EXIT_NEGATIVE
 from gpuaudit.cli.output import json_option, print_json, print_line
+from gpuaudit.cli.waiting import waiting
 
 
 @click.command()
@@ -29,7 +30,8 @@ def check_capture(as_json: bool) -> int:
     """Try every probe and source of this host and print one line each."""
     from gpuaudit.capture.check import check_host
 
-    results = check_host()
+    with waiting("attaching every probe once"):
+        results = check_host()
     if as_json:
         print_json([{"name": r.name, "ok": r.ok, "detail": r.detail, "hint": r.hint} for r in results])
     else:

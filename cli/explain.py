@@ -8,6 +8,7 @@ import click
 
 from gpuaudit.cli.output import json_option, print_raw
 from gpuaudit.cli.trust import key_option, trust_with
+from gpuaudit.cli.waiting import waiting
 
 
 @click.command()
@@ -27,9 +28,9 @@ def command(*, bundle: Path, keys: tuple[Path, ...], as_json: bool) -> None:
     from gpuaudit.analyze.run import AnalyzeOptions, analyze, document_bytes
 
     trust = trust_with(keys)
-    if as_json:
-        print_raw(document_bytes(analyze(bundle, AnalyzeOptions(trust=trust))))
-        return
-    click.echo(
-        explain(bundle, trust=trust), nl=False
-    )  # made inert there: twice would escape the escapes
+    with waiting("verifying and analyzing"):
+        if as_json:
+            data = document_bytes(analyze(bundle, AnalyzeOptions(trust=trust)))
+        else:  # made inert there: twice would escape the escapes
+            data = explain(bundle, trust=trust).encode()
+    print_raw(data)

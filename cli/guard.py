@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import click
 
-from gpuaudit.bundle.display import printable
 from gpuaudit.bundle.errors import (
     EXIT_ENVIRONMENT,
     EXIT_INTERNAL,
@@ -19,12 +18,12 @@ from gpuaudit.bundle.errors import (
     EXIT_USAGE,
     AuditError,
 )
+from gpuaudit.cli.output import note
 
 EXIT_READER_GONE = 141
 """128 + SIGPIPE, what a shell reports for a program whose reader closed the pipe."""
 
 TRACEBACK_VARIABLE = "GPU_AUDIT_TRACEBACK"
-MESSAGE_LIMIT_CHARACTERS = 2000
 
 EXTRA_OF_MODULE = {
     "duckdb": "analyze", "pyarrow": "analyze", "fontTools": "report",
@@ -96,6 +95,6 @@ def _told_by_us(error: Exception) -> tuple[str, int] | None:
 
 
 def _end(name: str, text: str, status: int) -> int:
-    """One line: who, what, what to do. The text may quote evidence or file names, so it is made inert."""
-    click.echo(f"{name}: {printable(' '.join(text.split()), MESSAGE_LIMIT_CHARACTERS)}", err=True)
+    """One line: who, what, what to do. The text may quote evidence or file names; it is made inert."""
+    note(f"{name}: {text}")
     return status

@@ -11,6 +11,9 @@ import click
 
 from gpuaudit.bundle.display import csv_cell, printable
 
+LIMIT_CHARACTERS = 4096
+"""Of a printed sentence; its names were cut to 512 before."""
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 force_option = click.option("--force", is_flag=True, help="Replace an existing output that has other content.")
 
@@ -25,14 +28,19 @@ def print_raw(data: bytes) -> None:
     click.echo(data.rstrip(b"\n"))
 
 
+def sentence(text: str) -> str:
+    """A sentence on one line, inert. Parts of it may be inert already: a second pass must not escape their escapes."""
+    return printable(" ".join(text.splitlines()), LIMIT_CHARACTERS).replace("\\u{5c}u{", "\\u{")
+
+
 def print_line(text: str) -> None:
-    """One line of result. Text from evidence in it must have passed :func:`inert` or this call as a whole."""
-    click.echo(printable(text, limit=4096))
+    """One line of result."""
+    click.echo(sentence(text))
 
 
 def note(text: str) -> None:
     """One line on stderr: progress and remarks, never a result."""
-    click.echo(printable(text, limit=4096), err=True)
+    click.echo(sentence(text), err=True)
 
 
 def cell(value: object) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from gpuaudit.cli.output import json_option, print_csv, print_json, print_table
+from gpuaudit.cli.waiting import waiting
 
 
 @click.command()
@@ -30,7 +31,8 @@ def command(*, bundle: Path, sql: str, as_csv: bool, as_json: bool) -> None:
 
     if as_csv and as_json:
         raise click.UsageError("--csv and --json exclude each other; give one of them")
-    result = run_query(bundle, sql)
+    with waiting("reading and querying"):
+        result = run_query(bundle, sql)
     if as_json:
         print_json([dict(zip(result.columns, row, strict=True)) for row in result.rows])
     elif as_csv:

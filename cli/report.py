@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gpuaudit.cli.output import force_option, json_option, note, print_json, print_line
+from gpuaudit.cli.waiting import waiting
 
 if TYPE_CHECKING:
     from gpuaudit.report.packet import PacketResult
@@ -39,8 +40,6 @@ def command(*, findings: Path, out: Path, force: bool, as_json: bool) -> None:
 
 def render(findings: Path, out: Path, *, force: bool) -> PacketResult:
     """Build the packet of ``findings`` in ``out``, with the keys of this host; says on stderr what it waits for."""
-    from rich.console import Console
-
     from gpuaudit.bundle.keys import load_identity, load_report_signer
     from gpuaudit.report.packet import build_packet
 
@@ -48,7 +47,7 @@ def render(findings: Path, out: Path, *, force: bool) -> PacketResult:
     signer = load_report_signer()
     if created:
         note(f"made a new identity for this host: {identity.identity.fingerprint} (SHA-256 of its SPKI)")
-    with Console(stderr=True).status("rendering and signing the report"):
+    with waiting("rendering and signing the report"):
         return build_packet(findings, out, signer=signer, identity=identity, force=force)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from gpuaudit.cli.output import json_option, print_json, print_line, print_table
+from gpuaudit.cli.waiting import waiting
 
 
 @click.command()
@@ -26,7 +27,8 @@ def command(*, findings: Path, id_: str, bundle: Path, as_json: bool) -> None:
     from gpuaudit.analyze.load import load_document
     from gpuaudit.analyze.show import evidence_rows
 
-    shown = evidence_rows(load_document(findings), id_, bundle)
+    with waiting("reading the rows"):
+        shown = evidence_rows(load_document(findings), id_, bundle)
     if as_json:
         print_json([
             {"evidence": e.id, "table": e.table, "query": e.query, "leaves": list(e.leaves), "columns": list(e.columns),

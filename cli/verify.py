@@ -11,6 +11,7 @@ import click
 from gpuaudit.bundle.errors import InputUnusable
 from gpuaudit.cli.output import json_option, print_json, print_line
 from gpuaudit.cli.trust import key_option, trust_with
+from gpuaudit.cli.waiting import waiting
 
 if TYPE_CHECKING:
     from gpuaudit.bundle.receipt import Receipt
@@ -68,11 +69,12 @@ def command(
     from gpuaudit.bundle.keys import Identity
     from gpuaudit.bundle.verify import verify
 
-    found = verify(
-        path, trust=trust_with(keys), receipt=_read_receipt(receipt) if receipt else None, complete=complete,
-        require_cosigner=Identity.from_file(cosigner) if cosigner else None, require_receipt=require_receipt,
-        challenge=challenge, ledger=ledger,
-    )  # fmt: skip
+    with waiting("verifying the bundle"):
+        found = verify(
+            path, trust=trust_with(keys), receipt=_read_receipt(receipt) if receipt else None, complete=complete,
+            require_cosigner=Identity.from_file(cosigner) if cosigner else None, require_receipt=require_receipt,
+            challenge=challenge, ledger=ledger,
+        )  # fmt: skip
     if as_json:
         print_json(asdict(found))
         return found.exit_code
@@ -105,7 +107,8 @@ def _read_receipt(path: Path) -> Receipt:
 def _verify_folder(path: Path, keys: tuple[Path, ...], bundle: Path | None, *, as_json: bool) -> int:
     from gpuaudit.report.packet import verify_packet
 
-    found = verify_packet(path, trust=trust_with(keys), bundle=bundle)
+    with waiting("verifying the packet"):
+        found = verify_packet(path, trust=trust_with(keys), bundle=bundle)
     if as_json:
         print_json({**asdict(found), "exit_code": found.exit_code})
         return found.exit_code

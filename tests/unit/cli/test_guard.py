@@ -9,6 +9,7 @@ import click
 import pytest
 
 from gpuaudit.bundle import errors
+from gpuaudit.bundle.display import printable
 from gpuaudit.cli.guard import run
 from gpuaudit.cli.main import audit
 
@@ -57,6 +58,11 @@ def test_text_from_evidence_in_a_message_is_inert(capsys: pytest.CaptureFixture[
     assert "\x1b" not in err
     assert "\u202e" not in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_a_message_that_was_made_inert_before_reads_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    run(_raising(errors.InputUnusable(printable("process '\x1b'"))), [])
+    assert "process '\\u{1b}'" in capsys.readouterr().err
 
 
 def test_traceback_only_on_request(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
