@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from gpuaudit.bundle import sealfile
 from gpuaudit.bundle.chain import walk
+from gpuaudit.bundle.errors import InputUnusable
 from gpuaudit.bundle.reader import Bundle
 
 _HEAD = """#!/usr/bin/env bash
@@ -66,10 +67,12 @@ def explain_commands(path: Path | str) -> str:
     signature on leaf 0, then on the seal and on the file digest (where the identity did not seal: the epoch key's
     signature on the last checkpoint). It ends with exit code 1 and NOT PROVEN at the first thing that does not hold.
     """
-    path = Path(path).absolute()
     with Bundle.open(path) as bundle:
         chain = walk(bundle)
         copied = bundle.from_wal
+        path = bundle.path.absolute()
+    if not str(path).isprintable():
+        raise InputUnusable(f"{str(path)!r:.200}: a script cannot hold this name", hint="rename it")
     name, idx = ("epoch0", 0) if chain.size == 1 else ("next_key", chain.size - 2)
     values = {
         "B": str(path), "U": f"file:{quote(str(path))}?immutable=1", "ORIGIN": chain.origin, "N": str(chain.size),

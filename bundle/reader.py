@@ -45,7 +45,7 @@ class Bundle:
         BundleInvalid when it is not one (its form, its schema, its headers), InputUnusable when it cannot be read,
         HostUnfit when there is no room for the private copy that a bundle beside its log needs.
         """
-        path = Path(path)
+        path = _follow(Path(path))
         sqlite_file.check_file_header(_head(path), path.name)
         wal = path.with_name(path.name + "-wal")
         private = None
@@ -79,13 +79,16 @@ class Bundle:
     def headers(self) -> list[Header]:
         """The header of every leaf, in order; BundleInvalid when one is missing or not what a leaf is."""
         out: list[Header] = []
-        query = "SELECT idx,kind,typeof(header),substr(header,1,?),typeof(payload) FROM leaf ORDER BY idx"
-        for idx, kind, header_type, data, payload_type in self._query(query, (limits.MAX_HEADER_BYTES + 1,)):
+        query = (  # substr of nothing is NULL
+            "SELECT idx,kind,typeof(kind),typeof(header),coalesce(substr(header,1,?),x''),typeof(payload) "
+            "FROM leaf ORDER BY idx"
+        )
+        for idx, kind, *types, data, payload_type in self._query(query, (limits.MAX_HEADER_BYTES + 1,)):
             n = len(out)
             if idx != n or n >= limits.MAX_LEAVES:
                 raise BundleInvalid(f"leaf {n}: missing; the next one has index {idx}")
-            if header_type != b"blob" or payload_type not in (b"blob", b"null"):
-                raise BundleInvalid(f"leaf {n}: header and payload are {header_type!r} and {payload_type!r}")
+            if types != [b"text", b"blob"] or payload_type not in (b"blob", b"null"):
+                raise BundleInvalid(f"leaf {n}: kind, header and payload are {[*types, payload_type]!r}")
             h = header.parse(data, n)
             if kind != h.kind.encode():
                 raise BundleInvalid(f"leaf {n}: the kind column says {kind!r:.40}, the header {h.kind}")
@@ -99,7 +102,7 @@ class Bundle:
 
     def notes(self) -> Iterator[tuple[int, bytes]]:
         """(size, note) of every checkpoint, by size."""
-        query = "SELECT size,typeof(note),substr(CAST(note AS BLOB),1,?) FROM checkpoint ORDER BY size"
+        query = "SELECT size,typeof(note),coalesce(substr(CAST(note AS BLOB),1,?),x'') FROM checkpoint ORDER BY size"
         for size, kind, data in self._query(query, (limits.MAX_NOTE_BYTES + 1,)):
             if kind != b"text" or len(data) > limits.MAX_NOTE_BYTES:
                 raise BundleInvalid(f"checkpoint {size}: not a text of at most {limits.MAX_NOTE_BYTES} bytes")
@@ -203,6 +206,13 @@ def _check_against_table(h: Header) -> None:
             raise BundleInvalid(f"leaf {h.idx}: column {spec.name} of {h.table} is {spec.dtype}, expected {expected}")
 
 
+def _follow(path: Path) -> Path:
+    """What a link points to, whose log and ``.seal`` lie beside it; unless a log or ``.seal`` lies beside the link."""
+    if path.is_symlink() and not any(os.path.lexists(path.with_name(path.name + end)) for end in ("-wal", ".seal")):
+        return Path(os.path.realpath(path))
+    return path
+
+
 def _head(path: Path) -> bytes:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -236,6 +246,7 @@ def _private_copy(path: Path, wal: Path) -> tempfile.TemporaryDirectory[str]:
     if not stat.S_ISREG(os.lstat(wal).st_mode):
         raise BundleInvalid(f"{wal.name} beside the bundle is not a file")
     private = tempfile.TemporaryDirectory(prefix="gpu-audit-")
+    before = _identity(path), _identity(wal)
     try:
         shutil.copyfile(path, Path(private.name) / "bundle.db")
         shutil.copyfile(wal, Path(private.name) / "bundle.db-wal")
@@ -243,4 +254,7 @@ def _private_copy(path: Path, wal: Path) -> tempfile.TemporaryDirectory[str]:
         private.cleanup()
         hint = "a bundle with a write-ahead log beside it is copied before it is read; set TMPDIR to a larger folder"
         raise HostUnfit(f"cannot copy {path.name} to {tempfile.gettempdir()}: {e.strerror}", hint=hint) from None
+    if (_identity(path), _identity(wal)) != before:
+        private.cleanup()
+        raise InputUnusable(f"{path.name} is being written", hint="wait until the capture has ended")
     return private

@@ -12,13 +12,15 @@ file digest speaks for the file; those before it are its history.
 from __future__ import annotations
 
 import base64
+import os
 import re
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpuaudit.bundle import limits, note
-from gpuaudit.bundle.errors import BundleInvalid
+from gpuaudit.bundle.errors import BundleInvalid, InputUnusable
 
 FILE_KIND = "gpu-audit file v1"
 WITHHELD_KIND = "gpu-audit withheld v1"
@@ -50,6 +52,21 @@ class Record:
 def path_beside(bundle: Path) -> Path:
     """Where the ``.seal`` of a bundle lies."""
     return bundle.with_name(bundle.name + ".seal")
+
+
+def read_beside(bundle: Path) -> list[Record]:
+    """The records of the ``.seal`` of a bundle, empty when there is none; InputUnusable when it cannot be read."""
+    path = path_beside(bundle)
+    if not os.path.lexists(path):
+        return []
+    try:
+        # a FIFO must not hold us up
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as f:
+            if not stat.S_ISREG(os.fstat(f.fileno()).st_mode):
+                raise BundleInvalid(f"{path.name} is not a file")
+            return parse(f.read(limits.MAX_SEAL_BYTES + 1))
+    except OSError as e:
+        raise InputUnusable(f"cannot read {path.name}: {e.strerror}", hint="give the bundle with its .seal") from None
 
 
 def record_text(

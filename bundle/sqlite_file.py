@@ -28,20 +28,22 @@ SCHEMA = [
 """What ``SELECT type,name,tbl_name,sql FROM sqlite_master ORDER BY rowid`` must give, and nothing else."""
 
 _MAGIC = b"SQLite format 3\0"
+_ENDINGS = ("", "-wal", "-shm", "-journal", ".seal", ".seal.part")
+"""What lies, or lay for a moment, in the place of a bundle."""
 _HEADER_BYTES = 100
 _ROW_OVERHEAD_BYTES = 64
 
 
 def create(path: Path) -> sqlite3.Connection:
     """A new bundle file in WAL mode, mode 0600; OutputExists when something is there already."""
-    for taken in (path, *(path.with_name(path.name + end) for end in ("-wal", "-shm", "-journal", ".seal"))):
+    for taken in (path.with_name(path.name + end) for end in _ENDINGS):
         if os.path.lexists(taken):
             raise OutputExists(f"{taken} exists already", hint="choose another output, or remove it")
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
     except OSError as e:
         raise HostUnfit(f"cannot create {path}: {e.strerror}", hint="choose a folder you may write to") from None
-    db = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=rw", uri=True, isolation_level=None)
+    db = sqlite3.connect(_uri(path, "mode=rw"), uri=True, isolation_level=None)
     db.execute(f"PRAGMA application_id={APPLICATION_ID}")
     db.execute(f"PRAGMA user_version={FORMAT_VERSION}")
     db.execute(LEAF_DDL)
@@ -52,6 +54,11 @@ def create(path: Path) -> sqlite3.Connection:
     db.execute("PRAGMA synchronous=FULL")
     sync_folder(path)
     return db
+
+
+def _uri(path: Path, options: str) -> str:
+    """The name as SQLite takes it; a file name is bytes, which need not be UTF-8."""
+    return f"file:{quote(os.fsencode(path.absolute()))}?{options}"
 
 
 def finalise(db: sqlite3.Connection, path: Path) -> None:
@@ -107,7 +114,7 @@ def open_hostile(path: Path, *, wal: bool) -> sqlite3.Connection:
     """
     mode = "mode=rw" if wal else "mode=ro&immutable=1"
     try:
-        db = sqlite3.connect(f"file:{quote(str(path.absolute()))}?{mode}", uri=True, isolation_level=None)
+        db = sqlite3.connect(_uri(path, mode), uri=True, isolation_level=None)
     except sqlite3.Error as e:
         raise InputUnusable(f"cannot open {path.name}: {e}", hint="is the file readable?") from None
     try:
@@ -120,6 +127,8 @@ def open_hostile(path: Path, *, wal: bool) -> sqlite3.Connection:
             db.execute(f"PRAGMA {pragma}")
         if wal:
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            with path.open("rb") as f:  # the log may hold another first page
+                check_file_header(f.read(_HEADER_BYTES), path.name)
         db.execute("PRAGMA query_only=ON")
         _check_structure(db, path)
     except (sqlite3.Error, UnicodeError) as e:  # a message that quotes damaged text may not be text
