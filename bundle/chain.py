@@ -48,12 +48,12 @@ def walk(bundle: Bundle) -> Chain:
     notes = bundle.notes()
     chain = _begin(bundle, headers[0])
     frontier = Frontier()
-    written: dict[str, int] = {}
+    counters: dict[str, tuple[int, int, int]] = {}
     epoch_key = bytes.fromhex(chain.epoch0)
     for h in headers:
         hashed = leaf_hash(h.to_bytes())
         frontier.append(hashed)
-        _check_counters(h, written)
+        _check_counters(h, counters)
         if h.idx:
             _check_time(headers[h.idx - 1], h, chain)
         if bundle.payload(h.idx) is None:
@@ -129,14 +129,17 @@ def _check_seal(bundle: Bundle, headers: list[Header]) -> str:
     return str(sealed_by)
 
 
-def _check_counters(h: Header, written: dict[str, int]) -> None:
-    """``written`` counts the rows of the table that stand in the bundle, up to and with this leaf."""
-    if not h.has_rows or h.table is None:
+def _check_counters(h: Header, counters: dict[str, tuple[int, int, int]]) -> None:
+    """``written`` counts the rows of the table up to and with this leaf; ``seen`` and ``lost`` never fall."""
+    if h.table is None or h.rows is None or h.seen is None or h.lost is None:
         return
-    total = written.get(h.table, 0) + (h.rows or 0)
+    seen, written, lost = counters.get(h.table, (0, 0, 0))
+    total = written + h.rows
     if h.written != total:
         raise BundleInvalid(f"leaf {h.idx}: says {h.written} rows of {h.table} were written, the leaves hold {total}")
-    written[h.table] = total
+    if h.seen < max(seen, total) or h.lost < lost:
+        raise BundleInvalid(f"leaf {h.idx}: its counters for {h.table} run backwards, or fewer were seen than written")
+    counters[h.table] = (h.seen, total, h.lost)
 
 
 def _check_time(before: Header, h: Header, chain: Chain) -> None:

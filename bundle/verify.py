@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gpuaudit.bundle import limits, note, sealfile
+from gpuaudit.bundle import note, sealfile
 from gpuaudit.bundle.chain import Chain, walk
 from gpuaudit.bundle.errors import EXIT_DONE, EXIT_NEGATIVE, BundleInvalid, InputUnusable
 from gpuaudit.bundle.explain import explain_commands
@@ -33,8 +33,8 @@ STATUSES: dict[str, str] = {
     "UNSEALED": "It has no seal: it is proven up to its last checkpoint, and nothing after that leaf is proven; "
     "a cut to a genuine checkpoint looks the same.",
     "COSIGNER-ABSENT": "A countersignature was demanded, and there is none by that identity.",
-    "WITHHELD": "Payloads were withheld by the identity that sealed it.",
     "SEALED-BY-EPOCH": "The identity was absent at the end; the last epoch key alone sealed it.",
+    "WITHHELD": "Payloads were withheld by the identity.",
     "SEALED": "Sealed by a trusted identity.",
 }
 """Status words and what they say, the gravest first: a bundle gets the first that applies."""
@@ -92,11 +92,10 @@ def verify(
     check, that every segment decodes. Raises BundleInvalid for what was tampered with or is no bundle, InputUnusable
     for what cannot be read.
     """
-    path = Path(path)
     demands = _Demands(receipt, require_receipt, challenge, require_cosigner, complete)
     with Bundle.open(path) as bundle:
-        records = _read_seal(path, bundle)
-        digest, length = _digest(path)
+        records = _read_seal(bundle)
+        digest, length = _digest(bundle.path)
         chain = walk(bundle)
         withheld = _check_seal_file(records, chain, bundle, digest, length)
         result = _judge(chain, withheld, records, trust, demands)
@@ -113,21 +112,15 @@ def verify(
     return result
 
 
-def _read_seal(path: Path, bundle: Bundle) -> list[Record]:
+def _read_seal(bundle: Bundle) -> list[Record]:
     """The records of the ``.seal``; empty when there is none."""
-    beside = sealfile.path_beside(path)
-    try:
-        with beside.open("rb") as f:
-            records = sealfile.parse(f.read(limits.MAX_SEAL_BYTES + 1))
-    except FileNotFoundError:
-        return []
-    except OSError as e:
-        raise InputUnusable(f"cannot read {beside.name}: {e.strerror}") from None
-    if not any(r.has_digest for r in records):
-        raise BundleInvalid(f"{beside.name} holds no digest of the file")
-    if bundle.from_wal:
+    records = sealfile.read_beside(bundle.path)
+    name = sealfile.path_beside(bundle.path).name
+    if records and not any(r.has_digest for r in records):
+        raise BundleInvalid(f"{name} holds no digest of the file")
+    if records and bundle.from_wal:
         raise BundleInvalid(
-            f"{path.name} is finished (there is {beside.name}), and yet a write-ahead log lies beside it"
+            f"{bundle.path.name} is finished (there is {name}), and yet a write-ahead log lies beside it"
         )
     return records
 
@@ -148,6 +141,8 @@ def _check_seal_file(
     for record in (r for r in records if r.has_digest):
         if (record.origin, record.size, record.root) != (chain.origin, chain.size, chain.root):
             raise BundleInvalid(".seal belongs to another bundle: origin, size or root differ")
+        if chain.sealed_by is None:
+            raise BundleInvalid("there is a .seal, and yet the last leaf is no seal")
         _check_record_signatures(record, chain)
         last = record
     if last is not None and (last.file_sha256, last.file_len) != (digest, length):
