@@ -13,6 +13,7 @@ from json.encoder import encode_basestring
 from typing import Any
 
 from gpuaudit.bundle.errors import BundleInvalid
+from gpuaudit.bundle.limits import MAX_JSON_COMMAS
 
 MAX_SAFE_INTEGER = 2**53 - 1
 """The largest integer that every JSON reader keeps exact (RFC 7493, section 2.2)."""
@@ -116,8 +117,10 @@ def loads(data: bytes) -> Json:
     """Parse UTF-8 JSON strictly; BundleInvalid for anything doubtful.
 
     Refused: duplicate keys, NaN and infinities, integers past 2^53 − 1, lone surrogates, a byte-order mark, nesting
-    past ``MAX_DEPTH``, and bytes that are not JSON.
+    past ``MAX_DEPTH``, more than ``MAX_JSON_COMMAS``, and bytes that are not JSON.
     """
+    if data.count(b",") > MAX_JSON_COMMAS:
+        raise BundleInvalid(f"JSON holds more than {MAX_JSON_COMMAS} commas")
     try:
         value = json.loads(
             data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_integer,

@@ -21,8 +21,15 @@ MAX_HEADER_BYTES = 64 << 10
 MAX_COLUMNS = 64
 MAX_NOTE_BYTES = 4096
 MAX_SEAL_BYTES = 1 << 20
-MAX_LEAVES = 1 << 22
-"""At one leaf every 5 s per table, 12 tables: more than twenty days."""
+MAX_LEAVES = 1 << 20
+"""At one leaf every 5 s per table, 12 tables: five days. The manifest in the seal (at most 87 bytes a leaf) must stay
+within ``MAX_RAW_BYTES``."""
+
+LEAVES_AT_END = 16
+"""Leaves that no rows may take, so that a full bundle can still be closed: last artefacts, events and the seal."""
+
+MAX_JSON_COMMAS = 1 << 20
+"""Bounds the objects that a JSON text becomes: 128 MiB of ``[{},{},…]`` would take more than 5 GiB."""
 
 MAX_WINDOW_LOG = 23
 """zstd window of at most 8 MiB (RFC 8878, section 3.1.1.1.2 asks every decoder for as much)."""

@@ -94,11 +94,16 @@ def _spread(codes: np.ndarray, valid: np.ndarray, texts: Sequence[bytes]) -> lis
 
 
 def _used(codes: np.ndarray, valid: np.ndarray | None, entries: tuple[str, ...]) -> tuple[np.ndarray, list[str]]:
-    """Codes and entries without the entries that no valid row uses: what is not evidence is not written."""
+    """Codes and entries, each entry once and none that no valid row uses: what is not evidence is not written."""
+    recode: np.ndarray
+    if len(set(entries)) != len(entries):  # two names that are not text may have been escaped alike
+        first: dict[str, int] = {}
+        recode = np.array([first.setdefault(e, len(first)) for e in entries], dtype="<u4")
+        codes, entries = recode[codes], tuple(first)
     hits = np.bincount(codes if valid is None else codes[valid], minlength=len(entries)) > 0
     if hits.all():
         return codes, list(entries)
-    recode: np.ndarray = (np.cumsum(hits) - hits).astype("<u4")
+    recode = (np.cumsum(hits) - hits).astype("<u4")
     if not hits.any():
         return np.zeros_like(codes), []
     codes = recode[codes] if valid is None else np.where(valid, recode[codes], np.uint32(0))
@@ -171,8 +176,11 @@ def _decode_column(spec: ColumnSpec, rows: int, content: bytes) -> ColumnData:
         at = (rows + 7) // 8
         packed = np.frombuffer(content, np.uint8, at)
         valid = np.unpackbits(packed, bitorder="little", count=rows).astype(bool)
+        if np.packbits(valid, bitorder="little").tobytes() != content[:at]:
+            raise BundleInvalid("its validity bitmap has bits past the last row")
     if spec.encoding == "utf8":
         lengths = _values(content[at : at + 4 * rows], spec, rows)
+        _check_nulls(lengths, valid)
         texts = _texts(content, at + 4 * rows, lengths, len(content))
         codes: dict[str, int] = {}
         present = valid.tolist() if valid is not None else [True] * rows
@@ -185,11 +193,22 @@ def _decode_column(spec: ColumnSpec, rows: int, content: bytes) -> ColumnData:
         end = len(content) - rows * width
         texts = _texts(content, at + 4 * entries, lengths, end)
         values = _values(content[end:], spec, rows).astype(NUMPY_DTYPE["text"])
+        _check_nulls(values, valid)
         used = values if valid is None else values[valid]
         if len(used) and int(used.max()) >= entries:
             raise BundleInvalid(f"a code is past the dictionary of {entries}")
+        if len(set(texts)) != entries or not np.bincount(used, minlength=entries).all():
+            raise BundleInvalid("an entry of its dictionary stands twice, or is not used")
         return ColumnData(values, valid, tuple(texts))
-    return ColumnData(_values(content[at:], spec, rows), valid)
+    values = _values(content[at:], spec, rows)
+    _check_nulls(values, valid)
+    return ColumnData(values, valid)
+
+
+def _check_nulls(values: np.ndarray, valid: np.ndarray | None) -> None:
+    """A null hides nothing: no two readers may see different values in one place."""
+    if valid is not None and values[~valid].view(np.uint8).any():
+        raise BundleInvalid("a null has a value")
 
 
 def _values(content: bytes, spec: ColumnSpec, rows: int) -> np.ndarray:

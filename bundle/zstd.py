@@ -14,6 +14,8 @@ from gpuaudit.bundle.limits import MAX_WINDOW_LOG
 
 LEVEL = 1
 _MAGIC = b"\x28\xb5\x2f\xfd"
+_SINGLE_SEGMENT = 0x20
+"""Bit of the frame header descriptor: no window descriptor follows, the window is the content (RFC 8878, 3.1.1.1.1)."""
 
 
 def compress(data: bytes | memoryview, level: int = LEVEL) -> bytes:
@@ -32,6 +34,8 @@ def decompress(frame: bytes | memoryview, size: int) -> bytes:
         info = zstd.get_frame_info(frame)
         if info.decompressed_size != size or info.dictionary_id:
             raise BundleInvalid(f"a zstd frame says {info.decompressed_size} bytes, the header {size}")
+        if _window(frame, size) > 1 << MAX_WINDOW_LOG:  # the library looks at it only when it decodes piece by piece
+            raise BundleInvalid(f"a zstd frame wants a window of {_window(frame, size)} bytes")
         decoder = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: MAX_WINDOW_LOG})
         out = bytes(decoder.decompress(frame, max_length=size + 1))
         if not decoder.eof or decoder.unused_data or len(out) != size:
@@ -39,3 +43,11 @@ def decompress(frame: bytes | memoryview, size: int) -> bytes:
     except zstd.ZstdError as e:
         raise BundleInvalid(f"a zstd frame cannot be decoded: {e}") from None
     return out
+
+
+def _window(frame: bytes | memoryview, size: int) -> int:
+    """Bytes of history that a frame may refer to (RFC 8878, section 3.1.1.1.2)."""
+    if frame[4] & _SINGLE_SEGMENT:
+        return size
+    base = 1 << (10 + (frame[5] >> 3))
+    return base + base // 8 * (frame[5] & 7)

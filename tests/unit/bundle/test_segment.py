@@ -170,3 +170,12 @@ def test_payload_of_another_length() -> None:
     encoded = segment.encode(TABLES["gaps"], gap_rows(3))
     with pytest.raises(BundleInvalid, match="leaf 1: payload has"):
         segment.decode(header_of(TABLES["gaps"], encoded), encoded.data)
+
+
+def test_dictionary_with_the_same_text_twice_is_written_with_one() -> None:
+    """Two names that are no Unicode text may be escaped alike; a reader refuses an entry that stands twice."""
+    rows = gap_rows(9)
+    texts = ColumnData(np.array([0, 1, 2] * 3, dtype="<u4"), None, ("a", "b", "a"))
+    back = round_trip(TABLES["gaps"], {**rows, "source": texts})
+    assert back["source"].dictionary == ("a", "b")
+    assert back["source"].to_list() == ["a", "b", "a"] * 3
