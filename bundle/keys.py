@@ -28,6 +28,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from gpuaudit.bundle.errors import AuditError, HostUnfit, InputUnusable
 from gpuaudit.bundle.note import spki_sha256
+from gpuaudit.bundle.sqlite_file import sync_folder
 
 SYSTEM_FOLDER = Path("/etc/gpu-audit")
 FOLDER_VARIABLE = "GPU_AUDIT_KEYS"
@@ -193,6 +194,7 @@ def _prepare_folder() -> None:
             if not place.is_dir():
                 place.mkdir(mode=0o755, parents=True, exist_ok=True)
                 place.chmod(0o755)  # whatever the umask says: others must be able to read public files
+                sync_folder(place)
     except OSError as e:
         raise KeysUnusable(f"cannot make the key folder {at}: {e.strerror}", hint=f"set {FOLDER_VARIABLE}") from None
     _refuse_writable(at)
@@ -218,6 +220,7 @@ def _store(path: Path, data: bytes, mode: int) -> bool:
             os.link(temporary, path)
         except FileExistsError:
             return False
+        sync_folder(path)  # a capture is signed with it, and a receipt shown, right after
     except OSError as e:
         raise KeysUnusable(f"cannot write {path}: {e.strerror}", hint=f"set {FOLDER_VARIABLE}") from None
     finally:

@@ -8,6 +8,7 @@ here, never exported and never written; a child made by fork without exec loses 
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import os
 import re
@@ -172,10 +173,7 @@ class BundleWriter:
     def _append_named(self, kind: Kind, name: str, body: bytes | Mapping[str, Any] | list[Any]) -> int:
         if not NAME.match(name):
             raise ValueError(f"{kind} name {name!r:.60}: lower-case letters, digits and underscores, at most 48")
-        data = body if isinstance(body, bytes) else canonical.dumps(body)
-        if len(data) > limits.MAX_RAW_BYTES:
-            raise ValueError(f"{kind} {name}: {len(data)} bytes, more than {limits.MAX_RAW_BYTES}")
-        self._append(_Leaf(kind, data, name))
+        self._append(_Leaf(kind, body if isinstance(body, bytes) else canonical.dumps(body), name))
         return self.size - 1
 
     def seal(self, totals: Mapping[str, Any]) -> Sealed:
@@ -195,10 +193,12 @@ class BundleWriter:
         digest, length = _digest(self._path)
         root = self._frontier.root()
         text = sealfile.record_text(self.origin, self.size, root, file_sha256=digest, file_len=length)
-        signatures = [note.sign(text, f"{self.origin}/epoch/{self.size - 1}", self._key)]
-        if by_identity:
-            signatures.append(note.sign(text, f"{self.origin}/identity", self._identity))
-        self._key.drop()
+        try:
+            signatures = [note.sign(text, f"{self.origin}/epoch/{self.size - 1}", self._key)]
+            if by_identity:
+                signatures.append(note.sign(text, f"{self.origin}/identity", self._identity))
+        finally:
+            self._key.drop()
         _write_new(sealfile.path_beside(self._path), sealfile.assemble([note.assemble(text, signatures)]))
         return Sealed(base64.b64encode(root).decode(), self.size, digest, by_identity)
 
@@ -216,6 +216,7 @@ class BundleWriter:
         if self._sealed:
             raise ValueError("nothing may follow the seal")
         idx = self.size
+        _check_room(leaf, idx)
         following = None if leaf.kind == "seal" else EpochKey()
         payload = os.urandom(limits.SALT_BYTES) + leaf.data
         digest = hashlib.sha256(payload).hexdigest()
@@ -255,6 +256,15 @@ class BundleWriter:
             ) from None
 
 
+def _check_room(leaf: _Leaf, idx: int) -> None:
+    """Refuse what no reader would take."""
+    most = limits.MAX_LEAVES - (1 if leaf.kind == "seal" else limits.LEAVES_AT_END if leaf.columns else 2)
+    if idx > most:
+        raise HostUnfit(f"the bundle is full: it has {idx} leaves", hint="end this capture and start another")
+    if len(leaf.data) > limits.MAX_RAW_BYTES and leaf.columns is None:
+        raise ValueError(f"{leaf.kind} {leaf.table or ''}: {len(leaf.data)} bytes, more than {limits.MAX_RAW_BYTES}")
+
+
 def _digest(path: Path) -> tuple[str, int]:
     with path.open("rb") as f:
         digest = hashlib.file_digest(f, "sha256").hexdigest()
@@ -262,13 +272,17 @@ def _digest(path: Path) -> tuple[str, int]:
 
 
 def _write_new(path: Path, text: str) -> None:
-    """Write a small file durably; it must not be there yet."""
+    """Write a small file durably, as a whole or not at all: half a ``.seal`` would look like tampering."""
+    part = path.with_name(path.name + ".part")
     try:
-        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        fd = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
         with os.fdopen(fd, "w", encoding="utf-8", newline="") as f:
             f.write(text)
             f.flush()
             os.fsync(f.fileno())
+        part.rename(path)
     except OSError as e:
         raise HostUnfit(f"cannot write {path}: {e.strerror}", hint="the bundle itself is sealed and complete") from None
     sqlite_file.sync_folder(path)

@@ -21,7 +21,7 @@ from gpuaudit.capture.privileges import Credentials
 BUNDLE_NAME = "bundle.db"
 RESERVE_NAME = "reserve"
 _PARTIAL_FILES = (BUNDLE_NAME, f"{BUNDLE_NAME}-wal", f"{BUNDLE_NAME}-shm", f"{BUNDLE_NAME}-journal",
-                  f"{BUNDLE_NAME}.seal", RESERVE_NAME)  # fmt: skip
+                  f"{BUNDLE_NAME}.seal", f"{BUNDLE_NAME}.seal.part", RESERVE_NAME)  # fmt: skip
 _PUBLIC_MODE = 0o644
 
 
@@ -78,6 +78,7 @@ class Output:
             raise OutputExists(f"{self.partial} exists already", hint="a capture did not end: move it away") from None
         except OSError as e:
             raise HostUnfit(f"{self.partial} could not be made: {e.strerror}", hint="choose another --out") from None
+        os.fsync(self._parent_fd)  # before a receipt is shown for what will lie in it
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         self._partial_fd = os.open(self.partial.name, flags, dir_fd=self._parent_fd)
         if os.fstat(self._partial_fd).st_uid != os.geteuid():

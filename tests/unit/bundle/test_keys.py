@@ -161,3 +161,12 @@ def test_folder_follows_user_and_environment(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setenv("XDG_CONFIG_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert keys.folder() == tmp_path / "home" / ".config" / "gpu-audit"
+
+
+def test_new_identity_is_durable_before_it_signs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A receipt shows its fingerprint right after: after a power cut the key must still be in its folder."""
+    synced: list[Path] = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(Path(f"/proc/self/fd/{fd}").readlink()), real(fd))[1])
+    keys.load_identity()
+    assert {folder, folder.parent, folder / "trusted"} <= set(synced)

@@ -176,3 +176,49 @@ def test_killed_writer_leaves_a_prefix_that_verifies(tmp_path: Path, at: int) ->
     result = verify(tmp_path / "bundle.db", trust=[identity])
     assert (result.status, result.size) == ("UNSEALED", at)
     assert next(c for c in result.checks if c.name == "identity").ok
+
+
+def test_seal_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash while it is written must not leave half of it: that would look like tampering."""
+    signer = MemorySigner()
+    writer = open_writer(tmp_path / "bundle.db", signer)
+    with monkeypatch.context() as m:
+        m.setattr("os.fsync", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            writer.seal({})
+    assert not (tmp_path / "bundle.db.seal").exists()
+    assert writer._key._private is None
+    writer.close()
+    assert verify(tmp_path / "bundle.db", trust=[signer.identity]).status == "SEALED"
+
+
+def _interrupt(fd: int) -> None:
+    if Path(f"/proc/self/fd/{fd}").readlink().is_file():
+        raise KeyboardInterrupt
+
+
+def test_full_bundle_can_still_be_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpuaudit.bundle import limits
+
+    monkeypatch.setattr(limits, "MAX_LEAVES", limits.LEAVES_AT_END + 2)
+    signer = MemorySigner()
+    writer = open_writer(tmp_path / "bundle.db", signer)
+    for n in (1, 2):
+        writer.append_segment(TABLES["gaps"], gap_rows(1), seen=n, written=n, lost=0)
+    with pytest.raises(HostUnfit, match="the bundle is full: it has 3 leaves"):
+        writer.append_segment(TABLES["gaps"], gap_rows(1), seen=3, written=3, lost=0)
+    while writer.size < limits.MAX_LEAVES - 1:
+        writer.append_artefact("last", b"words")
+    with pytest.raises(HostUnfit, match="the bundle is full"):
+        writer.append_artefact("last", b"words")
+    writer.seal({})
+    writer.close()
+    result = verify(tmp_path / "bundle.db", trust=[signer.identity])
+    assert (result.status, result.size) == ("SEALED", limits.MAX_LEAVES)
+
+
+def test_manifest_of_the_largest_bundle_fits_into_its_seal() -> None:
+    from gpuaudit.bundle import limits
+
+    line = f"{'0' * 64}  leaf-{limits.MAX_LEAVES}.payload\n"
+    assert limits.MAX_LEAVES * len(line) < limits.MAX_RAW_BYTES * 3 // 4
