@@ -22,6 +22,7 @@ def run(packet: Path, identity: Path, *, keep_going: bool = False) -> list[tuple
     lines = [x.strip() for x in (packet / "VERIFY.txt").read_text().splitlines() if x.startswith("    ")]
     assert len(lines) >= 20
     report = packet.parent / "statuses"
+    report.unlink(missing_ok=True)
     body = "\n".join(f"{{ {line}\n}}\ns=$?; echo $s >> \"$STATUSES\"; test $s -eq 0 {'|| true' if keep_going else '|| exit 1'}"
                      for line in lines)  # fmt: skip
     env = {"PATH": "/usr/bin:/bin", "IDENTITY": str(identity), "STATUSES": str(report), "LC_ALL": "C"}

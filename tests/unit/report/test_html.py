@@ -13,7 +13,7 @@ from gpuaudit.report.html import CONTENTS, render
 from gpuaudit.report.view import build_view
 from tests.documents import document
 
-VOID = {"meta", "br", "path", "rect", "input"}
+VOID = {"meta", "br", "wbr", "path", "rect", "input"}
 URL_ATTRIBUTES = {"href", "src", "action", "formaction", "data", "poster", "xlink:href", "srcset", "background"}
 
 
