@@ -37,8 +37,8 @@ ACTIONS = frozenset({
 """Every action type of ISO 32000-2, table 201. Links within the report are plain destinations."""
 
 UNREADABLE = (
-    PdfError, SignatureValidationError, zlib.error, ValueError, KeyError, TypeError, IndexError, AttributeError, OSError,
-    AssertionError, RecursionError, NotImplementedError,
+    PdfError, SignatureValidationError, zlib.error, ValueError, KeyError, TypeError, IndexError, AttributeError,
+    OSError, AssertionError, RecursionError, NotImplementedError,
 )  # fmt: skip
 """What a damaged PDF or CMS can raise out of the parsers."""
 

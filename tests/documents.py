@@ -183,8 +183,8 @@ def _operations() -> list[dict[str, Any]]:
 def _findings() -> list[Finding]:
     idle: Values = {"gpu": "3", "memory": q(71 << 30, "bytes"), "process": "python3 (4905)", "idle": q(21_400 * MS),
             "window": q(LENGTH), "share": q(Fraction(214, 600), "share", "derived")}  # fmt: skip
-    hot: Values = {"gpu": "1", "time": q(1_250 * MS), "window": q(LENGTH), "share": q(Fraction(125, 6000), "share", "derived"),
-           "reason": "software power cap"}  # fmt: skip
+    hot: Values = {"gpu": "1", "time": q(1_250 * MS), "window": q(LENGTH),
+           "share": q(Fraction(125, 6000), "share", "derived"), "reason": "software power cap"}  # fmt: skip
     return [
         Finding("F1", "idle_allocation", "warning", "idle", idle, {"gpu": "3", "pid": "4905"},
                 q(21_400 * MS, "gpu_ns", "derived", formula="Σ of poll intervals with no kernel and memory held"),

@@ -51,7 +51,7 @@ def made() -> Made:
 
 def report_signer(folder: Path) -> ReportSigner:
     """A fresh report signer, as ``audit keys init`` makes one."""
-    import os  # noqa: PLC0415
+    import os
 
     before = os.environ.get("GPU_AUDIT_KEYS")
     os.environ["GPU_AUDIT_KEYS"] = str(folder)

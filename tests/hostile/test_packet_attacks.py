@@ -6,6 +6,7 @@ import hashlib
 import io
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -103,9 +104,10 @@ def test_pdf_with_one_byte_flipped(tmp_path: Path, place: int) -> None:
 
 def test_pdf_appended_with_javascript(tmp_path: Path) -> None:
     packet = made().copy(tmp_path)
-    writer = IncrementalPdfFileWriter(io.BytesIO((packet / "report.pdf").read_bytes()))
+    writer: Any = IncrementalPdfFileWriter(io.BytesIO((packet / "report.pdf").read_bytes()))
     script = {"/S": generic.NameObject("/JavaScript"), "/JS": generic.TextStringObject("app.alert(1)")}
-    writer.root["/OpenAction"] = generic.DictionaryObject({generic.NameObject(k): v for k, v in script.items()})
+    action: Any = generic.DictionaryObject
+    writer.root["/OpenAction"] = action({generic.NameObject(k): v for k, v in script.items()})
     writer.update_root()
     out = io.BytesIO()
     writer.write(out)

@@ -23,8 +23,8 @@ def run(packet: Path, identity: Path, *, keep_going: bool = False) -> list[tuple
     assert len(lines) >= 20
     report = packet.parent / "statuses"
     report.unlink(missing_ok=True)
-    body = "\n".join(f"{{ {line}\n}}\ns=$?; echo $s >> \"$STATUSES\"; test $s -eq 0 {'|| true' if keep_going else '|| exit 1'}"
-                     for line in lines)  # fmt: skip
+    after = "|| true" if keep_going else "|| exit 1"
+    body = "\n".join(f'{{ {line}\n}}\ns=$?; echo $s >> "$STATUSES"; test $s -eq 0 {after}' for line in lines)
     env = {"PATH": "/usr/bin:/bin", "IDENTITY": str(identity), "STATUSES": str(report), "LC_ALL": "C"}
     subprocess.run(["sh", "-c", body], cwd=packet, env=env, capture_output=True, check=False, timeout=120)
     statuses = [int(s) for s in report.read_text().split()]

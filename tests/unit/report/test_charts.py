@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -106,7 +107,7 @@ def test_ticks_are_round_and_apart(start: int, span: int) -> None:
         (axis.x(at) - text_width(t, LABEL_SIZE) / 2, axis.x(at) + text_width(t, LABEL_SIZE) / 2) for at, t in ticks
     )
     if len(ticks) > 2:
-        assert all(a[1] < b[0] for a, b in zip(edges, edges[1:], strict=False))
+        assert all(a[1] < b[0] for a, b in pairwise(edges))
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,10 @@ def test_share_is_never_rounded_to_none_or_all(value: int | Fraction, text: str)
 @pytest.mark.parametrize(
     ("value", "unit", "text"),
     [
-        (48_213, "count", "48,213"), (71 << 30, "bytes", "71.0 GiB"), (1023, "bytes", "1,023 B"), (612_000, "mW", "612 W"),
-        (918_000_000, "gpu_ns", "918 GPU-ms"), (0, "gpu_ns", "0 GPU-ns"), (1_755, "MHz", "1,755 MHz"), (64, "°C", "64 °C"),
+        (48_213, "count", "48,213"), (71 << 30, "bytes", "71.0 GiB"), (1023, "bytes", "1,023 B"),
+        (612_000, "mW", "612 W"),
+        (918_000_000, "gpu_ns", "918 GPU-ms"), (0, "gpu_ns", "0 GPU-ns"), (1_755, "MHz", "1,755 MHz"),
+        (64, "°C", "64 °C"),
         (Fraction(7, 2), "ratio", "3.50 ×"), (Fraction(29_895, 1000), "USD", "29.90 USD"),
         (Fraction(1, 1200), "USD", "0.0008 USD"), (5, "widgets", "5.00 widgets"),
     ],
