@@ -60,7 +60,9 @@ def encode(table: Table, rows: Rows) -> Encoded:
 def _encode_column(name: str, unit: str, data: ColumnData) -> tuple[ColumnSpec, Buffer]:
     """The spec (places still 0) and the uncompressed content of one column, not copied where it need not be."""
     valid = data.valid if data.valid is not None and not data.valid.all() else None
-    values = data.values if valid is None else np.where(valid, data.values, data.values.dtype.type(0))
+    values = data.values
+    if valid is not None and _has_value_under_null(values, valid):
+        values = np.where(valid, values, values.dtype.type(0))
     bitmap = b"" if valid is None else np.packbits(valid, bitorder="little").tobytes()
     spec = ColumnSpec(name, NUMPY_DTYPE["u8"], unit, "plain", False, valid is not None, None, 0, 0, 0)
     if data.dictionary is None:
@@ -175,8 +177,8 @@ def _decode_column(spec: ColumnSpec, rows: int, content: bytes) -> ColumnData:
     if spec.valid:
         at = (rows + 7) // 8
         packed = np.frombuffer(content, np.uint8, at)
-        valid = np.unpackbits(packed, bitorder="little", count=rows).astype(bool)
-        if np.packbits(valid, bitorder="little").tobytes() != content[:at]:
+        valid = np.unpackbits(packed, bitorder="little", count=rows).view(bool)
+        if rows % 8 and packed[-1] >> rows % 8:
             raise BundleInvalid("its validity bitmap has bits past the last row")
     if spec.encoding == "utf8":
         lengths = _values(content[at : at + 4 * rows], spec, rows)
@@ -207,8 +209,13 @@ def _decode_column(spec: ColumnSpec, rows: int, content: bytes) -> ColumnData:
 
 def _check_nulls(values: np.ndarray, valid: np.ndarray | None) -> None:
     """A null hides nothing: no two readers may see different values in one place."""
-    if valid is not None and values[~valid].view(np.uint8).any():
+    if valid is not None and _has_value_under_null(values, valid):
         raise BundleInvalid("a null has a value")
+
+
+def _has_value_under_null(values: np.ndarray, valid: np.ndarray) -> bool:
+    bits = values.view(f"<u{values.dtype.itemsize}")  # -0.0 is a value
+    return bool(np.greater(bits != 0, valid).any())
 
 
 def _values(content: bytes, spec: ColumnSpec, rows: int) -> np.ndarray:
