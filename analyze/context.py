@@ -59,7 +59,7 @@ class Context:
     @cached_property
     def gpus(self) -> list[GpuTime]:
         """Time of every GPU with NVML samples."""
-        return gpu_time.read_gpus(self.store)
+        return gpu_time.read_gpus(self.store, self.window.asleep)
 
     @cached_property
     def collectives(self) -> list[Collectives]:

@@ -17,13 +17,20 @@ from gpuaudit.analyze import intervals
 from gpuaudit.analyze.intervals import Intervals
 from gpuaudit.analyze.store import NOT_OWN, Store, quoted
 
+REFUSED_LIST = "compute_processes"
+"""How ``nvml_samples.unavailable`` names a refused list of processes (``compute_processes=3``)."""
+
 UNKNOWN = -1
 """Stands for null in the integer arrays of this module; every NVML value is at least 0."""
 
 
 @dataclass(frozen=True)
 class GpuTime:
-    """One GPU. Arrays have one entry per sample, in time order; ``spans`` is (samples, 2), what each stands for."""
+    """One GPU. Arrays have one entry per sample, in time order; ``spans`` is (samples, 2), what each stands for.
+
+    ``listed`` is false where NVML refused the list of processes: then ``holders`` says nothing. Time in which the host
+    may have been suspended (``asleep``) is not observed.
+    """
 
     uuid: str
     index: int
@@ -34,10 +41,12 @@ class GpuTime:
     clock_sm_mhz: npt.NDArray[np.int64]
     clock_sm_max_mhz: npt.NDArray[np.int64]
     holders: tuple[frozenset[int], ...]
+    listed: npt.NDArray[np.bool_]
+    asleep: Intervals
 
     def time(self, chosen: npt.NDArray[np.bool_]) -> Intervals:
         """The time that the chosen samples stand for."""
-        return intervals.from_bounds(self.spans[chosen, 0], self.spans[chosen, 1])
+        return intervals.subtract(intervals.from_bounds(self.spans[chosen, 0], self.spans[chosen, 1]), self.asleep)
 
     @cached_property
     def covered(self) -> Intervals:
@@ -55,7 +64,10 @@ class GpuTime:
         return f"gpu_uuid = {quoted(self.uuid)}"
 
     def held_by(self) -> list[tuple[tuple[int, ...], Intervals]]:
-        """(sorted process ids, time) for every set of processes that held the GPU together; () is nobody."""
+        """(sorted process ids, time) for every set of processes that held the GPU together; () is nobody.
+
+        Time in which NVML refused the list belongs to none of them.
+        """
         groups: dict[tuple[int, ...], list[int]] = {}
         for i, who in enumerate(self.holders):
             groups.setdefault(tuple(sorted(who)), []).append(i)
@@ -63,6 +75,7 @@ class GpuTime:
         for who_sorted in sorted(groups):
             chosen = np.zeros(len(self.starts), dtype=bool)
             chosen[groups[who_sorted]] = True
+            chosen &= self.listed
             out.append((who_sorted, self.time(chosen)))
         return out
 
@@ -72,25 +85,26 @@ def bounded(column: str) -> str:
     return f"CASE WHEN {column} IS NULL THEN {UNKNOWN} ELSE least({column}, {1 << 62})::BIGINT END"
 
 
-def read_gpus(store: Store) -> list[GpuTime]:
+def read_gpus(store: Store, asleep: Intervals = intervals.EMPTY) -> list[GpuTime]:
     """Every GPU with samples, by NVML index and UUID."""
     names = store.sql("SELECT gpu_uuid, min(gpu_index) FROM nvml_samples GROUP BY gpu_uuid ORDER BY 2, 1")
-    return [_read_gpu(store, str(uuid), int(index)) for uuid, index in names]
+    return [_read_gpu(store, str(uuid), int(index), asleep) for uuid, index in names]
 
 
-def _read_gpu(store: Store, uuid: str, index: int) -> GpuTime:
+def _read_gpu(store: Store, uuid: str, index: int, asleep: Intervals) -> GpuTime:
     columns = ("gpu_utilization_percent", "event_reasons", "clock_sm_mhz", "clock_sm_max_mhz")
     chosen = ", ".join(f"{bounded(c)} AS {c}" for c in columns)
     a = store.arrays(
-        f"SELECT start_ns::BIGINT AS start_ns, coalesce(end_ns, start_ns)::BIGINT AS end_ns, {chosen} FROM "
-        f"nvml_samples WHERE gpu_uuid = {quoted(uuid)} "
-        "ORDER BY start_ns, leaf, row"
+        f"SELECT start_ns::BIGINT AS start_ns, coalesce(end_ns, start_ns)::BIGINT AS end_ns, {chosen}, "
+        f"NOT contains(',' || unavailable, ',{REFUSED_LIST}=') AS listed "
+        f"FROM nvml_samples WHERE gpu_uuid = {quoted(uuid)} ORDER BY start_ns, leaf, row"
     )
     starts = a["start_ns"]
+    spans = _spans(starts, a["end_ns"])
     return GpuTime(
-        uuid, index, starts, _spans(starts, a["end_ns"]), a["gpu_utilization_percent"], a["event_reasons"],
+        uuid, index, starts, spans, a["gpu_utilization_percent"], a["event_reasons"],
         a["clock_sm_mhz"],
-        a["clock_sm_max_mhz"], _holders(store, uuid, starts),
+        a["clock_sm_max_mhz"], _holders(store, uuid, starts, spans[:, 1]), a["listed"].astype(bool), asleep,
     )  # fmt: skip
 
 
@@ -99,15 +113,17 @@ def _spans(starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> npt.ND
     return np.stack([starts, np.maximum(np.minimum(ends, following), starts)], axis=1)
 
 
-def _holders(store: Store, uuid: str, starts: npt.NDArray[np.int64]) -> tuple[frozenset[int], ...]:
-    """The processes listed at the poll of each sample: a listed row belongs to the sample nearest to it in time."""
+def _holders(
+    store: Store, uuid: str, starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]
+) -> tuple[frozenset[int], ...]:
+    """The processes listed in the time that each sample stands for; a list made at another time tells nothing of it."""
     rows: dict[str, npt.NDArray[Any]] = store.arrays(
         "SELECT DISTINCT start_ns::BIGINT AS start_ns, pid::BIGINT AS pid FROM nvml_processes "
         f"WHERE gpu_uuid = {quoted(uuid)} AND {NOT_OWN} ORDER BY 1, 2"
     )
     out: list[set[int]] = [set() for _ in starts]
-    at = np.clip(np.searchsorted(starts, rows["start_ns"]), 1, max(1, len(starts) - 1))
+    at = np.searchsorted(starts, rows["start_ns"], side="right") - 1
     for t, pid, i in zip(rows["start_ns"].tolist(), rows["pid"].tolist(), at.tolist(), strict=True):
-        nearest = i if i < len(starts) and starts[i] - t < t - starts[i - 1] else i - 1
-        out[nearest].add(pid)
+        if i >= 0 and (t < ends[i] or t == starts[i]):
+            out[i].add(pid)
     return tuple(frozenset(s) for s in out)

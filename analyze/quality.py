@@ -133,7 +133,8 @@ def _table(store: Store, name: str) -> TableQuality:
 def _ring_losses(store: Store, name: str) -> int:
     """The last cumulative counter of every CPU, together."""
     found = store.sql(
-        "SELECT coalesce(sum(n), 0)::HUGEINT FROM (SELECT max(lost) AS n FROM losses WHERE table_name = ? GROUP BY cpu)",
+        "SELECT coalesce(sum(n), 0)::HUGEINT FROM "
+        "(SELECT max(lost) AS n FROM losses WHERE table_name = ? GROUP BY cpu)",
         [name],
     )
     return int(found[0][0])

@@ -21,11 +21,14 @@ from gpuaudit.analyze.words import duration
 
 KEYS: dict[str, str] = {
     "idle_allocated": "utilisation was 0 and NVML listed at least one process on the GPU",
-    "idle_unallocated": "utilisation was 0 and NVML listed no process on the GPU",
-    "waiting_for_peers": "every process on the GPU was inside a collective that not all observed ranks had entered yet",
-    "host_blocked": "every process on the GPU was blocked in a synchronisation call; the GPU itself may have "
-    "been working",
-    "not_classified": "none of the others, or not known: a busy GPU, several GPUs in one process, no utilisation told",
+    "idle_unallocated": "utilisation was 0 and NVML listed no process on the GPU; one that it cannot name may hold "
+    "memory",
+    "waiting_for_peers": "utilisation was not 0, and every process on the GPU had a thread in a collective, or in the "
+    "synchronisation after it, that not all observed ranks had entered yet; the GPU itself may have had other work",
+    "host_blocked": "utilisation was not 0, and every process on the GPU had a thread in a synchronisation call; the "
+    "GPU itself may have been working",
+    "not_classified": "none of the others, or not known: a busy GPU, several GPUs in one process, no utilisation or "
+    "list of processes told",
 }
 """Rows in order of precedence, with their definitions."""
 
@@ -64,6 +67,7 @@ def ledger(context: Context) -> list[Entry]:
             ):
                 out.append(Entry(key, gpu, pid, intervals.intersect(mine, claim)))
                 mine = intervals.subtract(mine, claim)
+        out.append(Entry("not_classified", gpu, None, left_of_gpu))
     return [e for e in _merged(out) if len(e.time)]
 
 
@@ -86,7 +90,7 @@ def waste(context: Context, rate: Rate | None) -> Json:
         "observed": total.to_json(),
         "rate": None if rate is None else f"{rate.per_hour:f}",
         "currency": "" if rate is None else rate.currency,
-        "notes": _notes(context, entries, rate),
+        "notes": _notes(context, rate),
     }
 
 
@@ -182,7 +186,7 @@ def _evidence(context: Context, e: Entry) -> tuple[str, ...]:
     return tuple(out)
 
 
-def _notes(context: Context, entries: Sequence[Entry], rate: Rate | None) -> list[str]:
+def _notes(context: Context, rate: Rate | None) -> list[str]:
     out = ["Each nanosecond of observed GPU time stands in one row; precedence: " + ", ".join(KEYS) + "."]
     window = context.window.length_ns
     for g in context.gpus:
@@ -192,12 +196,20 @@ def _notes(context: Context, entries: Sequence[Entry], rate: Rate | None) -> lis
                 f"GPU {g.index} ({g.uuid}): {duration(missing)} of the window of {duration(window)} are not "
                 f"covered by samples and not counted."
             )
-    if any(e.pid is None and e.key != "idle_unallocated" for e in entries):
+    if any(len(who) > 1 for g in context.gpus for who in g.holders):
         out.append(
             "Time of a GPU that several processes held together is not divided among them: it has no process id."
         )
     if any(not c.not_evaluated for c in context.collectives):
-        out.append("Waiting for peers sees only observed ranks of communicators with an identity; it is a lower bound.")
+        out.append(
+            "Waiting for peers is time of the host: ranks that were not observed would add to it, and work that "
+            "the GPU had in that time would take from it. Without GPU timing it is a bound in neither direction."
+        )
+    refused = sum(int((~g.listed).sum()) for g in context.gpus)
+    if refused:
+        out.append(f"In {refused} samples NVML refused the list of processes: their time is not classified.")
+    if context.window.sleeps:
+        out.append("Time between clock readings in which the host was suspended is not observed and not counted.")
     if rate is not None:
         out.append(f"Money assumes {rate.per_hour:f} {rate.currency} per GPU-hour, as given by the user.")
     return out

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
+from gpuaudit.analyze import intervals
 from gpuaudit.analyze.finding import Json
+from gpuaudit.analyze.intervals import Intervals
 from gpuaudit.analyze.store import Store
 from gpuaudit.bundle.errors import InputUnusable
 
@@ -41,6 +43,12 @@ class Window:
     utc_uncertainty_ns: int | None
     steps: tuple[ClockStep, ...] = ()
     suspended_ns: int = 0
+    sleeps: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def asleep(self) -> Intervals:
+        """Between pairs of readings within which the host slept: what stood still then is nobody's waste."""
+        return intervals.from_bounds([s for s, _ in self.sleeps], [e for _, e in self.sleeps])
 
     @property
     def length_ns(self) -> int:
@@ -106,6 +114,7 @@ def read_window(store: Store) -> Window:
         _uncertainty(pairs),
         steps,
         _suspended(pairs),
+        tuple((a.start_ns, b.start_ns + b.width_ns) for a, b in pairwise(pairs) if _suspended([a, b])),
     )
 
 

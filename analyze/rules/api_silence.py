@@ -2,16 +2,22 @@
 
 The time in which a process was inside at least one recorded call is subtracted from the time between its first call
 and its end (its exit, or the end of the capture). Stretches of at least ``silence_ns`` remain silent. Time in which
-the source could not see, or in which records were lost, is cut out first. Unit: ns of the process's time.
+the source could not see, in which records were lost or the host was suspended, is cut out first. Unit: ns of the
+process's time.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
 
 from gpuaudit.analyze import intervals, severity
 from gpuaudit.analyze.context import UNNUMBERED, Context, Found, NotEvaluated, Outcome
-from gpuaudit.analyze.finding import Declaration, Finding, Quantity, Threshold
+from gpuaudit.analyze.finding import Declaration, Finding, Quantity, Severity, Threshold
+from gpuaudit.analyze.gpu_time import UNKNOWN
 from gpuaudit.analyze.intervals import Intervals
 from gpuaudit.analyze.store import NOT_OWN, Store
 from gpuaudit.analyze.words import duration
@@ -33,16 +39,21 @@ DECLARATION = Declaration(
         *((t, ("start_ns", "duration_ns", "pid")) for t in TABLES),
         ("processes", ("start_ns", "duration_ns", "pid", "op", "role")),
         ("gaps", ("start_ns", "duration_ns", "source", "table_name", "pid")),
+        ("nvml_samples", ("start_ns", "duration_ns", "gpu_uuid", "gpu_utilization_percent")),
+        ("nvml_processes", ("start_ns", "gpu_uuid", "pid")),
         ("losses", ("start_ns", "table_name", "cpu", "lost")),
     ),
     thresholds=(SILENCE, *severity.THRESHOLDS),
     texts={
         "api_silence": "Process {process} made {calls} recorded calls, and none for {silent} of the {observed} "
         "after its "
-        "first ({share}; stretches of at least {threshold}: {stretches}, the longest {longest}, {where})."
+        "first ({share}; stretches of at least {threshold}: {stretches}, the longest {longest}, {where}). Time of that "
+        "silence in which a GPU that it held was busy: {gpu_busy}."
     },
     never_claims="That the GPU was idle (kernels may run without calls), or what the process did instead.",
-    assumptions=("A process makes no GPU work known except through the probed functions.",),
+    assumptions=(
+        "Calls of functions that are not probed leave no row; work that they gave to a GPU shows in its utilisation.",
+    ),
 )
 
 
@@ -63,28 +74,55 @@ def evaluate(context: Context) -> Outcome:
         return NotEvaluated(
             f"{unplaced} records were lost at times that are not known, so silence cannot be told from loss"
         )
-    items = [f for pid, n in rows if (f := _of_process(context, int(pid), int(n), blind[0])) is not None]
-    return Found(items, f"{len(rows)} processes evaluated")
+    seen = [_observe(context, int(pid), int(n), blind[0]) for pid, n in rows]
+    long = [s for s in seen if intervals.measure(s.observed) >= SILENCE.value]
+    reason = f"{len(long)} of {len(seen)} processes evaluated"
+    if len(long) < len(seen):
+        reason += f"; the others were observed for less than {duration(SILENCE.value)} after their first call"
+    items = [f for s in long if (f := _finding(context, s)) is not None]
+    return Found(items, reason) if long else NotEvaluated(reason)
 
 
-def _of_process(context: Context, pid: int, count: int, lossy: Intervals) -> Finding | None:
-    end = _last_moment(context, pid)
+@dataclass(frozen=True)
+class _Seen:
+    """A process after its first call: rows, time inside calls, time for which it could be seen, and when it lived."""
+
+    pid: int
+    calls: int
+    starts: npt.NDArray[np.int64]
+    inside: Intervals
+    observed: Intervals
+
+
+def _observe(context: Context, pid: int, count: int, lossy: Intervals) -> _Seen:
+    lives = _lives(context, pid)
+    end = max((b for _, b in lives), default=0)
     calls = " UNION ALL ".join(
-        f"SELECT start_ns::BIGINT AS a, coalesce(end_ns, {max(end, 0)})::BIGINT AS b FROM {t} WHERE pid = {pid}"
-        for t in TABLES
+        f"SELECT start_ns::BIGINT AS a, coalesce(end_ns, {end})::BIGINT AS b FROM {t} WHERE pid = {pid}" for t in TABLES
     )
     a = context.store.arrays(f"SELECT a, greatest(b, a + 1) AS b FROM ({calls}) ORDER BY a, b")
-    first = int(a["a"][0])
-    lived = intervals.single(first, max(end, int(a["b"].max())))
-    observed = intervals.subtract(intervals.subtract(lived, _gaps(context, pid)), lossy)
-    silent = intervals.subtract(observed, intervals.from_bounds(a["a"], a["b"]))
+    inside = intervals.from_bounds(a["a"], a["b"])
+    lived = intervals.union(inside, *(_from_first(a["a"], start, end) for start, end in lives))
+    blind = intervals.union(_gaps(context, pid), lossy, context.window.asleep)
+    return _Seen(pid, count, a["a"], inside, intervals.subtract(lived, blind))
+
+
+def _from_first(starts: npt.NDArray[np.int64], begin: int, end: int) -> Intervals:
+    """From the first call within a life to the end of that life."""
+    mine = starts[(starts >= begin) & (starts < end)]
+    return intervals.single(int(mine[0]), end) if len(mine) else intervals.EMPTY
+
+
+def _finding(context: Context, seen: _Seen) -> Finding | None:
+    pid = seen.pid
+    silent = intervals.subtract(seen.observed, seen.inside)
     silent = silent[silent[:, 1] - silent[:, 0] >= int(SILENCE.value)]
     if not len(silent):
         return None
-    total, of = intervals.measure(silent), intervals.measure(observed)
+    total, of = intervals.measure(silent), intervals.measure(seen.observed)
     at = int((silent[:, 1] - silent[:, 0]).argmax())
-    tail = int(silent[at, 1]) == int(lived[-1, 1])
     evidence = context.book.present((*TABLES, "processes"), f"pid = {pid}")
+    busy = _gpu_busy(context, pid, silent)
 
     def derived(value: int | Fraction, unit: str, how: str) -> Quantity:
         return Quantity(value, unit, "derived", evidence, how)
@@ -93,36 +131,63 @@ def _of_process(context: Context, pid: int, count: int, lossy: Intervals) -> Fin
     return Finding(
         id=UNNUMBERED,
         rule=DECLARATION.id,
-        severity=severity.of_share(total, of),
+        severity=_severity(total, busy, of),
         text="api_silence",
         values={
             "process": f"{pid} ({context.process_name(pid)})",
-            "calls": derived(count, "count", "rows of the process"),
+            "calls": derived(seen.calls, "count", "rows of the process"),
             "silent": derived(total, "ns", formula),
             "observed": derived(of, "ns", "from the first call to its end or the capture's, less time not observed"),
             "share": derived(Fraction(total, of), "share", "silent / observed"),
             "stretches": derived(len(silent), "count", "stretches of at least the threshold"),
             "longest": derived(int(silent[at, 1] - silent[at, 0]), "ns", "length of the longest stretch"),
-            "start": derived(int(silent[at, 0]), "ns", "end of the call before the longest stretch"),
-            "where": "after its last call" if tail else "between two calls",
+            "start": derived(int(silent[at, 0]), "ns", "begin of the longest stretch"),
+            "where": "between two calls" if (seen.starts >= silent[at, 1]).any() else "after its last call",
+            "gpu_busy": busy,
             "threshold": Quantity(int(SILENCE.value), "ns", "assumed"),
         },
         subject={"pid": str(pid), "comm": context.process_name(pid)},
         impact=derived(total, "ns", formula),
         grade=context.quality.grade_of(TABLES),
-        evidence=evidence,
+        evidence=(*evidence, *(i for i in busy.evidence if i not in evidence)),
     )
 
 
-def _last_moment(context: Context, pid: int) -> int:
-    """Until when the process is known to have existed: its exit, or the end of the capture; 0 if not known."""
+def _gpu_busy(context: Context, pid: int, silent: Intervals) -> Quantity:
+    """Time of the silence in which a GPU that NVML listed the process on ran something: work of calls not recorded."""
+    told, busy, evidence = intervals.EMPTY, intervals.EMPTY, []
+    for gpu in context.gpus:
+        mine = np.array([pid in who for who in gpu.holders], dtype=bool) & (gpu.utilization != UNKNOWN)
+        if mine.any():
+            told = intervals.union(told, gpu.time(mine))
+            busy = intervals.union(busy, gpu.time(mine & (gpu.utilization > 0)))
+            evidence += [context.book.where(t, gpu.where) for t in ("nvml_samples", "nvml_processes")]
+    formula = "silent time covered by samples with utilisation above 0 that list the process"
+    if not intervals.measure(intervals.intersect(silent, told)):
+        return Quantity(None, "ns", "derived", (), formula, "no NVML sample in that time lists the process")
+    return Quantity(intervals.measure(intervals.intersect(silent, busy)), "ns", "derived", tuple(evidence), formula)
+
+
+def _severity(silent: int, busy: Quantity, observed: int) -> Severity:
+    """By the silence in which its GPU was not busy; where nothing is known of its GPU, a warning at most."""
+    if busy.value is None:
+        grave = severity.of_share(silent, observed)
+        return "warning" if grave == "critical" else grave
+    return severity.of_share(silent - int(busy.value), observed)
+
+
+def _lives(context: Context, pid: int) -> list[tuple[int, int]]:
+    """(start, end) of every process that had this id: to its exit, or to the end of the capture while it lived."""
+    end = context.window.end_ns
     rows = context.store.sql(
-        f"SELECT op, end_ns FROM processes WHERE pid = {pid} ORDER BY seen_ns, (op = 'exited'), leaf, row"
+        f"SELECT start_ns, max(end_ns) FROM processes WHERE pid = {pid} GROUP BY start_ns ORDER BY start_ns"
     )
-    if not rows:
-        return 0
-    ends = [int(end) for _, end in rows if end is not None]
-    return min(ends[-1], context.window.end_ns) if ends else context.window.end_ns
+    starts = [int(start) for start, _ in rows]
+    following = [*starts[1:], end][: len(starts)]
+    return [
+        (start, min(end, upto if told is None else int(told)))
+        for start, (_, told), upto in zip(starts, rows, following, strict=True)
+    ]
 
 
 def _gaps(context: Context, pid: int) -> Intervals:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from fractions import Fraction
 
 import numpy as np
+import numpy.typing as npt
 
-from gpuaudit.analyze import intervals, severity
-from gpuaudit.analyze.context import UNNUMBERED, Context, Found, NotEvaluated, Outcome
+from gpuaudit.analyze import coverage, intervals, severity
+from gpuaudit.analyze.context import UNNUMBERED, Context, NotEvaluated, Outcome
 from gpuaudit.analyze.finding import Declaration, Finding, Quantity, Threshold
 from gpuaudit.analyze.gpu_time import UNKNOWN, GpuTime
 from gpuaudit.analyze.intervals import Intervals
@@ -29,10 +30,13 @@ DECLARATION = Declaration(
     title="GPU allocated but idle",
     question="Did a process hold GPU memory while no kernel ran on that GPU for a long time?",
     inputs=(
-        ("nvml_samples", ("start_ns", "gpu_index", "gpu_uuid", "gpu_utilization_percent")),
+        (
+            "nvml_samples",
+            ("start_ns", "duration_ns", "gpu_index", "gpu_uuid", "gpu_utilization_percent", "unavailable"),
+        ),
         ("nvml_processes", ("start_ns", "gpu_uuid", "pid")),
     ),
-    thresholds=(IDLE, *severity.THRESHOLDS),
+    thresholds=(IDLE, coverage.JUDGED, *severity.THRESHOLDS),
     texts={
         "idle_allocation": "GPU {gpu} was held by {processes} and ran nothing for {idle} of {observed} observed "
         "({share}; stretches of at least {threshold}: {stretches}, the longest {longest})."
@@ -47,28 +51,31 @@ def evaluate(context: Context) -> Outcome:
     if not context.gpus:
         reason = context.quality.source_reason("nvml") or "no sample in the bundle"
         return NotEvaluated(f"no NVML sample of any GPU: {reason}")
-    measured = [g for g in context.gpus if (g.utilization != UNKNOWN).any() and len(g.covered)]
-    if not measured:
-        return NotEvaluated("NVML told no utilisation for any interval between two samples")
-    longest = max(intervals.measure(g.covered) for g in measured)
+    known = {g.uuid: g.time(_known(g)) for g in context.gpus}
+    longest = max(intervals.measure(t) for t in known.values())
+    if not longest:
+        return NotEvaluated("NVML told no utilisation, or no list of processes, for any interval between two samples")
     if longest < IDLE.value:
         return NotEvaluated(
             f"samples cover at most {duration(longest)} of a GPU, less than the {duration(IDLE.value)} it takes"
         )
-    items = [f for g in measured if (f := _of_gpu(context, g)) is not None]
-    reason = f"{len(measured)} of {len(context.gpus)} GPUs evaluated"
-    if len(measured) < len(context.gpus) and not items:
-        return NotEvaluated(f"{reason}; the others have no utilisation")
-    return Found(items, reason)
+    items = [f for g in context.gpus if len(known[g.uuid]) and (f := _of_gpu(context, g)) is not None]
+    return coverage.outcome(context, items, known, "utilisation and processes")
+
+
+def _known(gpu: GpuTime) -> npt.NDArray[np.bool_]:
+    known: npt.NDArray[np.bool_] = (gpu.utilization != UNKNOWN) & gpu.listed
+    return known
 
 
 def _of_gpu(context: Context, gpu: GpuTime) -> Finding | None:
-    chosen = gpu.held & (gpu.utilization == 0)
+    known = _known(gpu)
+    chosen = known & gpu.held & (gpu.utilization == 0)
     stretches = gpu.time(chosen)
     stretches = stretches[stretches[:, 1] - stretches[:, 0] >= int(IDLE.value)]
     if not len(stretches):
         return None
-    idle, observed = intervals.measure(stretches), intervals.measure(gpu.covered)
+    idle, observed = intervals.measure(stretches), intervals.measure(gpu.time(known))
     pids = sorted({p for i in np.flatnonzero(chosen & _within(gpu, stretches)).tolist() for p in gpu.holders[i]})
     low, high = int(stretches[0, 0]), int(stretches[-1, 1])
     span = f"{gpu.where} AND start_ns BETWEEN {low} AND {high}"
@@ -95,7 +102,7 @@ def _of_gpu(context: Context, gpu: GpuTime) -> Finding | None:
                 "gpu_ns",
                 "derived",
                 (context.book.where("nvml_samples", gpu.where),),
-                "time covered by samples",
+                "time covered by samples that tell utilisation and the list of processes",
             ),
             "share": derived(Fraction(idle, observed), "share", "idle / observed"),
             "stretches": derived(len(stretches), "count", "maximal stretches of such samples, at least threshold long"),
@@ -109,12 +116,10 @@ def _of_gpu(context: Context, gpu: GpuTime) -> Finding | None:
     )
 
 
-def _within(gpu: GpuTime, stretches: Intervals) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def _within(gpu: GpuTime, stretches: Intervals) -> npt.NDArray[np.bool_]:
     """Samples that stand for time inside one of ``stretches``."""
-    at = np.searchsorted(stretches[:, 0], gpu.spans[:, 0], side="right") - 1
-    inside: np.ndarray[tuple[int], np.dtype[np.bool_]] = (at >= 0) & (
-        gpu.spans[:, 1] <= stretches[np.maximum(at, 0), 1]
-    )
+    at = np.searchsorted(stretches[:, 0], gpu.spans[:, 1]) - 1
+    inside: npt.NDArray[np.bool_] = (at >= 0) & (stretches[np.maximum(at, 0), 1] > gpu.spans[:, 0])
     return inside
 
 

@@ -11,8 +11,8 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from gpuaudit.analyze import intervals, severity
-from gpuaudit.analyze.context import UNNUMBERED, Context, Found, NotEvaluated, Outcome
+from gpuaudit.analyze import coverage, intervals, severity
+from gpuaudit.analyze.context import UNNUMBERED, Context, NotEvaluated, Outcome
 from gpuaudit.analyze.finding import Declaration, Finding, Quantity, Threshold
 from gpuaudit.analyze.gpu_time import UNKNOWN, GpuTime
 
@@ -40,7 +40,7 @@ DECLARATION = Declaration(
     inputs=(
         ("nvml_samples", ("start_ns", "gpu_index", "gpu_uuid", "event_reasons", "clock_sm_mhz", "clock_sm_max_mhz")),
     ),
-    thresholds=(MIN_SHARE, *severity.THRESHOLDS),
+    thresholds=(MIN_SHARE, coverage.JUDGED, *severity.THRESHOLDS),
     texts={
         "throttling": "GPU {gpu} ran under {reasons} for {throttled} of {observed} observed ({share}); its SM "
         "clock was "
@@ -56,14 +56,11 @@ def evaluate(context: Context) -> Outcome:
     if not context.gpus:
         reason = context.quality.source_reason("nvml") or "no sample in the bundle"
         return NotEvaluated(f"no NVML sample of any GPU: {reason}")
-    measured = [g for g in context.gpus if (g.event_reasons != UNKNOWN).any() and len(g.covered)]
-    if not measured:
+    known = {g.uuid: g.time(g.event_reasons != UNKNOWN) for g in context.gpus}
+    if not any(len(t) for t in known.values()):
         return NotEvaluated("NVML told no clock event reasons for any interval between two samples")
-    items = [f for g in measured if (f := _of_gpu(context, g)) is not None]
-    reason = f"{len(measured)} of {len(context.gpus)} GPUs evaluated"
-    if len(measured) < len(context.gpus) and not items:
-        return NotEvaluated(f"{reason}; the others told no clock event reasons")
-    return Found(items, reason)
+    items = [f for g in context.gpus if len(known[g.uuid]) and (f := _of_gpu(context, g)) is not None]
+    return coverage.outcome(context, items, known, "clock event reasons")
 
 
 def _of_gpu(context: Context, gpu: GpuTime) -> Finding | None:

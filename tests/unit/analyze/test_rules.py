@@ -107,7 +107,7 @@ def test_other_reasons_are_no_throttling(bits: int) -> None:
 
 
 def test_throttling_below_a_hundredth_is_noise() -> None:
-    scene = Scene().clock().sample(T0, MS, event_reasons=0x4).sample(T0 + MS, S)
+    scene = Scene().clock(end=T0 + S).sample(T0, MS, event_reasons=0x4).sample(T0 + MS, S)
     assert found(scene, "throttling") == []
 
 
