@@ -31,7 +31,7 @@ MAD_SCALE = Threshold(
     "mad_scale",
     Fraction(7413, 5000),
     "ratio",
-    "1.4826 = 1/Φ⁻¹(3/4): makes the MAD estimate a normal standard deviation",
+    "1.4826 = 1 / (normal quantile of 3/4): makes the MAD estimate a normal standard deviation",
 )
 _MAX_SPREAD_NS = 1 << 60
 
