@@ -102,6 +102,7 @@ def _observe(context: Context, pid: int, count: int, lossy: Intervals) -> _Seen:
     )
     a = context.store.arrays(f"SELECT a, greatest(b, a + 1) AS b FROM ({calls}) ORDER BY a, b")
     inside = intervals.from_bounds(a["a"], a["b"])
+    lives = lives or [(0, int(a["b"].max()))]  # nothing is known of it but its calls
     lived = intervals.union(inside, *(_from_first(a["a"], start, end) for start, end in lives))
     blind = intervals.union(_gaps(context, pid), lossy, context.window.asleep)
     return _Seen(pid, count, a["a"], inside, intervals.subtract(lived, blind))
