@@ -15,8 +15,14 @@ from pathlib import Path
 AUDIT = [sys.executable, "-m", "gpuaudit.cli.main"]
 
 CALLER = r"""
-import ctypes, json, sys
+import ctypes, json, sys, time
 nccl = ctypes.CDLL(sys.argv[1])
+def probed(name):
+    return ctypes.string_at(ctypes.cast(getattr(nccl, name), ctypes.c_void_p).value, 1) == b"\xcc"
+for _ in range(600):
+    if probed("ncclCommInitRank") and probed("ncclAllReduce"):
+        break
+    time.sleep(0.1)
 class UniqueId(ctypes.Structure):
     _fields_ = [("internal", ctypes.c_char * 128)]
 comm = ctypes.c_void_p()
@@ -27,7 +33,8 @@ reduce = [nccl.ncclAllReduce(0x10, 0x20, 1000 + i, 7, 0, None, 0x77) for i in ra
 print(json.dumps({"init": init, "reduce": reduce}))
 """
 """nccl.h: ncclCommInitRank(comm*, nranks, ncclUniqueId, rank); ncclAllReduce(send, recv, count, datatype, op, comm,
-stream), datatype 7 is float32. Without a GPU the first fails, and a null communicator is an invalid argument."""
+stream), datatype 7 is float32. Without a GPU the first fails, and a null communicator is an invalid argument. A library
+that is opened while the program runs is found by the next scan; a probe is there once the function begins with int3."""
 
 
 def run(count: int, seed: int) -> list[str]:
