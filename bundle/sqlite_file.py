@@ -44,16 +44,26 @@ def create(path: Path) -> sqlite3.Connection:
     except OSError as e:
         raise HostUnfit(f"cannot create {path}: {e.strerror}", hint="choose a folder you may write to") from None
     db = sqlite3.connect(_uri(path, "mode=rw"), uri=True, isolation_level=None)
-    db.execute(f"PRAGMA application_id={APPLICATION_ID}")
-    db.execute(f"PRAGMA user_version={FORMAT_VERSION}")
-    db.execute(LEAF_DDL)
-    db.execute(CHECKPOINT_DDL)
-    if db.execute("PRAGMA journal_mode=WAL").fetchone() != ("wal",):
+    try:
+        _lay_out(db)
+    except sqlite3.Error as e:
         db.close()
-        raise HostUnfit(f"{path}: this file system cannot hold a write-ahead log", hint="write to a local disk")
-    db.execute("PRAGMA synchronous=FULL")
+        path.unlink()
+        raise HostUnfit(f"cannot begin {path}: {e}", hint="a local disk with free space is needed") from None
     sync_folder(path)
     return db
+
+
+def _lay_out(db: sqlite3.Connection) -> None:
+    """The tables, in one transaction, so that a crash leaves an empty file or a bundle; then the write-ahead log."""
+    for statement in (
+        "BEGIN IMMEDIATE", f"PRAGMA application_id={APPLICATION_ID}", f"PRAGMA user_version={FORMAT_VERSION}",
+        LEAF_DDL, CHECKPOINT_DDL, "COMMIT",
+    ):  # fmt: skip
+        db.execute(statement)
+    if db.execute("PRAGMA journal_mode=WAL").fetchone() != ("wal",):
+        raise sqlite3.OperationalError("this file system cannot hold a write-ahead log")
+    db.execute("PRAGMA synchronous=FULL")
 
 
 def _uri(path: Path, options: str) -> str:

@@ -222,3 +222,28 @@ def test_manifest_of_the_largest_bundle_fits_into_its_seal() -> None:
 
     line = f"{'0' * 64}  leaf-{limits.MAX_LEAVES}.payload\n"
     assert limits.MAX_LEAVES * len(line) < limits.MAX_RAW_BYTES * 3 // 4
+
+
+_NO_ROOM = """
+import resource, signal, sys
+from pathlib import Path
+from gpuaudit.bundle.errors import HostUnfit
+from tests.bundles import MemorySigner, open_writer
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+try:
+    open_writer(Path(sys.argv[1]), MemorySigner())
+except HostUnfit as e:
+    print(e)
+"""
+
+
+@pytest.mark.parametrize("room_bytes", [0, 4096, 12288])
+def test_no_room_to_begin(tmp_path: Path, room_bytes: int) -> None:
+    """No room for the first page, for the tables, for leaf 0: one line, and never a traceback."""
+    root = str(Path(__file__).resolve().parents[3])
+    command = [sys.executable, "-c", _NO_ROOM, str(tmp_path / "bundle.db"), str(room_bytes)]
+    done = subprocess.run(command, env={"PYTHONPATH": root}, capture_output=True, text=True, check=False)
+    assert (done.stderr, done.returncode) == ("", 0)
+    assert done.stdout.startswith("cannot ")
+    assert done.stdout.count("\n") == 1
