@@ -38,8 +38,9 @@ _ALLOWED = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
 
 def run(path: Path, queries: list[str]) -> list[QueryResult]:
     """Verify, load, lock, run."""
-    verify(path, decode=False)
+    verification = verify(path, decode=False)
     with Bundle.open(path) as bundle:
+        bundle.check_root(verification.root_b64)
         store = Store.from_bundle(bundle)
     return answer(store, queries)
 

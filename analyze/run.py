@@ -53,6 +53,7 @@ def analyze(path: Path | str, options: AnalyzeOptions | None = None) -> Document
     path = Path(path)
     verification = verify(path, trust=options.trust, decode=False)
     with Bundle.open(path) as bundle:
+        bundle.check_root(verification.root_b64)
         store = Store.from_bundle(bundle)
         bundle.check_unchanged()
     with path.open("rb") as f:

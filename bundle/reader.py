@@ -6,6 +6,7 @@ it is whole is the matter of :func:`gpuaudit.bundle.verify.verify`, which comes 
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import shutil
@@ -23,6 +24,7 @@ from gpuaudit.bundle.columns import Rows
 from gpuaudit.bundle.errors import BundleInvalid, HostUnfit, InputUnusable
 from gpuaudit.bundle.guard import Decoder
 from gpuaudit.bundle.header import Header
+from gpuaudit.bundle.merkle import Frontier, leaf_hash
 from gpuaudit.bundle.tables import NUMPY_DTYPE, TABLES
 
 
@@ -172,6 +174,12 @@ class Bundle:
         for h in self.headers:
             if h.kind == "event" and not h.has_rows and self.payload(h.idx) is not None:
                 yield h.idx, h.table or "", self._body(h.idx)
+
+    def check_root(self, root_b64: str) -> None:
+        """BundleInvalid unless the headers have this root: who verifies and then opens again may meet another file."""
+        root = base64.b64encode(Frontier(leaf_hash(h.to_bytes()) for h in self.headers).root()).decode()
+        if root != root_b64:
+            raise BundleInvalid(f"{self.path.name} was changed after it was verified")
 
     def check_unchanged(self) -> None:
         """BundleInvalid when the file was changed or replaced while it was being read."""

@@ -258,3 +258,21 @@ def test_other_page_sizes_hold_the_same_evidence(
     path = copy_bundle(sealed, tmp_path, seal=False)
     alter(path, f"PRAGMA page_size={page_bytes}", "VACUUM")
     assert verify(path, trust=[signer.identity]).status == "SEALED"
+
+
+@pytest.mark.parametrize("read", ["analyze", "query"])
+def test_file_that_is_swapped_after_it_was_verified(
+    sealed: Path, signer: MemorySigner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: str
+) -> None:
+    """Verified is one file and read another, forged throughout with the attacker's own keys."""
+    from gpuaudit.analyze import query_child, run
+    from gpuaudit.bundle.reader import Bundle
+
+    path = copy_bundle(sealed, tmp_path / "true")
+    forged = tmp_path / "forged.db"
+    make_bundle(forged, MemorySigner())
+    honest = Bundle.open
+    openings = iter([path, forged])
+    monkeypatch.setattr(Bundle, "open", lambda _: honest(next(openings)))
+    with pytest.raises(BundleInvalid, match="was changed after it was verified"):
+        run.analyze(path) if read == "analyze" else query_child.run(path, [])
