@@ -3,7 +3,8 @@
 The n-th collective call of a rank is the n-th of every other rank, because NCCL demands the same order on all of
 them. That holds only if no call is missing from the evidence, so before anything is compared it is checked that
 nothing was lost, that operation, element count, bytes, datatype and root agree at every index, and that no rank was
-through with a collective before the last one had entered it (which is impossible, and shows a missing call).
+through with a collective before the last one had entered it (which is impossible, and shows a missing call or the
+synchronisation of another device).
 
 A rank's *arrival* is the start of its call. It *waits* in the call itself (blocking) or in the stream
 synchronisation that follows on the same thread and stream, or the device synchronisation (asynchronous).
@@ -30,6 +31,9 @@ QUORUM_NUM, QUORUM_DEN = 1, 2
 NCCL_OK = "(return_code IS NULL OR return_code IN (0, 7))"
 """ncclSuccess = 0, ncclInProgress = 7 (ncclResult_t, nccl.h); a call that failed took part in no collective."""
 
+ALIVE = np.iinfo(np.int64).max
+"""No exit of the process was seen."""
+
 SIGNATURE = ("count", "size_bytes", "datatype", "root")
 
 
@@ -39,7 +43,8 @@ class Collectives:
 
     ``not_evaluated`` says why the ranks cannot be compared; then the arrays are empty. ``unmatched`` counts collectives
     at the end that not every rank had reached. ``call_keys`` and ``sync_keys`` are (ranks, collectives,
-    2): leaf and row.
+    2): leaf and row. ``kind`` numbers the collectives by operation and arguments; ``last_moment`` is, per rank,
+    when its process was seen to exit, or :data:`ALIVE`: a call that never returned ended with it.
     """
 
     comm_id: int
@@ -52,6 +57,8 @@ class Collectives:
     sync_end: Array
     call_keys: RowKeys
     sync_keys: RowKeys
+    kind: Array
+    last_moment: Array
     unmatched: int = 0
     not_evaluated: str = ""
 
@@ -110,13 +117,27 @@ def _read_one(store: Store, comm_id: int, syncs: Syncs, nccl_lost: int) -> Colle
         reason = _impossible(arrival, sync_end, numbers, equal_counts=len({len(r) for r in ranks}) == 1)
     if reason:
         none, keys = np.zeros((len(ranks), 0), dtype=np.int64), np.zeros((len(ranks), 0, 2), dtype=np.int64)
-        return Collectives(comm_id, nranks, numbers, pids, none, none, none, none, keys, keys, 0, reason)
+        of_none = np.zeros(0, dtype=np.int64)
+        return Collectives(
+            comm_id, nranks, numbers, pids, none, none, none, none, keys, keys, of_none, of_none, 0, reason
+        )
     call_keys = np.stack([np.stack([r["leaf"], r["row"]], axis=1) for r in rows])
     sync_keys = np.stack([f[2] for f in found])
     unmatched = max(len(r) for r in ranks) - n
+    kind = np.unique(rows[0]["signature"].astype(str), return_inverse=True)[1].astype(np.int64)
+    lived = np.array([_last_moment(store, pid) for pid in pids], dtype=np.int64)
     return Collectives(
-        comm_id, nranks, numbers, pids, arrival, call_end, sync_start, sync_end, call_keys, sync_keys, unmatched
+        comm_id, nranks, numbers, pids, arrival, call_end, sync_start, sync_end, call_keys, sync_keys, kind, lived,
+        unmatched,
+    )  # fmt: skip
+
+
+def _last_moment(store: Store, pid: int) -> int:
+    """When the last process of that id was seen to exit, or :data:`ALIVE`."""
+    found = store.sql(
+        f"SELECT max(end_ns) FROM processes WHERE pid = {pid} GROUP BY start_ns ORDER BY start_ns DESC LIMIT 1"
     )
+    return int(found[0][0]) if found and found[0][0] is not None else ALIVE
 
 
 def _stack(parts: list[Array], n: int) -> Array:
@@ -204,5 +225,8 @@ def _impossible(arrival: Array, sync_end: Array, ranks: tuple[int, ...], *, equa
         i = int(np.flatnonzero(early.any(axis=0))[0])
         who = ranks[int(np.flatnonzero(early[:, i])[0])]
         late = ranks[int(arrival[:, i].argmax())]
-        return f"rank {who} was through with collective {i} before rank {late} entered it, so a call is missing"
+        return (
+            f"rank {who} was through with collective {i} before rank {late} entered it, so a call is missing, or the "
+            "synchronisation after it was that of another device"
+        )
     return ""

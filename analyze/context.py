@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from gpuaudit.analyze import gpu_time
+from gpuaudit.analyze import gpu_time, waits
 from gpuaudit.analyze.collectives import Collectives, read_collectives
 from gpuaudit.analyze.evidence import EvidenceBook
 from gpuaudit.analyze.finding import Chain, Finding
 from gpuaudit.analyze.gpu_time import GpuTime
+from gpuaudit.analyze.intervals import Intervals
 from gpuaudit.analyze.quality import Quality
 from gpuaudit.analyze.store import Store
 from gpuaudit.analyze.window import Window
@@ -65,6 +66,16 @@ class Context:
     def collectives(self) -> list[Collectives]:
         """Every communicator with an identity."""
         return read_collectives(self.store, self.quality.lost("nccl_calls"))
+
+    @cached_property
+    def waiting(self) -> dict[int, list[tuple[str, Intervals]]]:
+        """Per process id: (communicator, time inside a collective that not every observed rank had entered yet)."""
+        out: dict[int, list[tuple[str, Intervals]]] = {}
+        for c in self.collectives:
+            times = waits.waiting_for_peers(c, self.window.end_ns)
+            for pid, time in zip(c.pids[: len(times)], times, strict=True):
+                out.setdefault(pid, []).append((c.name, time))
+        return out
 
     @cached_property
     def without_identity(self) -> list[tuple[int, int, int]]:

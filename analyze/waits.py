@@ -19,11 +19,12 @@ from gpuaudit.analyze.syncs import NONE, Array
 def carriers(c: Collectives, window_end_ns: int) -> tuple[Array, npt.NDArray[np.bool_]]:
     """The interval in which each rank waits, shape (ranks, collectives, 2), and whether it is the synchronisation.
 
-    An interval that was still open when the capture ended reaches to ``window_end_ns``.
+    An interval that was still open when the capture ended reaches to ``window_end_ns``, or to the exit of its process.
     """
     last = c.last_arrival[None, :]
-    call = _bounds(c.arrival, c.call_end, window_end_ns)
-    sync = _bounds(c.sync_start, c.sync_end, window_end_ns)
+    end = np.minimum(c.last_moment, window_end_ns)[:, None]
+    call = _bounds(c.arrival, c.call_end, end)
+    sync = _bounds(c.sync_start, c.sync_end, end)
     in_sync = _overlap(sync, c.arrival, last) > _overlap(call, c.arrival, last)
     return np.where(in_sync[:, :, None], sync, call), in_sync
 
@@ -36,9 +37,9 @@ def waiting_for_peers(c: Collectives, window_end_ns: int) -> list[Intervals]:
     return [intervals.from_bounds(h[:, 0], np.minimum(h[:, 1], c.last_arrival)) for h in held]
 
 
-def _bounds(start: Array, end: Array, window_end_ns: int) -> Array:
+def _bounds(start: Array, end: Array, if_open: Array) -> Array:
     """(…, 2) bounds; an empty interval where there is no start."""
-    closed = np.where(end == NONE, np.maximum(start, window_end_ns), end)
+    closed = np.where(end == NONE, np.maximum(start, if_open), end)
     closed = np.where(start == NONE, NONE, closed)
     return np.stack([start, closed], axis=-1)
 

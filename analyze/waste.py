@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from gpuaudit.analyze import intervals, waits
+from gpuaudit.analyze import intervals
 from gpuaudit.analyze.context import Context
 from gpuaudit.analyze.finding import Json, Quantity
 from gpuaudit.analyze.gpu_time import GpuTime
@@ -121,14 +121,9 @@ class _HostTime:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._blocked: dict[int, Intervals] = {}
-        self._waiting: dict[int, list[Intervals]] = {}
-        for c in context.collectives:
-            waiting = waits.waiting_for_peers(c, context.window.end_ns)
-            for pid, time in zip(c.pids[: len(waiting)], waiting, strict=True):
-                self._waiting.setdefault(pid, []).append(time)
 
     def waiting(self, pid: int) -> Intervals:
-        return intervals.union(*self._waiting.get(pid, []))
+        return intervals.union(*(time for _, time in self._context.waiting.get(pid, [])))
 
     def blocked(self, pid: int) -> Intervals:
         if pid not in self._blocked:

@@ -8,18 +8,20 @@ Only the lateness of the host's call is seen; a rank whose GPU is slow is not la
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Literal
 
 import numpy as np
 
-from gpuaudit.analyze import collectives, imposed, lateness, severity
+from gpuaudit.analyze import collectives, imposed, intervals, lateness, severity
 from gpuaudit.analyze.collectives import Collectives
 from gpuaudit.analyze.context import UNNUMBERED, Context, Found, NotEvaluated, Outcome
 from gpuaudit.analyze.finding import Chain, Declaration, Grade, Link, Quantity, Threshold
 from gpuaudit.analyze.imposed import ImposedWait
 from gpuaudit.analyze.lateness import Lateness
 from gpuaudit.analyze.syncs import SYNC_OPS
+from gpuaudit.analyze.words import duration
 
 SYSTEMATIC_SHARE = Threshold(
     "systematic_share",
@@ -58,6 +60,13 @@ MEDIUM = Threshold(
     "medium_confidence_share", Fraction(1, 4), "share",
     "chosen: a step's own GPU work is often three quarters of what a synchronisation waits for",
 )  # fmt: skip
+SHOWN = Threshold(
+    "shown_share", Fraction(1, 4), "share",
+    "chosen: peers that took longer by less than a quarter of the time they were inside waited mostly for other things",
+)  # fmt: skip
+COMPARED = Threshold(
+    "min_compared", imposed.MIN_COMPARED, "count", "chosen: the median of one or two collectives is no usual time"
+)
 
 REFUTED_BY = (
     "GPU timing of the collective kernels that shows the peers' kernels busy, not waiting, before this rank's began"
@@ -69,8 +78,8 @@ NEXT_STEP = (
 DEVICE_SIDE = "device-side lateness: not evaluated, because no GPU timing was recorded"
 
 THRESHOLDS = (
-    *lateness.THRESHOLDS, COHORT, QUORUM, SYSTEMATIC_SHARE, SYSTEMATIC_MIN, COSTLY_SHARE, STALL, SEEN, HIGH, MEDIUM,
-    *severity.THRESHOLDS,
+    *lateness.THRESHOLDS, COHORT, QUORUM, SYSTEMATIC_SHARE, SYSTEMATIC_MIN, COSTLY_SHARE, STALL, SEEN, SHOWN, COMPARED,
+    HIGH, MEDIUM, *severity.THRESHOLDS,
 )  # fmt: skip
 
 DECLARATION = Declaration(
@@ -87,17 +96,19 @@ DECLARATION = Declaration(
     ),
     thresholds=THRESHOLDS,
     texts={
-        "late_rank": "Rank {rank} (process {process}) of communicator {communicator} entered {occurrences} of "
-        "{evaluated} "
-        "collectives late, by {lateness_p50} (median) and at most {lateness_max}; its {peers} peers waited "
-        "{wait} for it, "
-        "of {peer_time} of their time."
+        "late_rank": "Rank {rank} (process {process}) of communicator {communicator} was the last to enter "
+        "{occurrences} of {evaluated} collectives, late by {lateness_p50} (median) and at most {lateness_max}; until "
+        "it came, its {peers} peers were inside the collective or the synchronisation after it for {wait} in all, "
+        "{wait_share} of their {peer_time} from the communicator's first arrival to its last end. Longer than in "
+        "collectives that nobody entered late: {longer}."
     },
-    never_claims="Why the rank was late, or anything about the time its GPU took: only when its host thread "
-    "made the call.",
+    never_claims="Why the rank was late, or anything about the time its GPU took: only when its host thread made the "
+    "call; nor that the peers' GPUs had nothing of their own to do before it came.",
     assumptions=(
         "The n-th collective of one rank is the n-th of every other (NCCL's own requirement).",
-        "The synchronisation that follows on the same thread and stream waits for the collective.",
+        "The synchronisation that follows on the same thread and stream waits for the collective, and for all work "
+        "given to the stream before it.",
+        "Between ncclGroupStart and ncclGroupEnd, which are not probed, a collective arrives with its own call.",
     ),
 )  # fmt: skip
 
@@ -112,12 +123,13 @@ def evaluate(context: Context) -> Outcome:
         "were attached" for pid, handle, n in nameless
     ]  # fmt: skip
     items: list[Chain] = []
-    scattered = 0
+    scattered, spread = 0, list[str]()
     for c in whole:
         if not c.not_evaluated:
             found, left, reason = _of_communicator(context, c)
             items += found
             scattered += left
+            spread += [] if found else _spread(context, c)
             reasons += [reason] if reason else []
     done = sum(1 for c in whole if not c.not_evaluated)
     looked = f"{done} of {len(whole) + len(nameless)} communicators evaluated; {DEVICE_SIDE}"
@@ -126,8 +138,21 @@ def evaluate(context: Context) -> Outcome:
     if not whole and not nameless:
         why = context.quality.source_reason("nccl") or "no NCCL collective was recorded"
         return NotEvaluated(why)
-    text = "; ".join([looked, *reasons])
+    text = "; ".join([looked, *spread, *reasons])
     return Found(items, text) if items or not reasons else NotEvaluated(text)
+
+
+def _spread(context: Context, c: Collectives) -> list[str]:
+    """That ranks wait for each other at a cost, though no single one is late: "clear" is not "no wait"."""
+    waited = sum(intervals.measure(t) for pid in c.pids for name, t in context.waiting.get(pid, []) if name == c.name)
+    life = len(c.ranks) * int(max(c.sync_end.max(), c.call_end.max(), c.arrival.max()) - c.arrival.min())
+    if not life or Fraction(waited, life) < COSTLY_SHARE.value:
+        return []
+    limit = duration(lateness.judge(c.arrival).usual_threshold_ns)
+    return [
+        f"communicator {c.name}: its ranks were inside collectives for {duration(waited)} of their {duration(life)} "
+        f"before the last had entered, but no single rank is late beyond their usual scatter ({limit})"
+    ]
 
 
 def _of_communicator(context: Context, c: Collectives) -> tuple[list[Chain], int, str]:
@@ -170,6 +195,8 @@ def _chain(context: Context, c: Collectives, judged: Lateness, late: ImposedWait
     pid = c.pids[late.rank_at]
     values = _values(c, judged, late, arrivals, evidence)
     wait = values["wait"]
+    behind = _behind(context, c, pid, late)
+    cost = values["longer"] if values["longer"].value is not None else wait
     spent = "the peers' calls or synchronisations in those collectives"
     link = Link(
         effect="the other ranks are inside the collective, in its call or in the synchronisation that follows it",
@@ -182,7 +209,7 @@ def _chain(context: Context, c: Collectives, judged: Lateness, late: ImposedWait
     return Chain(
         id=UNNUMBERED,
         detector=DECLARATION.id,
-        severity=severity.of_share(late.overlap_ns, late.peer_time_ns),
+        severity=severity.of_share(int(cost.value or 0), late.peer_time_ns),
         text="late_rank",
         values={
             "rank": str(c.ranks[late.rank_at]),
@@ -192,10 +219,10 @@ def _chain(context: Context, c: Collectives, judged: Lateness, late: ImposedWait
         },
         subject={"comm": c.name, "rank": str(c.ranks[late.rank_at]), "pid": str(pid)},
         links=(link,),
-        impact=wait,
-        confidence=_confidence(share, grade),
+        impact=cost,
+        confidence=_confidence(share, grade, late, behind),
         grade=grade,
-        against=_against(c, judged, late),
+        against=(*_against(c, judged, late), *_counter(late, behind)),
         refuted_by=REFUTED_BY,
         next_step=NEXT_STEP,
         evidence=evidence,
@@ -232,10 +259,20 @@ def _values(
             "share",
             "wait / (peers × time from median arrival to late arrival)",
         ),
+        "wait_alone": (late.alone_ns, "ns", "the part of wait after every other observed rank had entered"),
         "peer_time": (late.peer_time_ns, "ns", "peers × time from the communicator's first arrival to its last end"),
         "wait_share": (Fraction(late.overlap_ns, late.peer_time_ns), "share", "wait / peer_time"),
     }
+    compared = (
+        f"time from arrival to the end of the wait, less its median in {late.compared} collectives of the same kind "
+    )
+    longer = Quantity(
+        late.longer_ns, "ns", "derived", evidence,
+        compared + "that nobody entered late; at most the lateness, summed over peers",
+        "" if late.longer_ns is not None else "too few collectives of that kind that nobody entered late",
+    )  # fmt: skip
     return {
+        "longer": longer,
         **{k: Quantity(v, unit, "derived", (arrivals,), how) for k, (v, unit, how) in told.items()},
         **{k: Quantity(v, unit, "derived", evidence, how) for k, (v, unit, how) in waited.items()},
     }
@@ -259,10 +296,52 @@ def _evidence(context: Context, c: Collectives, late: ImposedWait) -> tuple[str,
     return arrivals, own, (book.listed("cuda_calls", keys, wide),)
 
 
-def _confidence(share: Fraction, grade: Grade) -> Literal["high", "medium", "low"]:
-    if share >= HIGH.value and grade <= "B":
+def _confidence(
+    share: Fraction, grade: Grade, late: ImposedWait, behind: Sequence[tuple[str, int]]
+) -> Literal["high", "medium", "low"]:
+    """High only where a comparison shows the difference; low where the data itself speaks against it."""
+    if _refuted(late) or any(ns * 2 >= late.cause_ns for _, ns in behind):
+        return "low"
+    if share >= HIGH.value and grade <= "B" and late.longer_ns is not None:
         return "high"
     return "medium" if share >= MEDIUM.value and grade <= "C" else "low"
+
+
+def _refuted(late: ImposedWait) -> bool:
+    """The peers were hardly longer inside than in collectives that nobody entered late."""
+    return late.longer_ns is not None and Fraction(late.longer_ns, late.overlap_ns) < SHOWN.value
+
+
+def _behind(context: Context, c: Collectives, pid: int, late: ImposedWait) -> list[tuple[str, int]]:
+    """(communicator, ns) of the lateness in which the late rank was itself waiting for a peer somewhere else."""
+    others = [(name, time) for name, time in context.waiting.get(pid, []) if name != c.name]
+    measured = [(name, intervals.measure(intervals.intersect(time, late.cause))) for name, time in others]
+    return [(name, ns) for name, ns in measured if ns]
+
+
+def _counter(late: ImposedWait, behind: Sequence[tuple[str, int]]) -> Iterator[str]:
+    """What the recorded data itself says against the chain."""
+    wait = duration(late.overlap_ns)
+    if late.longer_ns is None:
+        yield (
+            "no comparison: what the peers' GPUs had to do before this rank came cannot be told from the wait for it, "
+            f"so {wait} is the most that the wait can be"
+        )
+    elif _refuted(late):
+        yield (
+            f"in {late.compared} collectives of the same kind that nobody entered late the peers took nearly as long: "
+            f"{duration(late.longer_ns)} longer of {wait}, so they had mostly other things to wait for"
+        )
+    if late.alone_ns * 2 < late.overlap_ns:
+        yield (
+            f"another rank came nearly as late: had only this one been in time, at most {duration(late.alone_ns)} of "
+            f"{wait} would have been saved"
+        )
+    for name, ns in behind:
+        yield (
+            f"for {duration(ns)} of the {duration(late.cause_ns)} by which it was late it was itself waiting for a "
+            f"peer in communicator {name}: the delay may have begun there"
+        )
 
 
 def _against(c: Collectives, judged: Lateness, late: ImposedWait) -> tuple[str, ...]:
