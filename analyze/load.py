@@ -24,7 +24,6 @@ from gpuaudit.analyze.finding import (
 from gpuaudit.analyze.schema import DOCUMENT
 from gpuaudit.analyze.shape import ShapeError
 from gpuaudit.bundle import canonical
-from gpuaudit.bundle.display import printable
 from gpuaudit.bundle.errors import BundleInvalid, InputUnusable
 
 MAX_FILE_BYTES = 64 << 20
@@ -55,7 +54,7 @@ def parse_document(data: bytes, name: str = "findings") -> Document:
         DOCUMENT(body, "")
         _check_references(body)
     except (BundleInvalid, ShapeError) as e:
-        raise InputUnusable(f"{name} is not a findings document: {printable(str(e), 400)}", hint=_HINT) from None
+        raise InputUnusable(f"{name} is not a findings document: {str(e)[:400]}", hint=_HINT) from None
     return _document(body)
 
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import gpuaudit
 from gpuaudit.bundle import errors
-from gpuaudit.bundle.display import printable
 from gpuaudit.bundle.errors import AuditError, UsageError
 
 DEADLINE_S = 300
@@ -79,4 +78,4 @@ def _error(answer: dict[str, Any]) -> AuditError:
     """The error that the child met, of the same class and in the same words."""
     kind = getattr(errors, str(answer.get("kind")), UsageError)
     chosen = kind if isinstance(kind, type) and issubclass(kind, AuditError) else UsageError
-    return chosen(printable(str(answer["error"]), 1000), hint=printable(str(answer.get("hint", "")), 300))
+    return chosen(" ".join(str(answer["error"]).split())[:1000], hint=str(answer.get("hint", ""))[:300])

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from gpuaudit.analyze.finding import Document, Evidence
 from gpuaudit.analyze.query import Cell, run_queries
-from gpuaudit.bundle.display import printable
 from gpuaudit.bundle.errors import NegativeAnswer, UsageError
 from gpuaudit.bundle.verify import verify
 
@@ -37,7 +36,7 @@ def evidence_rows(document: Document, id: str, bundle_path: Path | str) -> list[
         if document.bundle[key] != got:
             raise NegativeAnswer(
                 f"{Path(bundle_path).name} is not the bundle that the findings were made from: {key} is {got}, "
-                f"the findings say {printable(str(document.bundle[key]), 80)}",
+                f"the findings say {str(document.bundle[key])[:80]}",
                 hint="give the bundle with that digest",
             )
     results = run_queries(bundle_path, [e.query for e in entries])
@@ -57,7 +56,7 @@ def evidence_of(document: Document, id: str) -> list[Evidence]:
     if wanted is None:
         names = [*(f.id for f in document.findings), *(c.id for c in document.chains)]
         raise UsageError(
-            f"no finding, chain, evidence, operation or waste key is called {printable(id, 80)!r}",
+            f"no finding, chain, evidence, operation or waste key is called {id[:80]!r}",
             hint=f"there is: {', '.join(names) or 'no finding'}, E1 to E{len(known)}, and the operations by name",
         )
     return [known[i] for i in dict.fromkeys(wanted)]

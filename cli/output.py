@@ -29,8 +29,8 @@ def print_raw(data: bytes) -> None:
 
 
 def sentence(text: str) -> str:
-    """A sentence on one line, inert. Parts of it may be inert already: a second pass must not escape their escapes."""
-    return printable(" ".join(text.splitlines()), LIMIT_CHARACTERS).replace("\\u{5c}u{", "\\u{")
+    """A sentence on one line, made inert here and nowhere before: what raises an error leaves its names as they are."""
+    return printable(text, LIMIT_CHARACTERS)
 
 
 def print_line(text: str) -> None:
