@@ -90,7 +90,9 @@ def _found(d: Document) -> Iterator[Line]:
     items: list[Finding | Chain] = [*d.chains, *d.findings]
     items.sort(key=lambda x: list(_SEVERITY).index(x.severity))
     if not items:
-        yield 0, "Found: nothing that the rules look for."
+        asked = [o for o in d.outcomes if o.state != "not evaluated"]
+        clear = f"{len(asked)} of {len(d.outcomes)} rules and detectors could be evaluated, and are clear"
+        yield 0, f"Found: nothing. {clear}." if asked else "Found: nothing, because no rule could be evaluated."
     else:
         yield 0, f"Found: {len(items)}"
     declared = {p.declaration.id: p.declaration for p in plugins()}

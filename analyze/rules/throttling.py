@@ -1,7 +1,8 @@
 """Rule: a GPU that lowered its clocks for power or heat.
 
 Each NVML sample stands for the time from its poll to the next one; the time of samples with one of the named reasons
-set is added up. Unit of the impact: GPU-nanoseconds under a reason, of the observed time of that GPU.
+set is added up. Impact and severity are not that time but what of the clock was missing in it: a GPU that stays a
+step below its power limit at nearly full clock lost next to nothing. Unit: GPU-nanoseconds of the observed time.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ MIN_SHARE = Threshold(
     "chosen: below a hundredth of the observed time lowered clocks cannot be told from noise in a step's duration",
 )  # fmt: skip
 
+DEFICIT = "sum over those samples of their time × (1 − SM clock / highest SM clock); all of it where NVML told no clock"
+
 DECLARATION = Declaration(
     id="throttling",
     kind="rule",
@@ -43,10 +46,10 @@ DECLARATION = Declaration(
     thresholds=(MIN_SHARE, coverage.JUDGED, *severity.THRESHOLDS),
     texts={
         "throttling": "GPU {gpu} ran under {reasons} for {throttled} of {observed} observed ({share}); its SM "
-        "clock was "
-        "then {clock} (median), of at most {clock_max}."
+        "clock was then {clock} (median), of at most {clock_max}: in all it went without {clock_deficit} at that clock."
     },
-    never_claims="How much work was lost: the time under a reason is an upper bound of the time lost to it.",
+    never_claims="How much work was lost: the clock that it went without is an upper bound, for work that the SM clock "
+    "limits.",
     assumptions=("A reason that NVML names at a sample holds until the next one.",),
 )
 
@@ -79,10 +82,11 @@ def _of_gpu(context: Context, gpu: GpuTime) -> Finding | None:
     by_reason = {
         name: intervals.measure(gpu.time(known & (gpu.event_reasons & bit != 0))) for name, bit in REASONS.items()
     }
+    deficit = _deficit(gpu, chosen)
     return Finding(
         id=UNNUMBERED,
         rule=DECLARATION.id,
-        severity=severity.of_share(throttled, observed),
+        severity=severity.of_share(deficit, observed),
         text="throttling",
         values={
             "gpu": f"{gpu.index} ({gpu.uuid})",
@@ -94,13 +98,25 @@ def _of_gpu(context: Context, gpu: GpuTime) -> Finding | None:
             "share": derived(Fraction(throttled, observed), "share", "throttled / observed"),
             "clock": _median(gpu.clock_sm_mhz[chosen], evidence, "median SM clock of those samples"),
             "clock_max": _highest(gpu.clock_sm_max_mhz[chosen], evidence),
+            "clock_deficit": derived(deficit, "gpu_ns", DEFICIT),
             **{n: derived(t, "gpu_ns", formula) for n, t in by_reason.items() if t},
         },
         subject={"gpu": gpu.uuid, "gpu_index": str(gpu.index)},
-        impact=derived(throttled, "gpu_ns", formula),
+        impact=derived(deficit, "gpu_ns", DEFICIT),
         grade=context.quality.grade_of(("nvml_samples",)),
         evidence=evidence,
     )
+
+
+def _deficit(gpu: GpuTime, chosen: npt.NDArray[np.bool_]) -> int:
+    """ns at the highest SM clock that the chosen samples went without, rounded down."""
+    total = Fraction(0)
+    pairs = np.stack([gpu.clock_sm_mhz, gpu.clock_sm_max_mhz], axis=1)
+    for clock, highest in np.unique(pairs[chosen], axis=0).tolist():
+        time = intervals.measure(gpu.time(chosen & (pairs == (clock, highest)).all(axis=1)))
+        told = clock != UNKNOWN and highest > 0
+        total += time * (Fraction(max(0, highest - clock), highest) if told else 1)
+    return int(total)
 
 
 def _median(values: npt.NDArray[np.int64], evidence: tuple[str, ...], formula: str) -> Quantity:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+from gpuaudit.analyze.explain import explain_document
 from gpuaudit.analyze.finding import Document, Quantity
 from tests.scenes import MS, T0, S, Scene, outcome
 
@@ -85,3 +86,10 @@ def test_the_share_of_idle_time_is_of_the_time_for_which_utilisation_was_told() 
 def test_a_busy_gpu_that_nobody_holds_is_not_said_to_be_shared() -> None:
     document = Scene().clock().samples(T0, T0 + 10 * S).document()
     assert not any("several processes" in n for n in document.waste["notes"])
+
+
+def test_nothing_found_is_not_said_without_how_many_rules_looked() -> None:
+    nothing = explain_document(Scene().clock().document(), 100)
+    assert "Found: nothing, because no rule could be evaluated." in nothing
+    some = explain_document(Scene().clock().samples(T0, T0 + 60 * S).document(), 100)
+    assert "Found: nothing. 2 of 4 rules and detectors could be evaluated, and are clear." in some

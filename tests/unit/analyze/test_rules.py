@@ -183,3 +183,20 @@ def test_the_recorder_is_never_silent() -> None:
     scene = busy_process()
     scene.rows["processes"][0]["role"] = "attacher"
     assert "no API call was recorded" in refused(scene, "api_silence")
+
+
+@pytest.mark.parametrize(("clock", "severity", "deficit"), [(1970, "notice", 15), (990, "critical", 1_500)])
+def test_throttling_is_as_grave_as_the_clock_that_was_missing(clock: int, severity: str, deficit: int) -> None:
+    """30 s under a power cap, at nearly the highest clock or at half of it."""
+    scene = Scene().clock(end=T0 + 30 * S)
+    scene.samples(T0, T0 + 30 * S, event_reasons=0x4, clock_sm_mhz=clock, clock_sm_max_mhz=1980)
+    (finding,) = found(scene, "throttling")
+    assert value(finding, "throttled") == 30 * S
+    assert value(finding, "clock_deficit") == finding.impact.value == 30 * S * (1980 - clock) // 1980
+    assert int(finding.impact.value or 0) // (10 * MS) == deficit
+    assert finding.severity == severity
+
+
+def test_throttling_without_a_clock_counts_its_whole_time() -> None:
+    (finding,) = found(Scene().clock(end=T0 + 30 * S).samples(T0, T0 + 30 * S, event_reasons=0x4), "throttling")
+    assert finding.impact.value == 30 * S
