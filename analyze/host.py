@@ -6,7 +6,6 @@ integer, and what is neither is "not recorded".
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 from gpuaudit.analyze.evidence import EvidenceBook
 from gpuaudit.analyze.finding import Json, Quantity
 from gpuaudit.analyze.store import Store
+from gpuaudit.bundle import canonical
+from gpuaudit.bundle.errors import BundleInvalid
 
 MAX_TEXT = 1_024
 """Characters of one fact; a kernel or GPU name has less than a hundred."""
@@ -43,8 +44,8 @@ def cost(store: Store, book: EvidenceBook) -> list[Json]:
     if artefact is None:
         return []
     try:
-        told = json.loads(artefact.body)
-    except ValueError:
+        told = canonical.loads(artefact.body)
+    except BundleInvalid:
         told = None
     rows = told.get("rows") if isinstance(told, dict) else told
     evidence = (book.where("artefacts", "name = 'cost'"),)

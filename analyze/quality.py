@@ -7,7 +7,6 @@ a grade; a finding has the worst of its inputs and of what concerns the whole bu
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,6 +16,8 @@ from gpuaudit.analyze.finding import Grade, Json, Threshold
 from gpuaudit.analyze.missing import Reason, missing
 from gpuaudit.analyze.store import Store
 from gpuaudit.analyze.window import Window
+from gpuaudit.bundle import canonical
+from gpuaudit.bundle.errors import BundleInvalid
 from gpuaudit.bundle.tables import TABLES
 
 LOST_SHARE_C = Threshold(
@@ -30,6 +31,9 @@ LOST_SHARE_D = Threshold(
     "chosen: with a tenth of the records lost no count or share is near the truth",
 )
 THRESHOLDS = (LOST_SHARE_C, LOST_SHARE_D)
+
+MAX_SOURCES = 64
+"""Sources that are told of; a recorder has fewer than ten."""
 
 PROVEN_STATUS = ("SEALED",)
 """The one status that proves the whole file; any other caps the grade at C (design of the bundle)."""
@@ -174,15 +178,15 @@ def _sources(store: Store) -> list[dict[str, Json]]:
     told: object = store.open_body.get("sources", [])
     if artefact is not None:
         try:
-            told = json.loads(artefact.body)
-        except ValueError:
+            told = canonical.loads(artefact.body)
+        except BundleInvalid:
             told = []
     if isinstance(told, dict):
         told = told.get("sources", told.get("rows", []))
     rows = told if isinstance(told, list) else []
     out = [
         {"source": str(s.get("source", "")), "state": _state(s.get("state")), "reason": str(s.get("reason") or "")}
-        for s in rows
+        for s in rows[:MAX_SOURCES]
         if isinstance(s, dict)
     ]
     return sorted(out, key=lambda s: (s["source"], s["reason"]))

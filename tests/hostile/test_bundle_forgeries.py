@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpuaudit.bundle import zstd
+from gpuaudit.bundle import segment, zstd
+from gpuaudit.bundle.columns import from_records
 from gpuaudit.bundle.errors import BundleInvalid
+from gpuaudit.bundle.tables import TABLES
 from gpuaudit.bundle.verify import Verification, verify
 from tests.bundles import MemorySigner, alter
 from tests.forge import Leaf, forge, one_column, opening, u8
@@ -193,3 +195,32 @@ def test_counters_that_run_backwards(tmp_path: Path, signer: MemorySigner) -> No
     less = Leaf(second.kind, second.data, {**second.header, "seen": "8", "written": "6", "lost": "2"})
     with pytest.raises(BundleInvalid, match="leaf 2: its counters for foo run backwards"):
         judge(tmp_path, signer, more, less)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xff",
+        b"[" * 100_000,
+        b"NaN",
+        b'[{"name":"\\ud800","source":"\\ud800"}]',
+        b"[" + b"{}," * 2_000_000 + b"{}]",
+    ],
+    ids=["empty", "bytes", "deep", "nan", "surrogate", "wide"],
+)
+@pytest.mark.parametrize("name", ["cost", "sources"])
+def test_artefact_that_analysis_reads(tmp_path: Path, signer: MemorySigner, name: str, body: bytes) -> None:
+    """What the recorder wrote is canonical JSON; anything else counts as not told, and never ends in a traceback."""
+    from gpuaudit.analyze.load import parse_document
+    from gpuaudit.analyze.run import analyze, document_bytes
+
+    call = {"duration_ns": 9, "pid": 1, "tid": 1, "op": "cudaMalloc", "return_code": 0, "cpu": 0, "seq": 0}
+    rows = from_records(TABLES["cuda_calls"], [{**call, "start_ns": 10**9}, {**call, "start_ns": 10**10}])
+    encoded = segment.encode(TABLES["cuda_calls"], rows)
+    counters = {"seen": "2", "written": "2", "lost": "0", "rows": 2, "raw_len": encoded.raw_len}
+    columns = [vars(c) for c in encoded.columns]
+    calls = Leaf("segment", encoded.data, {"table": "cuda_calls", "columns": columns, **counters})
+    path = forge(tmp_path / "bundle.db", signer, [opening(signer), calls, Leaf("artefact", body, {"table": name})])
+    document = parse_document(document_bytes(analyze(path)))
+    assert document.cost == {"rows": []}
