@@ -88,9 +88,9 @@ def verify(
 
     ``trust``: identities pinned by their fingerprint; the key inside a bundle is never trusted by itself. ``receipt``,
     ``challenge``, ``require_cosigner``: what must fit. ``complete``: withheld payloads are a negative answer.
-    ``ledger``: a file of roots seen before; this one is looked up and added. ``decode`` False leaves out the last
-    check, that every segment decodes. Raises BundleInvalid for what was tampered with or is no bundle, InputUnusable
-    for what cannot be read.
+    ``ledger``: a file of the roots seen before, by trusted identities; this one is looked up and added. ``decode``
+    False leaves out the last check, that every segment decodes. Raises BundleInvalid for what was tampered with or is
+    no bundle, InputUnusable for what cannot be read.
     """
     demands = _Demands(receipt, require_receipt, challenge, require_cosigner, complete)
     with Bundle.open(path) as bundle:
@@ -105,7 +105,7 @@ def verify(
         bundle.check_unchanged()
         if bundle.from_wal:
             result.notices.append("It was read beside its write-ahead log: the capture did not end properly.")
-    if ledger is not None:
+    if ledger is not None and result.identity_sha256 in {i.fingerprint for i in trust}:
         result.notices += Ledger(ledger).record(
             result.origin, result.size, result.root_b64, chain.sealed_by is not None
         )

@@ -161,6 +161,14 @@ def test_replayed_bundle(sealed: Path, signer: MemorySigner, tmp_path: Path) -> 
     assert any("Another sealed bundle of the same origin" in n for n in forked.notices)
 
 
+def test_ledger_takes_nothing_from_strangers(sealed: Path, signer: MemorySigner, tmp_path: Path) -> None:
+    """Else anybody could have a genuine bundle suspected, with one of their own that claims its origin."""
+    ledger = tmp_path / "seen"
+    make_bundle(tmp_path / "strange.db", MemorySigner())
+    assert verify(tmp_path / "strange.db", trust=[signer.identity], ledger=ledger).status == "UNKNOWN-SIGNER"
+    assert not any("before" in n for n in verify(sealed, trust=[signer.identity], ledger=ledger).notices)
+
+
 def test_clock_set_back_by_the_operator(tmp_path: Path, signer: MemorySigner) -> None:
     clock = StepClock()
     writer = open_writer(tmp_path / "bundle.db", signer, clock=clock)
