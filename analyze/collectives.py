@@ -97,6 +97,8 @@ class _RankCalls:
 def read_collectives(store: Store, nccl_lost: int) -> list[Collectives]:
     """Every communicator with an identity, by identity. ``nccl_lost``: calls that the counters say were lost."""
     ids = store.sql(f"SELECT DISTINCT comm_id FROM nccl_calls WHERE comm_id IS NOT NULL AND {NOT_OWN} ORDER BY 1")
+    if not ids:
+        return []
     syncs = Syncs(store)
     return [_read_one(store, int(i), syncs, nccl_lost) for (i,) in ids]
 

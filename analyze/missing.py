@@ -57,7 +57,8 @@ def _gaps(store: Store) -> list[Reason]:
     )
     out = []
     for source, table, reason, count, total, open_count in rows:
-        length = duration(int(total or 0)) + (f" and {open_count} without an end" if open_count else "")
+        ended = [duration(int(total or 0))] if count > open_count else []
+        length = " and ".join([*ended, *([f"{open_count} without an end"] if open_count else [])])
         tables = (str(table),) if table else _tables_of(str(source))
         out.append(Reason("B", f"source {source} could not see ({count} gaps, {length}): {reason}", tables))
     return out

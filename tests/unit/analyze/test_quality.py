@@ -136,3 +136,9 @@ def test_many_reasons_of_one_kind_are_counted() -> None:
     texts = [r.text for r in graded(scene).reasons]
     assert len(texts) == 6
     assert "and 15 more libraries not observable" in texts
+
+
+def test_a_gap_without_an_end_is_not_told_as_no_time() -> None:
+    scene = Scene().clock().add("gaps", start_ns=T0, source="nvml", reason="no driver")
+    (reason,) = [r for r in scene.document().quality["reasons"] if "could not see" in r]
+    assert reason == "source nvml could not see (1 gaps, 1 without an end): no driver"
