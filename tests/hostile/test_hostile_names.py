@@ -79,8 +79,16 @@ def hostile(bpf: None) -> Iterator[Road]:  # noqa: F811
         for key, name in NAMES.items():
             executable = place / name
             shutil.copy(program, executable)
-            options = ["--out", str(r.folder / f"{key}.truth"), "--cudart", str(runtime), "--tail-ms", str(SILENT_MS),
-                       "--pause-file", str(r.folder / "go")]
+            options = [
+                "--out",
+                str(r.folder / f"{key}.truth"),
+                "--cudart",
+                str(runtime),
+                "--tail-ms",
+                str(SILENT_MS),
+                "--pause-file",
+                str(r.folder / "go"),
+            ]
             todo.append((str(executable), [f"{name} {PAYLOAD}", *options, *ARGUMENTS]))
         (r.folder / "todo.json").write_text(json.dumps(todo))
         (r.folder / "launcher.py").write_text(LAUNCHER)

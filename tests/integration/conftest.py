@@ -1,4 +1,4 @@
-"""Fixtures for tests with real BPF programs: they run as root where the kernel has what is needed, and skip elsewhere."""
+"""Fixtures for tests with real BPF: they run as root where the kernel has what is needed, and skip elsewhere."""
 
 from __future__ import annotations
 

@@ -31,7 +31,11 @@ class Road:
         self.env = environment(folder / "keys")
 
     def run(
-        self, *args: str | Path, status: int = 0, cwd: Path | None = None, prefix: Sequence[str] = (),
+        self,
+        *args: str | Path,
+        status: int = 0,
+        cwd: Path | None = None,
+        prefix: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """``audit`` with these arguments, in the folder; it must end with ``status``."""

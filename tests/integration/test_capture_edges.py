@@ -79,7 +79,17 @@ def test_calls_open_at_the_end_are_rows_without_a_duration(doubles: Path, tmp_pa
     """Rank 1 never comes: rank 0 hangs in its collective, and the evidence says so; also where a kill cut it short."""
     environment = {**os.environ, "NCCL_DOUBLE_BLOCKING": "1"}
     libraries = [str(doubles / "libcudart.so.13"), str(doubles / "libnccl.so.2")]
-    command: list[str | Path] = [doubles / "ranks", "--out", tmp_path / "t", "--ranks", "2", "--late-rank", "1", "--late-ms", "600000"]
+    command: list[str | Path] = [
+        doubles / "ranks",
+        "--out",
+        tmp_path / "t",
+        "--ranks",
+        "2",
+        "--late-rank",
+        "1",
+        "--late-ms",
+        "600000",
+    ]
     with recording() as r:
         r.capture.prepare(libraries)
         processes = [start(*command, env=environment, start_new_session=True) for _ in range(2)]
@@ -117,7 +127,17 @@ def test_losses_are_exact(doubles: Path, tmp_path: Path) -> None:
     """A ring of one page overflows; what was lost and what came through add up to what the program made."""
     cudart = doubles / "libcudart.so.13"
     page = os.sysconf("SC_PAGE_SIZE")
-    command: list[str | Path] = [doubles / "calls", "--cudart", cudart, "--out", tmp_path / "t", "--rounds", "40", "--threads", "4"]
+    command: list[str | Path] = [
+        doubles / "calls",
+        "--cudart",
+        cudart,
+        "--out",
+        tmp_path / "t",
+        "--rounds",
+        "40",
+        "--threads",
+        "4",
+    ]
     process = start(*command, "--pause-file", tmp_path / "go")
     wait_for_line(process, "at start")
     with recording(Selection(pids=frozenset({process.pid})), ring_sizes_bytes={"cuda_calls": page}) as r:

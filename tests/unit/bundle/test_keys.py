@@ -167,6 +167,11 @@ def test_new_identity_is_durable_before_it_signs(folder: Path, monkeypatch: pyte
     """A receipt shows its fingerprint right after: after a power cut the key must still be in its folder."""
     synced: list[Path] = []
     real = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(Path(f"/proc/self/fd/{fd}").readlink()), real(fd))[1])
+
+    def watched(fd: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{fd}").readlink())
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", watched)
     keys.load_identity()
     assert {folder, folder.parent, folder / "trusted"} <= set(synced)
