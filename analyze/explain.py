@@ -91,7 +91,7 @@ def _found(d: Document) -> Iterator[Line]:
     items.sort(key=lambda x: list(_SEVERITY).index(x.severity))
     if not items:
         asked = [o for o in d.outcomes if o.state != "not evaluated"]
-        clear = f"{len(asked)} of {len(d.outcomes)} rules and detectors could be evaluated, and are clear"
+        clear = f"{len(asked)} of {len(d.outcomes)} rules and detectors could be evaluated, without a finding"
         yield 0, f"Found: nothing. {clear}." if asked else "Found: nothing, because no rule could be evaluated."
     else:
         yield 0, f"Found: {len(items)}"

@@ -92,4 +92,4 @@ def test_nothing_found_is_not_said_without_how_many_rules_looked() -> None:
     nothing = explain_document(Scene().clock().document(), 100)
     assert "Found: nothing, because no rule could be evaluated." in nothing
     some = explain_document(Scene().clock().samples(T0, T0 + 60 * S).document(), 100)
-    assert "Found: nothing. 2 of 4 rules and detectors could be evaluated, and are clear." in some
+    assert "Found: nothing. 2 of 4 rules and detectors could be evaluated, without a finding." in some
