@@ -144,7 +144,12 @@ def evaluate(context: Context) -> Outcome:
 
 def _spread(context: Context, c: Collectives) -> list[str]:
     """That ranks wait for each other at a cost, though no single one is late: "clear" is not "no wait"."""
-    waited = sum(intervals.measure(t) for pid in c.pids for name, t in context.waiting.get(pid, []) if name == c.name)
+    waited = sum(
+        intervals.measure(t)
+        for pid in sorted(set(c.pids))
+        for name, t in context.waiting.get(pid, [])
+        if name == c.name
+    )
     life = len(c.ranks) * int(max(c.sync_end.max(), c.call_end.max(), c.arrival.max()) - c.arrival.min())
     if not life or Fraction(waited, life) < COSTLY_SHARE.value:
         return []

@@ -144,3 +144,35 @@ def test_the_sentence_names_what_the_share_is_of() -> None:
     assert "% of their" in text
     assert "from the communicator's first arrival to its last end" in text
     assert "waited" not in text
+
+
+def in_one_process(scene: Scene) -> Scene:
+    """All ranks driven by one thread, as with ncclCommInitAll."""
+    return scene.mapped(lambda _, rows: [{**r, "pid": 100, "tid": 100} if "tid" in r else r for r in rows])
+
+
+def test_ranks_of_one_process_count_their_waits_once() -> None:
+    scattered = steps(range(20), work=0, offsets={102: 30 * MS, 103: 33 * MS})
+    for i, r in enumerate(scattered.rows["cuda_calls"]):
+        r["stream"] = 10 + i % 4
+    for r in scattered.rows["nccl_calls"]:
+        r["stream"] = 10 + r["rank"]
+    apart, together = evaluate(scattered.context()), evaluate(in_one_process(scattered).context())
+    assert isinstance(apart, Found)
+    assert together == apart
+
+
+def test_device_synchronisation_of_one_gpu_after_another_is_not_taken_for_a_missing_call_only() -> None:
+    """One thread synchronises device after device: the first does not wait for the collective of the last."""
+    scene = Scene().clock()
+    for i in range(5):
+        for rank in range(4):
+            at = T0 + S + i * 100 * MS + rank * 20 * MS
+            scene.add(
+                "nccl_calls", start_ns=at, duration_ns=US, pid=100, tid=100, op="ncclAllReduce", return_code=0,
+                comm_handle=rank, comm_id=1, rank=rank, nranks=4, count=1, datatype=7, size_bytes=4, stream=rank,
+            )  # fmt: skip
+            scene.cuda(100, "cudaDeviceSynchronize", at + 2 * US, 3 * US)
+    outcome = evaluate(scene.context())
+    assert not isinstance(outcome, Found)
+    assert "or the synchronisation after it was that of another device" in outcome.reason
