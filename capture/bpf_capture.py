@@ -150,7 +150,7 @@ class BpfCapture:
 
     def _found(self, found: Found, target: Target) -> None:
         self._tell_process(found.pid, target, found.found_ns)
-        library = found.library
+        library, ended_ns = found.library, None
         row: dict[str, object] = {
             "start_ns": found.found_ns, "duration_ns": None, "pid": found.pid, "op": "not observable",
             "library": library.name, "path": found.mapping.path, "build_id": None, "device": found.mapping.device,
@@ -158,12 +158,18 @@ class BpfCapture:
         }  # fmt: skip
         try:
             fd = processes.open_mapping(found.pid, found.mapping)
+        except processes.Ended as e:
+            row["reason"] = str(e)
+            ended_ns = (self._targets.get(found.pid) or target).exit_ns
+            file = self._probed_before(found.mapping, ended_ns or found.found_ns)
+            ended_ns = ended_ns or boottime_ns()
         except processes.CannotOpen as e:
             row["reason"] = str(e)
             file = None
         else:
             self._targets.add(found.pid, TRACED)
             file = self._probe(fd, library, found.mapping.path)
+        if file is not None:
             row |= {"build_id": file.build_id, "probes": len(file.attached), "reason": file.reason}
             row["not_observed"] = ",".join(file.not_observed)
             if file.attached:
@@ -171,20 +177,28 @@ class BpfCapture:
                 row["op"] = "attached" if fresh else "shared"
                 row["duration_ns"] = file.attached_ns - found.found_ns if fresh else 0
         self._sink("libraries", row)
-        self._tell_gap(found, target, library, file)
+        self._tell_gap(found, target, file, row["reason"], ended_ns)
 
-    def _tell_gap(self, found: Found, target: Target, library: Library, file: ProbedFile | None) -> None:
+    def _probed_before(self, mapping: processes.Mapping, time_ns: int) -> ProbedFile | None:
+        """The mapped file, if it was probed through another process by then; it is not opened for that."""
+        file = self._files.attached_file(mapping.device, mapping.inode)
+        return file if file is not None and file.attached_ns < time_ns else None
+
+    def _tell_gap(
+        self, found: Found, target: Target, file: ProbedFile | None, why: object, ended_ns: int | None
+    ) -> None:
         """Calls that were made before the probes were there are not in the evidence, and the evidence says so."""
+        library = found.library
         if library.source not in self._selection.sources:
             return
         start = max(found.not_before_ns, target.began_ns)
         observed = file is not None and bool(file.attached)
-        end = file.attached_ns if file is not None and observed else None
+        end = file.attached_ns if file is not None and observed else ended_ns
         if end is not None and end <= start:
             return
         reason = f"{found.mapping.path} was mapped before its functions were probed"
         if not observed:
-            reason = f"{found.mapping.path} is not observable: {file.reason if file else 'it cannot be opened'}"
+            reason = f"{found.mapping.path} is not observable: {why}"
         for table in library.tables:
             self._gap(library.source, reason, start, end, table=table, pid=found.pid)
 

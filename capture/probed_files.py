@@ -72,6 +72,11 @@ class ProbedFiles:
         self._attach(fd, file, symbols)
         return file, bool(file.attached)
 
+    def attached_file(self, device: int, inode: int) -> ProbedFile | None:
+        """The file that a mapping names, if it is probed. A probe holds its inode, so the numbers mean no other file."""
+        file = self._files.get((device, inode))
+        return file if file is not None and file.attached else None
+
     def _attach(self, fd: int, file: ProbedFile, symbols: Symbols) -> None:
         file.build_id = symbols.build_id
         wanted = list(_chosen(file.library, symbols))

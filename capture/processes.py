@@ -159,6 +159,13 @@ class CannotOpen(Exception):
     """A mapped file cannot be opened; the message says why, in words for the ``libraries`` table."""
 
 
+class Ended(CannotOpen):
+    """The process is gone, or a zombie: what it had mapped cannot be looked at any more."""
+
+    def __init__(self) -> None:
+        super().__init__("the process ended before it could be looked at")
+
+
 def open_mapping(pid: int, mapping: Mapping) -> int:
     """A descriptor of the very file that ``pid`` has mapped, whatever stands at its path now.
 
@@ -175,6 +182,8 @@ def open_mapping(pid: int, mapping: Mapping) -> int:
         finally:
             os.close(root)
     except OSError as e:
+        if not is_alive(pid):
+            raise Ended from None
         raise CannotOpen(f"the mapped file cannot be opened: {e.strerror}") from None
     found = os.fstat(fd)
     if (found.st_dev, found.st_ino) != (mapping.device, mapping.inode):
@@ -199,6 +208,8 @@ def _open_map_file(pid: int, mapping: Mapping) -> int | None:
             except FileNotFoundError:
                 continue
             except OSError as e:
+                if not is_alive(pid):
+                    raise Ended from None
                 raise CannotOpen(f"the mapped file cannot be opened: {e.strerror}") from None
         same = (mapping.device, mapping.inode)
         ranges = [m.address_range for m in mappings(pid) if (m.device, m.inode) == same]

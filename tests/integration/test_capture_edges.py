@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from gpuaudit.capture import processes
 from gpuaudit.capture.selection import Selection
 from tests.integration.recording import recording, start, truth, wait_for_line
 
@@ -262,3 +263,38 @@ def test_exported_but_not_in_the_table_is_listed(doubles: Path, tmp_path: Path) 
         assert "cudaMalloc" not in listed["cudart"]
         assert "ncclGroupStart" in listed["nccl"]
         assert not [name for name in listed["nccl"] if name.startswith("pnccl")]
+
+
+def test_a_process_that_ended_before_it_was_looked_at(
+    doubles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found and gone before its file is opened: said so, with a gap that ends with it; a probed file is still known."""
+    real, doomed = processes.open_mapping, []
+
+    def end_first(pid: int, mapping: processes.Mapping) -> int:
+        for process in [p for p in doomed if p.pid == pid]:
+            process.kill()
+            process.wait()
+        return real(pid, mapping)
+
+    monkeypatch.setattr(processes, "open_mapping", end_first)
+    command = [doubles / "calls", "--cudart", doubles / "libcudart.so.13", "--out", tmp_path / "t"]
+    with recording() as r:
+        for _ in range(2):  # the first before anybody has probed the file, the second afterwards
+            doomed.append(start(*command, "--pause-file", tmp_path / "never"))
+            wait_for_line(doomed[-1], "at start")
+            r.step()
+            other = start(*command, "--pause-file", tmp_path / "never")
+            wait_for_line(other, "at start")
+            r.step()
+            other.kill()
+            other.communicate()
+        r.finish()
+        (early,), (late,) = (r.of("libraries", pid=p.pid) for p in doomed)
+        assert (early["op"], early["reason"]) == ("not observable", "the process ended before it could be looked at")
+        (gap,) = r.of("gaps", pid=doomed[0].pid)
+        assert gap["duration_ns"] is not None
+        assert "the process ended before it could be looked at" in gap["reason"]
+        assert (late["op"], late["reason"], late["duration_ns"]) == ("shared", None, 0)
+        assert late["probes"] > 0
+        assert r.of("gaps", pid=doomed[1].pid) == []

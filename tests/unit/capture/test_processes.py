@@ -16,7 +16,7 @@ from gpuaudit.bundle.columns import from_records
 from gpuaudit.bundle.tables import PROCESSES
 from gpuaudit.capture import processes
 from gpuaudit.capture.discovery import Scanner
-from gpuaudit.capture.processes import CannotOpen, Mapping, open_mapping
+from gpuaudit.capture.processes import CannotOpen, Ended, Mapping, open_mapping
 from gpuaudit.capture.source import boottime_ns
 
 
@@ -170,3 +170,17 @@ def test_a_mapping_that_was_split_meanwhile_is_found_again(mapped: Path) -> None
     fd = open_mapping(os.getpid(), wider)
     assert os.fstat(fd).st_ino == mapped.stat().st_ino
     os.close(fd)
+
+
+def test_a_process_that_ended_is_not_a_file_that_cannot_be_opened() -> None:
+    """As a zombie, and when it is gone: what was there to look at ended, the file did nothing wrong."""
+    process = subprocess.Popen([sys.executable, "-c", "print(flush=True); input()"], stdin=-1, stdout=-1)
+    assert process.stdout is not None
+    process.stdout.readline()
+    mapping = next(processes.mappings(process.pid))
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    for _ in range(2):
+        with pytest.raises(Ended, match="^the process ended before it could be looked at$"):
+            open_mapping(process.pid, mapping)
+        process.wait()
