@@ -19,8 +19,8 @@ force_option = click.option("--force", is_flag=True, help="Replace an existing o
 
 
 def print_json(value: object) -> None:
-    """``value`` as indented JSON in ASCII: escapes keep it lossless and inert in a terminal."""
-    click.echo(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=True))
+    """``value`` as indented JSON in ASCII, members in their own order: lossless, and inert in a terminal."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=True))
 
 
 def print_raw(data: bytes) -> None:

@@ -1,0 +1,132 @@
+"""Every command on one synthetic capture, as a person without root and GPU would run them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.commands import audit, environment
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic bundle, its findings, its packet, and what each command printed as JSON."""
+    path = tmp_path_factory.mktemp("synthetic")
+    for name, args in {
+        "capture": ("capture", "--synthetic", "late-rank", "--out", "a.db", "--challenge", "quarter 4", "--json"),
+        "analyze": ("analyze", "a.db", "--rate", "2.10", "--currency", "EUR", "--json"),
+        "report": ("report", "a.findings.json", "--out", "packet", "--json"),
+    }.items():
+        done = audit(*args, env=environment(path / "keys"), cwd=path)
+        assert done.returncode == 0, done.stderr
+        (path / f"{name}.json").write_text(done.stdout)
+    return path
+
+
+def run(folder: Path, *args: str, status: int = 0) -> str:
+    done = audit(*args, env=environment(folder / "keys"), cwd=folder)
+    assert done.returncode == status, done.stderr
+    return done.stdout
+
+
+def told(folder: Path, name: str) -> Any:
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+def test_capture_tells_what_it_sealed_and_verify_agrees(folder: Path) -> None:
+    captured = told(folder, "capture")
+    verified = json.loads(
+        run(folder, "verify", "a.db", "--receipt", "a.db.receipt", "--challenge", "quarter 4", "--json")
+    )
+    assert (verified["status"], verified["exit_code"]) == ("SEALED", 0)
+    for here, there in (
+        ("origin", "origin"),
+        ("root_b64", "root_b64"),
+        ("size", "size"),
+        ("file_sha256", "file_sha256"),
+    ):
+        assert captured[here] == verified[there]
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (["--challenge", "quarter 5"], "CHALLENGE-MISMATCH"),
+        (["--require-receipt"], "RECEIPT-ABSENT"),
+        (["--cosigner", "keys/identity.pub.pem"], "COSIGNER-ABSENT"),
+    ],
+)
+def test_verify_says_no_to_what_is_not_proven(folder: Path, options: list[str], word: str) -> None:
+    assert run(folder, "verify", "a.db", *options, status=1).startswith(word)
+
+
+def test_verify_with_the_receipt_of_another_capture(folder: Path, tmp_path: Path) -> None:
+    text = (folder / "a.db.receipt").read_text()
+    (tmp_path / "other").write_text(text.replace("leaf0_hash: ", "leaf0_hash: 0")[:-2] + "\n")
+    assert run(folder, "verify", "a.db", "--receipt", str(tmp_path / "other"), status=1).startswith("RECEIPT-MISMATCH")
+
+
+def test_analyze_prints_as_json_what_it_writes(folder: Path) -> None:
+    assert (folder / "analyze.json").read_bytes() == (folder / "a.findings.json").read_bytes() + b"\n"
+    assert told(folder, "analyze")["options"]["currency"] == "EUR"
+
+
+def test_analyze_strict_on_evidence_that_is_not_complete(folder: Path, tmp_path: Path) -> None:
+    """Nobody trusts the signer there, so that the grade is C at best."""
+    out = tmp_path / "f.json"
+    done = audit("analyze", "a.db", "--out", out, "--strict", env=environment(tmp_path / "none"), cwd=folder)
+    assert done.returncode == 5
+    assert "grade C" in done.stderr
+    assert out.exists()
+
+
+def test_analyze_prints_synthetic_first_and_every_statement(folder: Path, tmp_path: Path) -> None:
+    lines = run(folder, "analyze", "a.db", "--out", str(tmp_path / "f.json")).splitlines()
+    document = json.loads((tmp_path / "f.json").read_text())
+    assert lines[0].startswith("SYNTHETIC")
+    for statement in (*document["findings"], *document["chains"]):
+        assert sum(f" {statement['id']}: " in line for line in lines) == 1
+    assert "{" not in "".join(lines)
+
+
+def test_show_gives_the_rows_of_the_evidence_table(folder: Path) -> None:
+    document = told(folder, "analyze")
+    rows = {e["id"]: e["rows"] for e in document["evidence"]}
+    for statement in (*document["findings"], *document["chains"]):
+        shown = json.loads(run(folder, "show", "a.findings.json", statement["id"], "--bundle", "a.db", "--json"))
+        assert shown
+        for entry in shown:
+            assert len(entry["rows"]) == rows[entry["evidence"]]
+
+
+def test_query_gives_the_same_rows_in_every_form(folder: Path) -> None:
+    sql = "SELECT op, count(*) AS n, max(stream) AS s FROM cuda_calls GROUP BY op ORDER BY op"
+    objects = json.loads(run(folder, "query", "a.db", sql, "--json"))
+    table = [line.split() for line in run(folder, "query", "a.db", sql).splitlines()]
+    sheet = list(csv.reader(io.StringIO(run(folder, "query", "a.db", sql, "--csv"))))
+    assert table[0] == sheet[0] == list(objects[0]) == ["op", "n", "s"]
+    assert [row[:2] for row in table[1:]] == [row[:2] for row in sheet[1:]] == [[o["op"], str(o["n"])] for o in objects]
+    assert sum(o["n"] for o in objects) == told(folder, "capture")["totals"]["cuda_calls"]["written"]
+
+
+def test_explain_and_its_json(folder: Path) -> None:
+    assert run(folder, "explain", "a.db").startswith("SYNTHETIC")
+    assert json.loads(run(folder, "explain", "a.db", "--json"))["bundle"]["synthetic"] is True
+
+
+def test_packet_and_its_bundle(folder: Path) -> None:
+    assert set(told(folder, "report")["sizes"]) == {p.name for p in (folder / "packet").iterdir()}
+    verified = json.loads(run(folder, "verify", "packet", "--bundle", "a.db", "--json"))
+    assert (verified["status"], verified["exit_code"]) == ("VERIFIED", 0)
+    assert run(folder, "report", "a.findings.json", "--out", "packet").count("there already, and the same") == 1
+
+
+def test_probes_tell_every_function_and_its_table(folder: Path) -> None:
+    rows = json.loads(run(folder, "probes", "--json"))
+    assert {r["op"] for r in rows} >= {"cudaMalloc", "cudaLaunchKernel", "ncclAllReduce", "ncclCommInitRank"}
+    assert len(run(folder, "probes").splitlines()) == len(rows) + 1
