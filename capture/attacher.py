@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import socket
@@ -15,7 +16,7 @@ from typing import Any
 from gpuaudit.bundle.errors import EXIT_ENVIRONMENT, AuditError, HostUnfit
 from gpuaudit.bundle.note import Signer
 from gpuaudit.capture.channel import TO_ATTACHER, Channel, ChannelBroken, Message
-from gpuaudit.capture.child import child_command, child_environment
+from gpuaudit.capture.child import END_SIGNALS, child_command, child_environment, end_signals_blocked
 from gpuaudit.capture.cost import usage_rows
 from gpuaudit.capture.launch import Command, InvokingUser, Limits, Workload, typed_at_terminal
 from gpuaudit.capture.options import DEFAULT_DURATION_S, CaptureOptions, CaptureResult, EndedBy, Status
@@ -94,12 +95,18 @@ class Attacher:
             result = self._publish(ended_by)
             if ended_by == "duration" and self._workload is not None:
                 result = self._await_workload(result)
-        except BaseException:
+        except BaseException as e:
+            error = self._recorder_gone() if isinstance(e, ChannelBroken) else e
             self._abandon()
-            raise
+            self._outlive(error)
+            if error is e:
+                raise
+            raise error from None
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+            if self._recorder and self._recorder.stderr:
+                self._recorder.stderr.close()
             if self._probing:
                 self._probing.close()
             plan.output.close()
@@ -109,8 +116,9 @@ class Attacher:
         def note(number: int, _: FrameType | None) -> None:
             self._signal = self._signal or number
 
+        under_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         try:
-            return {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+            return {n: signal.signal(n, note) for n in END_SIGNALS if n != signal.SIGHUP or not under_nohup}
         except ValueError:  # not the main thread: whoever runs us there ends us by the duration
             return {}
 
@@ -120,11 +128,13 @@ class Attacher:
         rings = self._probing.rings if self._probing else []
         counters = self._probing.counters_fd if self._probing else -1
         inherited = [theirs.fileno(), *(r.fd for r in rings), *([counters] if counters >= 0 else [])]
-        with theirs:
+        with theirs, end_signals_blocked():
+            # A session of its own and no descriptor of the terminal: a recorder that was taken over can neither type
+            # into root's shell (TIOCSTI needs the controlling terminal) nor write to its screen.
             self._recorder = subprocess.Popen(
                 child_command("gpuaudit.capture.recorder_main", str(theirs.fileno())),
                 pass_fds=inherited, cwd=plan.output.partial, env=child_environment(), stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
             )  # fmt: skip
         self._channel = Channel(ours, TO_ATTACHER)
         if self._probing:
@@ -152,15 +162,31 @@ class Attacher:
 
     def _launch(self) -> None:
         """Start the workload held, probe what it is linked with, and let it go."""
-        if self._plan.command is None:
+        plan = self._plan
+        if plan.command is None:
             return
-        self._workload = Workload(self._plan.command, self._plan.user, self._plan.limits)
-        if self._probing:
-            self._probing.prepare_workload(self._workload.pid, self._plan.command, self._plan.user)
-            self._send_rows()
-        self._workload.release()
-        if self._probing:
+        try:
+            if not self._signal:
+                self._workload = Workload(plan.command, plan.user, plan.limits)
+                if self._probing:
+                    self._probing.prepare_workload(self._workload.pid, plan.command, plan.user)
+                    self._send_rows()
+                if not self._signal:
+                    self._workload.release()
+        except HostUnfit:
+            if not self._signal:  # a Ctrl-C reaches the held process too
+                raise
+        if self._workload is None or self._workload.is_held:
+            self._not_launched()
+        elif self._probing:
             self._probing.workload_released()
+
+    def _not_launched(self) -> None:
+        """A signal came before the command ran: it never will."""
+        if self._workload is not None:
+            self._workload.kill_held()
+        self._workload, self._workload_status = None, -self._signal
+        self._plan.tell(Status("notice", "the capture was ended before the command was started"))
 
     def _watch(self) -> EndedBy:
         """Turn after turn until something ends the capture."""
@@ -190,16 +216,20 @@ class Attacher:
         """Pass the signal on where it did not reach the workload, and record its end."""
         number = self._signal
         if self._workload:
-            if number == signal.SIGTERM or not typed_at_terminal():
-                self._workload.send_signal(number)
-            deadline = time.monotonic() + WORKLOAD_GRACE_S
-            self._signal = 0  # a second one ends the wait
-            while not self._signal and self._sealed is None and time.monotonic() < deadline:
-                self._turn(TURN_S)
-                self._workload_status = self._workload.poll()
-                if self._workload_status is not None:
-                    break
+            self._end_workload(self._workload, lambda: self._turn(TURN_S))
         return "interrupt" if number == signal.SIGINT else "terminate"
+
+    def _end_workload(self, workload: Workload, turn: Callable[[], None]) -> None:
+        """Pass the signal that came on, and give the workload some time to end; a second signal ends the wait."""
+        number, self._signal = self._signal, 0
+        if number == signal.SIGTERM or not typed_at_terminal():
+            workload.send_signal(number)
+        deadline = time.monotonic() + WORKLOAD_GRACE_S
+        while (status := workload.poll()) is None and not self._signal and time.monotonic() < deadline:
+            turn()
+            if self._sealed is not None and self._phase == "recording":
+                break  # the disk is full
+        self._workload_status = status
 
     def _finish(self) -> None:
         """Detach, send the last rows, and have it sealed."""
@@ -221,11 +251,7 @@ class Attacher:
 
     def _turn(self, timeout_s: float) -> None:
         """Handle what the recorder sends."""
-        try:
-            messages = self._channel.receive(timeout_s)
-        except ChannelBroken:
-            raise self._recorder_gone() from None
-        for message in messages:
+        for message in self._channel.receive(timeout_s):
             self._handle(message)
 
     def _handle(self, message: Message) -> None:
@@ -259,17 +285,18 @@ class Attacher:
     def _send_rows(self) -> None:
         assert self._probing is not None  # noqa: S101 - callers have checked
         for table, rows in self._probing.take_rows():
-            try:
-                self._channel.send("rows", table=table, rows=rows)
-            except ChannelBroken:
-                raise self._recorder_gone() from None
+            self._channel.send("rows", table=table, rows=rows)
 
     def _publish(self, ended_by: EndedBy) -> CaptureResult:
         output, sealed = self._plan.output, self._sealed
         assert sealed is not None  # noqa: S101 - _finish waits for it
         assert self._recorder is not None  # noqa: S101 - it sealed
         self._channel.close()
-        self._recorder.wait(RECORDER_EXIT_S)
+        try:
+            self._recorder.wait(RECORDER_EXIT_S)
+        except subprocess.TimeoutExpired:  # it has sealed: what hangs after that keeps no bundle from its name
+            self._recorder.kill()
+            self._recorder.wait()
         output.publish()
         full_after_ns = sealed.get("full_after_ns")
         if full_after_ns is not None:
@@ -293,13 +320,28 @@ class Attacher:
 
     def _await_workload(self, result: CaptureResult) -> CaptureResult:
         """The duration was over before the workload: the bundle is sealed, and the command's exit code still counts."""
-        assert self._workload is not None  # noqa: S101 - the caller has checked
-        if self._workload.poll() is None:
-            text = f"sealed {result.path}; waiting for the workload (process {self._workload.pid}) to end"
-            self._plan.tell(Status("notice", text))
-        while (status := self._workload.poll()) is None and not self._signal:
+        self._wait_while_it_runs(f"sealed {result.path}")
+        return replace(result, workload_status=self._workload_status)
+
+    def _outlive(self, error: BaseException) -> None:
+        """The capture failed, and the workload did nothing wrong: it goes on, and who started us still waits for it."""
+        if self._workload is None or self._workload.is_held:
+            return
+        if self._probing:
+            self._probing.close()
+        self._wait_while_it_runs(f"the capture failed: {error}")
+
+    def _wait_while_it_runs(self, what: str) -> None:
+        """Until the workload ends; a signal is passed on to it."""
+        workload = self._workload
+        assert workload is not None  # noqa: S101 - callers have checked
+        if (status := workload.poll()) is None and not self._signal:
+            self._plan.tell(Status("notice", f"{what}; waiting for the workload (process {workload.pid}) to end"))
+        while (status := workload.poll()) is None and not self._signal:
             time.sleep(TURN_S)
-        return replace(result, workload_status=status)
+        self._workload_status = status
+        if status is None:
+            self._end_workload(workload, lambda: time.sleep(TURN_S))
 
     def _recorder_gone(self) -> AuditError:
         """Why the channel closed without a word: the recorder died."""
@@ -310,10 +352,20 @@ class Attacher:
             code = "unknown, it still runs"
         partial = self._plan.output.partial
         how = f"signal {-code}" if isinstance(code, int) and code < 0 else f"exit code {code}"
+        said = self._last_words()
         return HostUnfit(
-            f"the recorder ended before it sealed ({how})",
+            f"the recorder ended before it sealed ({how}{said and ': ' + said})",
             hint=f"what it had sealed is in {partial}: audit verify {partial}/bundle.db",
         )
+
+    def _last_words(self) -> str:
+        """The last line of the recorder's stderr: where Python itself could not go on."""
+        pipe = self._recorder.stderr if self._recorder else None
+        if pipe is None:
+            return ""
+        os.set_blocking(pipe.fileno(), False)
+        lines = (pipe.read(1 << 16) or b"").decode("utf-8", "replace").split("\n")
+        return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
 
     def _abandon(self) -> None:
         """After a failure: let the recorder write what it has, and leave nothing running that we started."""

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import site
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import gpuaudit
+
+END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that end a capture cleanly. The attacher decides what follows, so they must not kill its children first."""
 
 
 def child_command(module: str, *arguments: str) -> list[str]:
@@ -22,3 +28,13 @@ def child_environment() -> dict[str, str]:
     if root not in {*site.getsitepackages(), site.getusersitepackages()}:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     return environment
+
+
+@contextmanager
+def end_signals_blocked() -> Iterator[None]:
+    """A child that is started here waits with :data:`END_SIGNALS` until it has decided what they mean to it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

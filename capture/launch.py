@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpuaudit.bundle.errors import HostUnfit, UsageError
-from gpuaudit.capture.child import child_command, child_environment
+from gpuaudit.capture.child import child_command, child_environment, end_signals_blocked
 from gpuaudit.capture.privileges import Credentials
 
 HELD_DEADLINE_S = 30.0
@@ -104,7 +104,7 @@ class Workload:
 
     def __init__(self, command: Command, user: InvokingUser | None, limits: Limits) -> None:
         ours, theirs = socket.socketpair()
-        with theirs:
+        with theirs, end_signals_blocked():
             self._process = subprocess.Popen(
                 child_command("gpuaudit.capture.launch_child", str(theirs.fileno())),
                 pass_fds=[theirs.fileno()], env=child_environment(),
@@ -134,9 +134,13 @@ class Workload:
         return self._process.pid
 
     def release(self) -> None:
-        """Let it execute the program; UsageError when the kernel refuses to."""
+        """Let it execute the program; UsageError when the kernel refuses to, HostUnfit when somebody ended it."""
+        try:
+            self._pipe.sendall(b"go\n")
+        except OSError:
+            self.kill_held()
+            raise HostUnfit(f"workload ended while it was held: {describe_status(self.wait())}") from None
         self.is_held = False
-        self._pipe.sendall(b"go\n")
         failure = self._receive_line()  # empty: the pipe was closed by a successful execve
         self._pipe.close()
         if failure:

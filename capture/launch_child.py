@@ -15,6 +15,8 @@ import socket
 import sys
 from typing import Any
 
+from gpuaudit.capture.child import END_SIGNALS
+
 NOT_EXECUTED = 125
 """Exit code when the program was not executed, as env(1) and timeout(1) use it."""
 
@@ -23,6 +25,7 @@ def main(argv: list[str]) -> int:
     """Never returns when the program was executed."""
     for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)  # Python ignores the first two, and a program would inherit that
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)
     pipe = socket.socket(fileno=int(argv[1]))
     pipe.set_inheritable(False)  # closed by execve: that is how the other side learns of it
     stream = pipe.makefile("rb")

@@ -73,7 +73,7 @@ class ProbedFiles:
         return file, bool(file.attached)
 
     def attached_file(self, device: int, inode: int) -> ProbedFile | None:
-        """The file that a mapping names, if it is probed. A probe holds its inode, so the numbers mean no other file."""
+        """The file that a mapping names, if it is probed. A probe holds its inode: the numbers mean no other file."""
         file = self._files.get((device, inode))
         return file if file is not None and file.attached else None
 

@@ -7,6 +7,7 @@ the recorder (:mod:`gpuaudit.capture.recorder_main`).
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import re
@@ -41,7 +42,7 @@ def run_capture(options: CaptureOptions, *, status: Callable[[Status], None] | N
     and SIGHUP end the capture cleanly while it runs. UsageError and OutputExists before anything is made; HostUnfit
     when the host lacks a privilege, a kernel feature or room; Incomplete under ``strict``.
     """
-    tell = status or (lambda _: None)
+    tell = _careful(status)
     limits = own_limits()
     _check_options(options)
     scenario = load_scenario(options.synthetic) if options.synthetic else None
@@ -74,6 +75,17 @@ def run_capture(options: CaptureOptions, *, status: Callable[[Status], None] | N
             hint="look at its gaps and losses, or capture without --strict",
         )
     return result
+
+
+def _careful(status: Callable[[Status], None] | None) -> Callable[[Status], None]:
+    """A terminal that was closed, or a reader that went away, is no reason to lose the evidence."""
+
+    def tell(said: Status) -> None:
+        with contextlib.suppress(OSError):
+            if status is not None:
+                status(said)
+
+    return tell
 
 
 def _open_body(options: CaptureOptions, facts: dict[str, object], scenario: Scenario | None) -> dict[str, object]:

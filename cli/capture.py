@@ -116,7 +116,12 @@ def live_line(*, show: bool) -> Iterator[Callable[[Status], None]]:
     from rich.live import Live
     from rich.text import Text
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    class Screen(Console):
+        def on_broken_pipe(self) -> None:
+            """Rich would end the program; a capture whose reader went away goes on, and is sealed."""
+            self.quiet = True
+
+    console = Screen(stderr=True, highlight=False, soft_wrap=True)
     live = Live(Text(""), console=console, auto_refresh=False, transient=True) if show and console.is_terminal else None
 
     def on_status(status: Status) -> None:

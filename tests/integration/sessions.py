@@ -67,7 +67,10 @@ class Session:
         return self.result()
 
     def kill_group(self) -> None:
-        """kill −9 of everything at once."""
+        """kill −9 of everything: stopped first, the attacher starts nothing that could be missed."""
+        os.kill(self.process.pid, signal.SIGSTOP)
+        for pid in self.children():
+            os.kill(pid, signal.SIGKILL)
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.communicate(timeout=DEADLINE_S)
 
@@ -78,14 +81,11 @@ class Session:
 
     def recorder_pid(self) -> int:
         """Process id of the recorder."""
-        for path in Path("/proc").glob("[0-9]*"):
-            try:
-                parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-                if parent == self.process.pid and b"recorder_main" in (path / "cmdline").read_bytes():
-                    return int(path.name)
-            except (OSError, ValueError):
-                continue
-        raise AssertionError("no recorder")
+        return next(p for p in self.children() if b"recorder_main" in Path(f"/proc/{p}/cmdline").read_bytes())
+
+    def children(self) -> list[int]:
+        """Process ids of what the attacher has started and not yet waited for."""
+        return [int(p) for p in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()]
 
 
 def rows(path: Path, table: str) -> list[dict[str, Any]]:

@@ -192,6 +192,105 @@ def test_the_recorder_dies_and_the_attacher_says_so(folder: Path, env: dict[str,
     assert result.status == "UNSEALED"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_while_it_starts_ends_it_cleanly(
+    folder: Path, env: dict[str, str], number: signal.Signals
+) -> None:
+    """As Ctrl-C at a terminal, or a service manager: the recorder hears it before it could decide to ignore it."""
+    out = folder / "a.db"
+    session = Session(["--out", out, "--source", "nvml", "--", "touch", folder / "ran"], env)
+    session.wait_for(folder / "a.db.partial")
+    for pid in session.children():
+        os.kill(pid, number)
+    code, said = session.end_group(number)
+    assert code == 128 + number, said
+    assert "before the command was started" in said
+    assert "Traceback" not in said
+    assert not (folder / "ran").exists()
+    check_sealed(out, folder)
+
+
+def test_signals_while_it_seals_change_nothing(folder: Path, env: dict[str, str]) -> None:
+    out = folder / "a.db"
+    session = Session(["--out", out, "--duration", "1h", "--source", "nvml"], env)
+    session.wait_for(folder / "a.db.receipt")
+    recorder = session.recorder_pid()
+    os.kill(recorder, signal.SIGSTOP)  # so that it cannot have sealed already
+    session.process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        session.process.send_signal(number)
+        os.kill(recorder, number)
+    os.kill(recorder, signal.SIGCONT)
+    code, said = session.result()
+    assert code == 0, said
+    check_sealed(out, folder)
+
+
+def test_a_terminal_that_goes_away_costs_no_evidence(folder: Path, env: dict[str, str]) -> None:
+    """Its stderr, where the receipt and the live line go, has no reader any more."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        command_line(["--out", folder / "a.db", "--duration", "1", "--source", "nvml"]), env=env, stderr=writer,
+        stdout=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+    os.close(writer)
+    assert done.returncode == 0
+    check_sealed(folder / "a.db", folder)
+
+
+def test_nohup_is_respected(folder: Path, env: dict[str, str]) -> None:
+    out = folder / "a.db"
+    session = Session(["--out", out, "--duration", "2", "--source", "nvml"], env, prefix=["nohup"])
+    session.wait_for(folder / "a.db.receipt")
+    code, said = session.end(signal.SIGHUP)
+    assert code == 0, said
+    assert "(duration)" in said
+    check_sealed(out, folder)
+
+
+def test_the_recorder_has_no_terminal(folder: Path, env: dict[str, str]) -> None:
+    """Taken over, it can neither type into the shell of the administrator nor write to the screen."""
+    session = Session(["--out", folder / "a.db", "--duration", "1h", "--source", "nvml"], env)
+    session.wait_for(folder / "a.db.receipt")
+    recorder = session.recorder_pid()
+    assert os.getsid(recorder) == recorder != os.getsid(session.process.pid)
+    mine = {str(Path(f"/proc/{session.process.pid}/fd/{n}").readlink()) for n in (0, 1, 2)} - {os.devnull}
+    theirs = {str(f.readlink()) for f in Path(f"/proc/{recorder}/fd").iterdir()}
+    assert not mine & theirs
+    code, said = session.end(signal.SIGINT)
+    assert code == 0, said
+
+
+def test_the_workload_outlives_a_capture_that_fails(folder: Path, env: dict[str, str]) -> None:
+    """It is not killed, and whoever started audit still waits for it."""
+    mark, go, began = folder / "done", folder / "go", folder / "began"
+    script = f"touch {began}; until [ -e {go} ]; do sleep 0.05; done; ls -l /proc/self/fd > {mark}"
+    session = Session(["--out", folder / "a.db", "--source", "nvml", "--", "sh", "-c", script], env)
+    session.wait_for(began)
+    os.kill(session.recorder_pid(), signal.SIGKILL)
+    assert session.process.stderr is not None
+    while "waiting for the workload" not in (line := session.process.stderr.readline()):
+        assert line, "it did not wait"
+    go.touch()
+    code, said = session.result()
+    assert code == 4
+    assert "the recorder ended before it sealed (signal 9)" in said
+    names = [line.split()[8] for line in mark.read_text().splitlines()[1:]]
+    assert set(names) == {"0", "1", "2", "3"}  # 3 is the directory that ls itself opened
+
+
+def test_a_signal_after_the_duration_reaches_the_workload(folder: Path, env: dict[str, str]) -> None:
+    out = folder / "a.db"
+    session = Session(["--out", out, "--duration", "0.2", "--source", "nvml", "--", "sleep", "600"], env)
+    session.wait_for(out)
+    session.wait_for(folder / "a.db.seal")
+    code, said = session.end(signal.SIGTERM)
+    assert code == 128 + signal.SIGTERM, said
+    check_sealed(out, folder)
+
+
 def test_the_attacher_dies_and_the_prefix_survives(folder: Path, env: dict[str, str]) -> None:
     out = folder / "a.db"
     session = Session(["--out", out, "--duration", "1h", "--source", "nvml"], env)
