@@ -41,7 +41,8 @@ def run(command: click.Command, args: Sequence[str]) -> int:
     """
     name = f"audit {args[0]}" if args and args[0] in getattr(command, "list_commands", lambda _: ())(None) else "audit"
     try:
-        status = command.main(list(args), prog_name="audit", standalone_mode=False)
+        with command.make_context("audit", list(args)) as context:  # main() would swallow that the reader went away
+            status = command.invoke(context)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return _end(name, "interrupted", EXIT_INTERRUPTED)
