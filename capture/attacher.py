@@ -85,6 +85,8 @@ class Attacher:
         handlers = self._take_signals()
         try:
             plan.output.create(plan.recorder)
+            if plan.output.kept:
+                plan.tell(Status("notice", f"an earlier capture that did not end is kept in {plan.output.kept}"))
             self._spawn()
             if self._probing:  # while the recorder starts: what runs already is probed when the receipt comes
                 self._probing.scan_when_due()

@@ -7,9 +7,12 @@ ordinary user may own, so every step works on open directories and refuses links
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import errno
+import fcntl
 import os
+import shutil
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +25,10 @@ BUNDLE_NAME = "bundle.db"
 RESERVE_NAME = "reserve"
 _PARTIAL_FILES = (BUNDLE_NAME, f"{BUNDLE_NAME}-wal", f"{BUNDLE_NAME}-shm", f"{BUNDLE_NAME}-journal",
                   f"{BUNDLE_NAME}.seal", f"{BUNDLE_NAME}.seal.part", RESERVE_NAME)  # fmt: skip
+REHEARSAL_PREFIX = "rehearsal-"
 _PUBLIC_MODE = 0o644
+_KEPT_LIMIT = 1000
+"""Unfinished captures of one name that are kept. ours"""
 
 
 def default_name(now: datetime.datetime) -> str:
@@ -40,6 +46,9 @@ class Output:
     owner: Credentials | None = None
     _parent_fd: int = -1
     _partial_fd: int = -1
+    _recorder: Credentials | None = None
+    kept: Path | None = None
+    """Where :meth:`create` has moved what an earlier capture left unfinished."""
 
     @property
     def partial(self) -> Path:
@@ -68,10 +77,10 @@ class Output:
                 raise OutputExists(f"{path} is not an ordinary file, so --force does not replace it", hint="remove it")
 
     def create(self, recorder: Credentials | None) -> None:
-        """Make ``<out>.partial/`` for the recorder's user."""
+        """Make ``<out>.partial/`` for the recorder's user; under ``force`` an older one is moved, never removed."""
         self._parent_fd = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         if self.force:
-            self._clear_partial()
+            self._keep_older()
         try:
             os.mkdir(self.partial.name, 0o700, dir_fd=self._parent_fd)
         except FileExistsError:
@@ -80,11 +89,15 @@ class Output:
             raise HostUnfit(f"{self.partial} could not be made: {e.strerror}", hint="choose another --out") from None
         os.fsync(self._parent_fd)  # before a receipt is shown for what will lie in it
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._partial_fd = os.open(self.partial.name, flags, dir_fd=self._parent_fd)
-        if os.fstat(self._partial_fd).st_uid != os.geteuid():
+        fd = os.open(self.partial.name, flags, dir_fd=self._parent_fd)
+        if os.fstat(fd).st_uid != os.geteuid():
+            os.close(fd)
             raise HostUnfit(
                 f"{self.partial} was replaced while it was being made", hint="capture into another directory"
             )
+        self._partial_fd, self._recorder = fd, recorder
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held while this process lives: a capture runs here
         if recorder is not None:
             os.fchown(self._partial_fd, recorder.uid, recorder.gid)
 
@@ -114,8 +127,8 @@ class Output:
             return
         for name in _PARTIAL_FILES:
             try:
-                fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._partial_fd)
-            except OSError:
+                fd = self._open_recorded(name)
+            except (OSError, HostUnfit):
                 continue
             self._give(fd)
         os.fchown(self._partial_fd, self.owner.uid, self.owner.gid)
@@ -123,9 +136,13 @@ class Output:
     def discard(self) -> None:
         """Remove the partial directory of a capture that failed before its first leaf."""
         if self._partial_fd >= 0:
-            for name in _PARTIAL_FILES:
-                _unlink_if_there(name, self._partial_fd)
-            os.rmdir(self.partial.name, dir_fd=self._parent_fd)
+            for name in os.listdir(self._partial_fd):  # noqa: PTH208 - of the open directory
+                if name in _PARTIAL_FILES:
+                    _unlink_if_there(name, self._partial_fd)
+                elif name.startswith(REHEARSAL_PREFIX):  # a recorder that was killed while it rehearsed
+                    shutil.rmtree(name, ignore_errors=True, dir_fd=self._partial_fd)
+            with contextlib.suppress(OSError):  # somebody else's file in it is no reason to hide why the capture failed
+                os.rmdir(self.partial.name, dir_fd=self._parent_fd)
 
     def close(self) -> None:
         """Close the directories."""
@@ -135,7 +152,7 @@ class Output:
         self._partial_fd = self._parent_fd = -1
 
     def _move(self, name: str, target: str) -> None:
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._partial_fd)
+        fd = self._open_recorded(name)
         if self.force:
             os.rename(name, target, src_dir_fd=self._partial_fd, dst_dir_fd=self._parent_fd)
         else:
@@ -154,6 +171,23 @@ class Output:
             else:
                 os.unlink(name, dir_fd=self._partial_fd)
         self._give(fd)
+
+    def _open_recorded(self, name: str) -> int:
+        """A file that the recorder itself has made; HostUnfit for any other.
+
+        A recorder that was taken over could link a file of root's here, to have it handed to the invoking user.
+        """
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._partial_fd)
+        status, recorder = os.fstat(fd), self._recorder
+        own = recorder is None or (status.st_uid == recorder.uid and status.st_nlink == 1)
+        if own and stat.S_ISREG(status.st_mode):
+            return fd
+        os.close(fd)
+        raise HostUnfit(
+            f"{self.partial / name} is not a file that the recorder made: owner {status.st_uid}, "
+            f"{status.st_nlink} names",
+            hint="do not trust it, and find out who wrote there",
+        )
 
     def _give(self, fd: int) -> None:
         """Make an open regular file the owner's, readable for all; closes it."""
@@ -179,7 +213,8 @@ class Output:
             raise
         self._give(fd)
 
-    def _clear_partial(self) -> None:
+    def _keep_older(self) -> None:
+        """Move what an earlier capture left to ``<out>.partial.N``: it is evidence. OutputExists while that runs."""
         try:
             fd = os.open(self.partial.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self._parent_fd)
         except FileNotFoundError:
@@ -188,13 +223,24 @@ class Output:
             raise OutputExists(
                 f"{self.partial} is not a directory of a capture: {e.strerror}", hint="remove it"
             ) from None
-        for name in _PARTIAL_FILES:
-            _unlink_if_there(name, fd)
-        os.close(fd)
         try:
-            os.rmdir(self.partial.name, dir_fd=self._parent_fd)
-        except OSError as e:
-            raise OutputExists(f"{self.partial} holds other files: {e.strerror}", hint="move them away") from None
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputExists(f"{self.partial}: a capture runs there", hint="choose another --out") from None
+        except OSError:  # a file system without locks
+            pass
+        finally:
+            os.close(fd)
+        with contextlib.suppress(OSError):
+            os.rmdir(self.partial.name, dir_fd=self._parent_fd)  # nothing in it
+            return
+        for n in range(1, _KEPT_LIMIT):
+            name = f"{self.partial.name}.{n}"
+            with contextlib.suppress(OSError):  # a folder that is not empty, or a file, is never replaced
+                os.rename(self.partial.name, name, src_dir_fd=self._parent_fd, dst_dir_fd=self._parent_fd)
+                self.kept = self.partial.with_name(name)
+                return
+        raise OutputExists(f"{self.partial} holds a capture that did not end", hint="move it away")
 
 
 def _unlink_if_there(name: str, directory: int) -> None:

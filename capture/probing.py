@@ -5,14 +5,17 @@ Rows that it finds are kept until :meth:`Probing.take_rows`, and go to the recor
 
 from __future__ import annotations
 
+import json
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from gpuaudit.bundle.errors import HostUnfit
 from gpuaudit.capture.bpf_capture import BpfCapture
 from gpuaudit.capture.calibration import probe_costs_ns
+from gpuaudit.capture.channel import LINE_LIMIT_BYTES
 from gpuaudit.capture.cost import CostRow, probe_rows
 from gpuaudit.capture.launch import Command, InvokingUser, Workload
 from gpuaudit.capture.linked import linked_files
@@ -26,8 +29,8 @@ from gpuaudit.capture.source import BPF_SOURCES, Capability, boottime_ns
 SCAN_INTERVAL_S = 0.25
 """A library that a process loads is probed within this time: short against the seconds CUDA takes to start."""
 
-ROWS_PER_MESSAGE = 64
-"""A row is at most about 10 kB (a command line of 4,096 bytes, escaped), and a message at most 1 MiB."""
+BATCH_BYTES = LINE_LIMIT_BYTES // 4
+"""A batch of rows is sent once it is as long as this; a single row, whose texts other users choose, may be longer."""
 
 
 class Probing:
@@ -132,11 +135,14 @@ class Probing:
         """Rows since the last call, in batches of one table that fit a message."""
         rows, self._rows = self._rows, []
         batches: dict[str, list[dict[str, Any]]] = {}
+        lengths: Counter[str] = Counter()
         for table, row in rows:
-            batch = batches.setdefault(table, [])
-            batch.append(row)
-            if len(batch) == ROWS_PER_MESSAGE:
+            length = len(json.dumps(row)) + 2
+            if lengths[table] + length > BATCH_BYTES and table in batches:
                 yield table, batches.pop(table)
+                lengths[table] = 0
+            batches.setdefault(table, []).append(row)
+            lengths[table] += length
         yield from batches.items()
 
     def close(self) -> None:

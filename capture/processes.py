@@ -102,6 +102,19 @@ def is_alive(pid: int) -> bool:
     return fields is not None and fields[1][0] not in ("Z", "X")
 
 
+def why_not_followed(pid: int) -> str:
+    """Why ``pid`` is no process that can be chosen for a capture; empty if it is one."""
+    if not is_alive(pid):
+        return "there is no such process"
+    status = _text(f"{PROC}/{pid}/status") or b""
+    leader = re.search(rb"^Tgid:\s+(\d+)", status, re.MULTILINE)
+    if leader and int(leader.group(1)) != pid:
+        return f"that is a thread of process {int(leader.group(1))}"
+    if size_hint(pid) is None:
+        return "that is a thread of the kernel, which uses no library"
+    return ""
+
+
 def read_process(pid: int) -> ProcessInfo | None:
     """Who ``pid`` is; None when it is gone."""
     fields = _fields(pid)

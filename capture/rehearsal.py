@@ -20,13 +20,14 @@ from gpuaudit.bundle.tables import TABLES
 from gpuaudit.bundle.writer import BundleWriter
 from gpuaudit.capture.channel import Channel
 from gpuaudit.capture.clock_source import read_pair
+from gpuaudit.capture.output import REHEARSAL_PREFIX
 from gpuaudit.capture.recorder import Recorder
 from gpuaudit.capture.ring import to_rows
 
 
 def rehearse(directory: Path, channel: Channel) -> None:
     """Do once, under ``directory``, everything a capture does."""
-    with tempfile.TemporaryDirectory(prefix="rehearsal-", dir=directory) as folder:
+    with tempfile.TemporaryDirectory(prefix=REHEARSAL_PREFIX, dir=directory) as folder:
         writer = BundleWriter.create(
             Path(folder) / "bundle.db",
             site="rehearsal",

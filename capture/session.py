@@ -27,6 +27,7 @@ from gpuaudit.capture.launch import invoking_user, own_limits, resolve_command
 from gpuaudit.capture.options import CaptureOptions, CaptureResult, Status
 from gpuaudit.capture.output import Output, default_name
 from gpuaudit.capture.privileges import protect_memory, recorder_credentials
+from gpuaudit.capture.processes import why_not_followed
 from gpuaudit.capture.scenario import Scenario, load_scenario
 from gpuaudit.capture.source import SELECTABLE_SOURCES
 
@@ -124,5 +125,5 @@ def _check_options(options: CaptureOptions) -> None:
     if len(challenge) > MAX_CHALLENGE_CHARS or not challenge.isprintable() or challenge != challenge.strip():
         raise UsageError(f"--challenge: at most {MAX_CHALLENGE_CHARS} printable characters on one line")
     for pid in options.pids:
-        if pid <= 0 or not Path(f"/proc/{pid}").is_dir():
-            raise UsageError(f"--pid {pid}: there is no such process", hint="ps -e lists them")
+        if why := why_not_followed(pid):
+            raise UsageError(f"--pid {pid}: {why}", hint="ps -e lists processes")

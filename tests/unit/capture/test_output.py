@@ -23,8 +23,12 @@ def output(tmp_path: Path, **options: object) -> Output:
 
 
 def fill(out: Output) -> None:
+    """As the recorder does, under its own user."""
     (out.partial / "bundle.db").write_bytes(b"bundle")
     (out.partial / "bundle.db.seal").write_bytes(b"seal")
+    folder = out.partial.stat()
+    for path in out.partial.iterdir():
+        os.chown(path, folder.st_uid, folder.st_gid)
 
 
 def test_default_name() -> None:
@@ -81,17 +85,29 @@ def test_a_file_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
     assert (out.partial / "bundle.db").read_text() == "bundle"
 
 
-def test_force_clears_only_what_a_capture_left(tmp_path: Path) -> None:
-    out = output(tmp_path, force=True)
-    out.partial.mkdir()
-    (out.partial / "bundle.db").write_text("old")
-    (out.partial / "notes.txt").write_text("mine")
-    with pytest.raises(OutputExists, match="holds other files"):
+def test_force_keeps_what_an_earlier_capture_left(tmp_path: Path) -> None:
+    """It is evidence of something, and --force is about results."""
+    for n in (1, 2):
+        out = output(tmp_path, force=True)
         out.create(None)
-    assert (out.partial / "notes.txt").read_text() == "mine"
-    (out.partial / "notes.txt").unlink()
+        (out.partial / "bundle.db").write_text(f"capture {n}")
+        out.close()  # as if killed
+    out = output(tmp_path, force=True)
     out.create(None)
     assert list(out.partial.iterdir()) == []
+    assert out.kept == tmp_path / "a.db.partial.2"
+    kept = {p.parent.name: p.read_text() for p in tmp_path.glob("*/bundle.db")}
+    assert kept == {"a.db.partial.1": "capture 1", "a.db.partial.2": "capture 2"}
+
+
+def test_force_does_not_touch_a_capture_that_runs(tmp_path: Path) -> None:
+    running = output(tmp_path, force=True)
+    running.create(None)
+    fill(running)
+    with pytest.raises(OutputExists, match="a capture runs there"):
+        output(tmp_path, force=True).create(None)
+    running.publish()
+    assert running.path.read_text() == "bundle"
 
 
 def test_a_link_in_place_of_the_bundle_is_not_followed(tmp_path: Path) -> None:
@@ -140,3 +156,38 @@ def test_room_is_kept_and_given_back(tmp_path: Path) -> None:
 def test_no_room_is_said_at_once() -> None:
     with pytest.raises(HostUnfit, match="no room"):
         Room(Path("/proc/reserve")).reserve()
+
+
+@as_root
+@pytest.mark.parametrize("how", ["owner", "links"])
+def test_a_file_that_the_recorder_did_not_make_is_not_handed_over(tmp_path: Path, how: str) -> None:
+    """A recorder that was taken over links a file of root's, or its own twice, in place of the bundle."""
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    secret.chmod(0o600)
+    out = output(tmp_path, owner=NOBODY)
+    out.create(NOBODY)
+    os.link(secret, out.partial / "bundle.db.seal")
+    if how == "owner":
+        secret.unlink()
+        secret = out.partial / "bundle.db.seal"
+    else:
+        os.chown(secret, NOBODY.uid, NOBODY.gid)
+    before = secret.stat()
+    with pytest.raises(HostUnfit, match="not a file that the recorder made"):
+        out.publish()
+    out.hand_over_partial()
+    assert (secret.stat().st_mode, secret.stat().st_uid) == (before.st_mode, before.st_uid)
+
+
+def test_a_rehearsal_that_was_cut_short_is_discarded_and_hides_no_error(tmp_path: Path) -> None:
+    out = output(tmp_path)
+    out.create(None)
+    (out.partial / "rehearsal-x").mkdir()
+    (out.partial / "rehearsal-x" / "bundle.db").write_text("x")
+    out.discard()
+    assert list(tmp_path.iterdir()) == []
+    out.create(None)
+    (out.partial / "notes.txt").write_text("mine")
+    out.discard()
+    assert (out.partial / "notes.txt").read_text() == "mine"

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -184,3 +185,28 @@ def test_a_process_that_ended_is_not_a_file_that_cannot_be_opened() -> None:
         with pytest.raises(Ended, match="the process ended before it could be looked at"):
             open_mapping(process.pid, mapping)
         process.wait()
+
+
+def test_only_a_process_can_be_followed() -> None:
+    """A thread's number is in /proc too, and following it would record nothing without a word."""
+    ready, over = threading.Event(), threading.Event()
+    numbers: list[int] = []
+
+    def work() -> None:
+        numbers.append(threading.get_native_id())
+        ready.set()
+        over.wait()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    ready.wait()
+    try:
+        assert processes.why_not_followed(os.getpid()) == ""
+        assert processes.why_not_followed(numbers[0]) == f"that is a thread of process {os.getpid()}"
+    finally:
+        over.set()
+        thread.join()
+    assert processes.why_not_followed(2**31 - 1) == "there is no such process"
+    assert processes.why_not_followed(0) == "there is no such process"
+    if Path("/proc/2/comm").exists() and Path("/proc/2/comm").read_text() == "kthreadd\n":
+        assert "thread of the kernel" in processes.why_not_followed(2)
