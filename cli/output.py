@@ -14,18 +14,27 @@ from gpuaudit.bundle.display import csv_cell, printable
 LIMIT_CHARACTERS = 4096
 """Of a printed sentence; its names were cut to 512 before."""
 
+PIECE_BYTES = 1 << 15
+"""Half of what a pipe of Linux holds (pipe(7)), so that a write is taken whole or refused."""
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 force_option = click.option("--force", is_flag=True, help="Replace an existing output that has other content.")
 
 
 def print_json(value: object) -> None:
     """``value`` as indented JSON in ASCII, members in their own order: lossless, and inert in a terminal."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=True))
+    _emit(json.dumps(value, indent=2, ensure_ascii=True).encode("ascii") + b"\n")
 
 
 def print_raw(data: bytes) -> None:
     """A JSON document of ours, byte for byte, and a line end; canonical JSON escapes control characters itself."""
-    click.echo(data.rstrip(b"\n"))
+    _emit(data.rstrip(b"\n") + b"\n")
+
+
+def _emit(data: bytes) -> None:
+    """Write in pieces: an unbuffered stdout may take part of one large write and not tell that its reader went away."""
+    for at in range(0, len(data), PIECE_BYTES):
+        click.echo(data[at : at + PIECE_BYTES], nl=False)
 
 
 def sentence(text: str) -> str:
@@ -66,4 +75,4 @@ def print_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     writer.writerow([csv_cell(c) for c in columns])
     for row in rows:
         writer.writerow(["" if v is None else v if isinstance(v, int | float) else csv_cell(str(v)) for v in row])
-    click.echo(out.getvalue(), nl=False)
+    _emit(out.getvalue().encode("utf-8"))
