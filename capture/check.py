@@ -21,7 +21,7 @@ from gpuaudit.capture import libbpf, processes
 from gpuaudit.capture.attach import MECHANISMS, TRACEPOINTS, Mechanism, Place, Programs, cookie
 from gpuaudit.capture.discovery import Scanner
 from gpuaudit.capture.nvml_source import NvmlSource
-from gpuaudit.capture.privileges import missing_for_bpf
+from gpuaudit.capture.privileges import FOREIGN_PIDS, FOREIGN_PIDS_HINT, in_initial_pid_namespace, missing_for_bpf
 from gpuaudit.capture.probed_files import ProbedFiles
 from gpuaudit.capture.probes import RING_TABLES
 from gpuaudit.capture.ring import LossCounters, RingReader
@@ -77,6 +77,8 @@ def _bpf() -> list[CheckResult]:
 
 def _privileges() -> CheckResult:
     missing = missing_for_bpf()
+    if not missing and not in_initial_pid_namespace():
+        return CheckResult("privileges", False, FOREIGN_PIDS, FOREIGN_PIDS_HINT)
     if not missing:
         return CheckResult("privileges", True, "CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE are there")
     settings = ", ".join(f"{name}={value}" for name in SYSCTLS if (value := _sysctl(name)) is not None)

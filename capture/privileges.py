@@ -31,6 +31,12 @@ CAPABILITY_NAMES = {
     CAP_SYS_ADMIN: "CAP_SYS_ADMIN", CAP_PERFMON: "CAP_PERFMON", CAP_BPF: "CAP_BPF",
 }  # fmt: skip
 
+_INITIAL_PID_NAMESPACE = 0xEFFFFFFC
+"""include/linux/proc_ns.h: PROC_PID_INIT_INO."""
+
+FOREIGN_PIDS = "process ids here are a container's own, BPF programs see the host's, and the two cannot be matched"
+FOREIGN_PIDS_HINT = "run audit on the host, or with its process ids: docker --pid=host, Kubernetes hostPID: true"
+
 _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 4, 24, 38, 47
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
@@ -61,6 +67,14 @@ def missing_for_bpf(have: Iterable[int] | None = None) -> list[str]:
     got = frozenset(effective_capabilities() if have is None else have)
     needed = [CAP_SYS_PTRACE] if CAP_SYS_ADMIN in got else [CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE]
     return [CAPABILITY_NAMES[c] for c in needed if c not in got]
+
+
+def in_initial_pid_namespace() -> bool:
+    """Whether process ids here are the ones that BPF programs see; in a container they usually are not."""
+    try:
+        return Path("/proc/self/ns/pid").stat().st_ino == _INITIAL_PID_NAMESPACE
+    except OSError:  # a kernel without PID namespaces
+        return True
 
 
 def recorder_credentials() -> Credentials | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from gpuaudit.capture import libbpf
@@ -15,6 +15,9 @@ from gpuaudit.capture.symbols import Function, NotElf, Symbols, read_symbols
 
 MAX_PROBES = 8192
 """Entries of the BPF map ``probe_counts``, as in capture/bpf/maps.h."""
+
+MAX_NOT_OBSERVED = 2000
+"""Names listed of what a library exports and nobody probes. A name has at most 255 characters, and a message 1 MiB."""
 
 _COUNT = struct.Struct("<QQ")
 
@@ -81,7 +84,7 @@ class ProbedFiles:
         file.build_id = symbols.build_id
         wanted = list(_chosen(file.library, symbols))
         observed = {name for probe, _ in wanted for name in probe.names}
-        file.not_observed = tuple(n for n in symbols.exports if n not in observed)
+        file.not_observed = _some(n for n in symbols.exports if n not in observed)
         if not wanted:
             file.reason = "none of the functions in the probe table is exported"
         elif self._next + len(wanted) > MAX_PROBES:
@@ -128,6 +131,13 @@ class ProbedFiles:
         raw = libbpf.map_lookup(self._programs.map_fd("probe_counts"), struct.pack("<I", index), _COUNT.size)
         hits, unmatched = _COUNT.unpack(raw or bytes(_COUNT.size))
         return hits, unmatched
+
+
+def _some(names: Iterable[str]) -> tuple[str, ...]:
+    """The file belongs to the audited workload: it may export as many names as it likes."""
+    first = tuple(names)
+    more = len(first) - MAX_NOT_OBSERVED
+    return first if more <= 0 else (*first[:MAX_NOT_OBSERVED], f"and {more} more")
 
 
 def _chosen(library: Library, symbols: Symbols) -> Iterator[tuple[Probe, Function]]:

@@ -20,7 +20,7 @@ from gpuaudit.capture.cost import CostRow, probe_rows
 from gpuaudit.capture.launch import Command, InvokingUser, Workload
 from gpuaudit.capture.linked import linked_files
 from gpuaudit.capture.options import CaptureOptions
-from gpuaudit.capture.privileges import missing_for_bpf
+from gpuaudit.capture.privileges import FOREIGN_PIDS, FOREIGN_PIDS_HINT, in_initial_pid_namespace, missing_for_bpf
 from gpuaudit.capture.processes import read_process, start_ns
 from gpuaudit.capture.ring import RingDescription
 from gpuaudit.capture.selection import Selection
@@ -68,6 +68,8 @@ class Probing:
                 f"capturing {', '.join(wanted)} needs {' and '.join(missing)}, which this process lacks",
                 hint="sudo audit capture; without privileges only --source nvml can be captured",
             )
+        if not in_initial_pid_namespace():
+            raise HostUnfit(FOREIGN_PIDS, hint=FOREIGN_PIDS_HINT)
         self._costs_ns = probe_costs_ns()
         pids = frozenset(options.pids) if options.pids or options.command else None
         role = "workload" if options.command else "traced"

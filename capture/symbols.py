@@ -25,6 +25,8 @@ MAX_SYMBOLS_BYTES = 256 << 20
 MAX_STRINGS_BYTES = 512 << 20
 MAX_SEGMENTS = 256
 MAX_NOTE_BYTES = 1 << 16
+MAX_LIKELY_FUNCTIONS = 1 << 16
+"""Functions called cuda… or nccl…: NVIDIA's libraries export some hundreds, libtorch some thousands. ours"""
 """Limits on what is read of one file. libnccl 2.32 has 2 MB of symbols, libtorch_cuda about 60 MB."""
 
 SYMBOL = np.dtype(
@@ -159,6 +161,8 @@ def _defined(table: np.ndarray, strings: bytes, names: frozenset[str], pattern: 
     likely = np.zeros(len(chosen), dtype=bool)
     for start in starts:
         likely |= np.all([codes[at + i] == c for i, c in enumerate(start)], axis=0) if start else True
+    if (count := int(np.count_nonzero(likely))) > MAX_LIKELY_FUNCTIONS:
+        raise NotElf(f"{count} functions with names like those in the probe table, more than {MAX_LIKELY_FUNCTIONS}")
     out: dict[str, int] = {}
     for symbol in chosen[likely].tolist():
         name = strings[symbol[0] : strings.find(b"\0", symbol[0], symbol[0] + 256)].decode("ascii", "replace")

@@ -197,3 +197,14 @@ def test_no_socket_of_the_internet_family_is_opened(folder: Path) -> None:
     assert code == 0, said
     calls = [line for line in trace.read_text().splitlines() if "socket(" in line or "connect(" in line]
     assert not [line for line in calls if "AF_INET" in line]
+
+
+def test_a_container_with_process_ids_of_its_own_is_refused(folder: Path) -> None:
+    """BPF programs see the host's ids: nothing would match, and the capture would look complete."""
+    prefix = ["unshare", "--pid", "--fork", "--mount-proc", "--"]
+    session = Session(["--out", folder / "a.db", "--duration", "1"], environment(folder / "keys"), prefix=prefix)
+    code, said = session.result()
+    assert code == 4, said
+    assert "process ids here are a container's own" in said
+    assert "--pid=host" in said
+    assert not list(folder.glob("a.db*"))

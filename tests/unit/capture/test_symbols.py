@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuaudit.capture import symbols
+from gpuaudit.capture.channel import LINE_LIMIT_BYTES
+from gpuaudit.capture.probed_files import MAX_NOT_OBSERVED, _some
 from gpuaudit.capture.symbols import NotElf, instruction_kind, read_symbols
 from tests.doubles.build import build, compiler
 
@@ -72,7 +74,10 @@ def test_a_library_without_section_headers(library: Path, tmp_path: Path) -> Non
 
 
 def test_limits(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for limit, reason in (("MAX_SECTIONS", "sections"), ("MAX_SEGMENTS", "segments"), ("MAX_SYMBOLS_BYTES", "bytes")):
+    for limit, reason in (
+        ("MAX_SECTIONS", "sections"), ("MAX_SEGMENTS", "segments"), ("MAX_SYMBOLS_BYTES", "bytes"),
+        ("MAX_LIKELY_FUNCTIONS", "functions"),
+    ):  # fmt: skip
         with monkeypatch.context() as m:
             m.setattr(symbols, limit, 1)
             with pytest.raises(NotElf, match=reason):
@@ -118,3 +123,12 @@ def test_damaged_files_are_refused_or_read_never_more(library: Path, data: st.Da
 )
 def test_first_instruction(code: str, kind: str) -> None:
     assert instruction_kind(bytes.fromhex(code)) == kind
+
+
+def test_a_library_that_exports_more_names_than_fit() -> None:
+    """Its row must fit a message to the recorder; how many are left out is said."""
+    assert _some(["a", "b"]) == ("a", "b")
+    names = [f"cuda{n:0251d}" for n in range(MAX_NOT_OBSERVED + 3)]
+    listed = _some(names)
+    assert listed == (*names[:-3], "and 3 more")
+    assert len(",".join(listed)) < LINE_LIMIT_BYTES // 2
