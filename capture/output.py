@@ -153,24 +153,28 @@ class Output:
 
     def _move(self, name: str, target: str) -> None:
         fd = self._open_recorded(name)
-        if self.force:
-            os.rename(name, target, src_dir_fd=self._partial_fd, dst_dir_fd=self._parent_fd)
-        else:
+        try:
+            self._give_name(name, self._partial_fd, target, self._parent_fd)
+        except FileExistsError:
+            os.close(fd)
+            raise OutputExists(
+                f"{self.path.with_name(target)} appeared while the capture ran",
+                hint=f"the sealed bundle is in {self.partial}: move it to another name",
+            ) from None
+        self._give(fd)
+
+    def _give_name(self, name: str, folder: int, target: str, target_folder: int) -> None:
+        """Rename; FileExistsError where that would replace a file without ``force``."""
+        if not self.force:
             try:
-                os.link(name, target, src_dir_fd=self._partial_fd, dst_dir_fd=self._parent_fd, follow_symlinks=False)
-            except FileExistsError:
-                os.close(fd)
-                raise OutputExists(
-                    f"{self.path.with_name(target)} appeared while the capture ran",
-                    hint=f"the sealed bundle is in {self.partial}: move it to another name",
-                ) from None
+                os.link(name, target, src_dir_fd=folder, dst_dir_fd=target_folder, follow_symlinks=False)
             except OSError as e:  # a file system without hard links: the name was free when the capture began
                 if e.errno not in (errno.EPERM, errno.EOPNOTSUPP):
                     raise
-                os.rename(name, target, src_dir_fd=self._partial_fd, dst_dir_fd=self._parent_fd)
             else:
-                os.unlink(name, dir_fd=self._partial_fd)
-        self._give(fd)
+                os.unlink(name, dir_fd=folder)
+                return
+        os.rename(name, target, src_dir_fd=folder, dst_dir_fd=target_folder)
 
     def _open_recorded(self, name: str) -> int:
         """A file that the recorder itself has made; HostUnfit for any other.
@@ -206,7 +210,7 @@ class Output:
         try:
             os.write(fd, data)
             os.fsync(fd)
-            os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+            self._give_name(temporary, directory, name, directory)
         except OSError:
             os.unlink(temporary, dir_fd=directory)
             os.close(fd)

@@ -191,3 +191,20 @@ def test_a_rehearsal_that_was_cut_short_is_discarded_and_hides_no_error(tmp_path
     (out.partial / "notes.txt").write_text("mine")
     out.discard()
     assert (out.partial / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("planted", ["file", "link"])
+def test_a_receipt_that_appears_meanwhile_is_kept(tmp_path: Path, planted: str) -> None:
+    """In a folder that others may write to, a name can be taken between our looking and our writing."""
+    out = output(tmp_path)
+    out.check()
+    (tmp_path / "theirs").write_text("theirs")
+    if planted == "link":
+        out.receipt_path.symlink_to("theirs")
+    else:
+        out.receipt_path.write_text("theirs")
+    with pytest.raises(HostUnfit, match="File exists"):
+        out.save_receipt("ours")
+    assert out.receipt_path.read_text() == "theirs"
+    assert out.receipt_path.is_symlink() == (planted == "link")
+    assert not list(tmp_path.glob(".a.db*"))
