@@ -269,7 +269,8 @@ def test_a_process_that_ended_before_it_was_looked_at(
     doubles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Found and gone before its file is opened: said so, with a gap that ends with it; a probed file is still known."""
-    real, doomed = processes.open_mapping, []
+    real = processes.open_mapping
+    doomed: list[subprocess.Popen[str]] = []
 
     def end_first(pid: int, mapping: processes.Mapping) -> int:
         for process in [p for p in doomed if p.pid == pid]:
@@ -278,7 +279,8 @@ def test_a_process_that_ended_before_it_was_looked_at(
         return real(pid, mapping)
 
     monkeypatch.setattr(processes, "open_mapping", end_first)
-    command = [doubles / "calls", "--cudart", doubles / "libcudart.so.13", "--out", tmp_path / "t"]
+    cudart = doubles / "libcudart.so.13"
+    command: list[str | Path] = [doubles / "calls", "--cudart", cudart, "--out", tmp_path / "t"]
     with recording() as r:
         for _ in range(2):  # the first before anybody has probed the file, the second afterwards
             doomed.append(start(*command, "--pause-file", tmp_path / "never"))
