@@ -59,8 +59,9 @@ NO_BUNDLES = {
 }
 
 
-@pytest.mark.parametrize("args", READERS, ids=" ".join)
-@pytest.mark.parametrize("name", NO_BUNDLES)
+@pytest.mark.parametrize(
+    ("args", "name"), [*((READERS[0], name) for name in NO_BUNDLES), *((args, "binary") for args in READERS[1:])]
+)
 def test_what_is_not_a_bundle(folder: Path, args: tuple[str, ...], name: str) -> None:
     (folder / "bad.db").write_bytes(NO_BUNDLES[name])
     before = digests(folder)
@@ -173,9 +174,11 @@ def test_outputs_with_other_content_are_kept(folder: Path) -> None:
 
 
 def test_an_output_with_the_same_content_is_no_conflict(folder: Path) -> None:
-    before = (folder / "a.findings.json").stat().st_mtime_ns
-    assert audit("analyze", "a.db", env=environment(folder / "keys"), cwd=folder).returncode == 0
-    assert (folder / "a.findings.json").stat().st_mtime_ns == before
+    env = environment(folder / "keys")
+    assert audit("analyze", "a.db", "--out", "f.json", env=env, cwd=folder).returncode == 0
+    before = (folder / "f.json").stat().st_mtime_ns
+    assert audit("analyze", "a.db", "--out", "f.json", env=env, cwd=folder).returncode == 0
+    assert (folder / "f.json").stat().st_mtime_ns == before
 
 
 def test_an_output_that_cannot_be_written(folder: Path) -> None:
