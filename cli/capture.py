@@ -51,7 +51,9 @@ def command(
 
     Alone it watches the whole host for 60 s. With a COMMAND it starts the command as the user who called sudo, holds it
     until its libraries are probed, records until it ends, and ends with the status of the command (128 + n for signal
-    n). Ctrl-C or SIGTERM ends a recording early, and the bundle is sealed all the same.
+    n). Ctrl-C or SIGTERM ends a recording early, and the bundle is sealed all the same. A
+    recording that was killed stays, as a proven prefix, in NAME.partial/; --force sets it aside as NAME.partial.1 and
+    deletes nothing of it.
 
     \b
     Examples:
