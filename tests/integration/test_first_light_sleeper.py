@@ -13,7 +13,9 @@ from tests.integration.road import Road, outcome, road
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf")]
 
-KERNEL_US, NAPS = 20_000, 20
+# Kernels long enough that half of one is left to wait for even where the caller is kept from its CPU for a while.
+KERNEL_US, NAPS = 200_000, 10
+NAP_MS = KERNEL_US // 1000
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,8 @@ def shared(doubles: Path, bpf: None) -> Iterator[Road]:
 def test_first_light_sleeper_beside_a_slow_call_is_no_chain(shared: Road) -> None:
     """A thread naps while another waits for long kernels: the bundle has both, and nobody puts them together."""
     r = shared
-    command = (r.folder / "bin" / "sleeper", "--cudart", r.folder / "bin" / "libcudart.so.13", "--naps", str(NAPS))
+    command = (r.folder / "bin" / "sleeper", "--cudart", r.folder / "bin" / "libcudart.so.13")
+    command += ("--naps", str(NAPS), "--nap-ms", str(NAP_MS))
     done = r.run("capture", "--out", "sleeper.db", "--", *command, env={"DOUBLE_CUDA_KERNEL_US": str(KERNEL_US)})
     said = json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"sleeper_tid"')))
     slow = (
