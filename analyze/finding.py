@@ -18,6 +18,13 @@ Severity = Literal["critical", "warning", "notice"]
 Grade = Literal["A", "B", "C", "D"]
 RuleState = Literal["finding", "clear", "not evaluated"]
 
+UNITS = (
+    "ns", "count", "bytes", "share", "ratio", "mW", "MHz", "°C", "gpu_ns",
+    "flop/s", "flop/byte", "bytes/s", "token", "token/s", "request/s", "prompt/s", "1/s", "bits", "mJ", "mJ/token",
+    "token/J", "points", "GPU",
+)  # fmt: skip
+"""Units of a quantity, in their base: a share is 0–1, ``gpu_ns`` is GPU-nanoseconds, ``points`` percentage points."""
+
 Json = Any
 """A value that canonical JSON can hold."""
 
@@ -26,8 +33,8 @@ Json = Any
 class Quantity:
     """One number with its unit and provenance; ``value`` None means not recorded, and ``reason`` says why.
 
-    ``unit`` is one of: ns, count, bytes, share (0–1), ratio, mW, MHz, °C, gpu_ns (GPU-nanoseconds), or a currency
-    code. ``evidence`` names entries of the document's evidence table; ``formula`` how a derived value was made.
+    ``unit`` is one of :data:`UNITS`, or a currency code, alone or as ``USD/h``, ``USD/year`` or ``USD/Mtoken``.
+    ``evidence`` names entries of the document's evidence table; ``formula`` how a derived value was made.
     """
 
     value: int | Fraction | None
@@ -124,8 +131,33 @@ class Declaration:
 
 
 @dataclass(frozen=True)
+class Fix:
+    """What could be changed: ``setting`` from ``current`` to ``new`` (empty where not known), and what it would cost.
+
+    ``action`` and ``side_effects`` are sentences without numbers; the numbers stand in ``values``.
+    """
+
+    action: str
+    setting: str = ""
+    current: str = ""
+    new: str = ""
+    side_effects: str = ""
+    values: dict[str, Quantity | str] = field(default_factory=dict)
+
+    def to_json(self) -> Json:
+        return {
+            "action": self.action, "setting": self.setting, "current": self.current, "new": self.new,
+            "side_effects": self.side_effects,
+            "values": {k: v if isinstance(v, str) else v.to_json() for k, v in self.values.items()},
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Finding:
-    """One statement a rule makes. ``subject`` tells what about (gpu, pid, comm, rank …), for sorting and filters."""
+    """One statement a rule makes. ``subject`` tells what about (gpu, pid, comm, rank …), for sorting and filters.
+
+    ``score`` is impact times confidence where the rule's reference gives both (inference rules), else None.
+    """
 
     id: str
     rule: str
@@ -136,13 +168,36 @@ class Finding:
     impact: Quantity
     grade: Grade
     evidence: tuple[str, ...]
+    fixes: tuple[Fix, ...] = ()
+    score: Fraction | None = None
 
     def to_json(self) -> Json:
         return {
             "id": self.id, "rule": self.rule, "severity": self.severity, "text": self.text,
             "values": {k: v if isinstance(v, str) else v.to_json() for k, v in self.values.items()},
             "subject": dict(self.subject), "impact": self.impact.to_json(), "grade": self.grade,
-            "evidence": list(self.evidence),
+            "evidence": list(self.evidence), "fixes": [x.to_json() for x in self.fixes],
+            "score": number_to_json(self.score),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Group:
+    """Findings with one root: the primary one, and the others as supporting evidence, each with why it is held.
+
+    ``kind`` is memory, concurrency or prefill; ``engine`` the subject the findings share.
+    """
+
+    id: str
+    kind: str
+    engine: str
+    primary: str
+    supporting: tuple[tuple[str, str], ...]
+
+    def to_json(self) -> Json:
+        return {
+            "id": self.id, "kind": self.kind, "engine": self.engine, "primary": self.primary,
+            "supporting": [{"finding": f, "reason": r} for f, r in self.supporting],
         }  # fmt: skip
 
 
@@ -210,6 +265,79 @@ class RuleOutcome:
         return {"id": self.id, "state": self.state, "reason": self.reason}
 
 
+@dataclass(frozen=True)
+class SectionTable:
+    """A table of a section: ``columns`` are (name, heading), every row has one cell per column.
+
+    A cell is a quantity, a text, or None where the row has none. ``omitted`` counts rows left out at the end.
+    """
+
+    id: str
+    title: str
+    columns: tuple[tuple[str, str], ...]
+    rows: tuple[tuple[Quantity | str | None, ...], ...]
+    notes: tuple[str, ...] = ()
+    omitted: int = 0
+
+    def to_json(self) -> Json:
+        return {
+            "id": self.id, "title": self.title, "columns": [list(c) for c in self.columns],
+            "rows": [[c.to_json() if isinstance(c, Quantity) else c for c in r] for r in self.rows],
+            "notes": list(self.notes), "omitted": self.omitted,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SectionChart:
+    """A chart of a section; ``kind`` (roofline, strips, stack or bands) says what ``data`` holds (findings.md)."""
+
+    kind: str
+    id: str
+    title: str
+    data: dict[str, Json]
+
+    def to_json(self) -> Json:
+        return {"kind": self.kind, "id": self.id, "title": self.title, "data": self.data}
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A sentence with ``{name}`` placeholders, and the values that go into it."""
+
+    text: str
+    values: dict[str, Quantity | str] = field(default_factory=dict)
+
+    def to_json(self) -> Json:
+        return {
+            "text": self.text,
+            "values": {k: v if isinstance(v, str) else v.to_json() for k, v in self.values.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Section:
+    """One question the analysis answers with tables and charts; ``reason`` says why where it could not."""
+
+    id: str
+    title: str
+    question: str
+    state: Literal["evaluated", "not evaluated"]
+    reason: str
+    statements: tuple[Statement, ...] = ()
+    tables: tuple[SectionTable, ...] = ()
+    charts: tuple[SectionChart, ...] = ()
+    definitions: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> Json:
+        return {
+            "id": self.id, "title": self.title, "question": self.question, "state": self.state, "reason": self.reason,
+            "statements": [x.to_json() for x in self.statements], "tables": [x.to_json() for x in self.tables],
+            "charts": [x.to_json() for x in self.charts],
+            "definitions": [{"term": t, "text": x} for t, x in self.definitions], "notes": list(self.notes),
+        }  # fmt: skip
+
+
 @dataclass
 class Document:
     """The findings document. Section shapes, all plain JSON already, are told in ``docs/reference/findings.md``.
@@ -222,6 +350,8 @@ class Document:
     ``operations``: table, op, count, open, errors, total, p50, p99, max (each a Quantity).
     ``waste``: rows (key, gpu, pid, gpu_time, share, money?, provenance, definition), observed, currency, rate, notes.
     ``cost``: rows (name, quantity, definition): what the recording cost the host.
+    ``groups``: findings with one root cause put together. ``sections``: everything else the analysis tells, each from
+    one file of ``analyze/sections`` (roofline, engines, VRAM, economics …); see ``analyze/section.py``.
     ``charts``: timeline, rank_heat, nvml, latency; bounded, each saying what it left out.
     ``appendix``: declarations, probes, libraries, definitions, assumptions, windows, clock.
     """
@@ -240,6 +370,8 @@ class Document:
     cost: dict[str, Json]
     charts: dict[str, Json]
     appendix: dict[str, Json]
+    groups: list[Group] = field(default_factory=list)
+    sections: list[Section] = field(default_factory=list)
     evidence: list[Evidence] = field(default_factory=list)
 
     def to_json(self) -> Json:
@@ -248,5 +380,7 @@ class Document:
             "window": self.window, "quality": self.quality, "operations": self.operations,
             "outcomes": [o.to_json() for o in self.outcomes], "findings": [f.to_json() for f in self.findings],
             "chains": [c.to_json() for c in self.chains], "waste": self.waste, "cost": self.cost,
-            "charts": self.charts, "appendix": self.appendix, "evidence": [e.to_json() for e in self.evidence],
+            "charts": self.charts, "appendix": self.appendix,
+            "groups": [g.to_json() for g in self.groups], "sections": [x.to_json() for x in self.sections],
+            "evidence": [e.to_json() for e in self.evidence],
         }  # fmt: skip

@@ -7,6 +7,7 @@ declared, and the bytes are the canonical encoding of what they say: nothing in 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,16 @@ from gpuaudit.analyze.finding import (
     Document,
     Evidence,
     Finding,
+    Fix,
+    Group,
     Json,
     Link,
     Quantity,
     RuleOutcome,
+    Section,
+    SectionChart,
+    SectionTable,
+    Statement,
     number_from_json,
 )  # fmt: skip
 from gpuaudit.analyze.schema import DOCUMENT
@@ -74,6 +81,16 @@ def _check_references(body: dict[str, Json]) -> None:
             if declaration is None or x["text"] not in declaration["texts"]:
                 raise ShapeError(f"{section} {x['id']}: {x[key]} with text {x['text']} is not declared")
     _unique([o["id"] for o in body["outcomes"]], "outcomes")
+    _unique([x["id"] for x in body["sections"]], "sections")
+    found = {x["id"] for x in body["findings"]}
+    for g in body["groups"]:
+        for i in (g["primary"], *(s["finding"] for s in g["supporting"])):
+            if i not in found:
+                raise ShapeError(f"groups {g['id']}: refers to finding {i}, which is not in the document")
+    for x in body["sections"]:
+        for t in x["tables"]:
+            if any(len(r) != len(t["columns"]) for r in t["rows"]):
+                raise ShapeError(f"sections {x['id']}: table {t['id']} has a row that is not as long as its columns")
 
 
 def _unique(ids: Sequence[str], where: str) -> None:
@@ -111,7 +128,41 @@ def _values(value: Json) -> dict[str, Quantity | str]:
 def _finding(x: Json) -> Finding:
     return Finding(
         x["id"], x["rule"], x["severity"], x["text"], _values(x["values"]), dict(x["subject"]), quantity(x["impact"]),
-        x["grade"], tuple(x["evidence"]),
+        x["grade"], tuple(x["evidence"]), tuple(_fix(f) for f in x["fixes"]), _score(x["score"]),
+    )  # fmt: skip
+
+
+def _fix(x: Json) -> Fix:
+    return Fix(x["action"], x["setting"], x["current"], x["new"], x["side_effects"], _values(x["values"]))
+
+
+def _score(x: Json) -> Fraction | None:
+    value = number_from_json(x)
+    return None if value is None else Fraction(value)
+
+
+def _group(x: Json) -> Group:
+    supporting = tuple((s["finding"], s["reason"]) for s in x["supporting"])
+    return Group(x["id"], x["kind"], x["engine"], x["primary"], supporting)
+
+
+def _cell(x: Json) -> Quantity | str | None:
+    return quantity(x) if isinstance(x, dict) else x
+
+
+def _section(x: Json) -> Section:
+    return Section(
+        x["id"], x["title"], x["question"], x["state"], x["reason"],
+        statements=tuple(Statement(s["text"], _values(s["values"])) for s in x["statements"]),
+        tables=tuple(
+            SectionTable(
+                t["id"], t["title"], tuple((c[0], c[1]) for c in t["columns"]),
+                tuple(tuple(_cell(c) for c in r) for r in t["rows"]), tuple(t["notes"]), t["omitted"],
+            )
+            for t in x["tables"]
+        ),
+        charts=tuple(SectionChart(c["kind"], c["id"], c["title"], c["data"]) for c in x["charts"]),
+        definitions=tuple((d["term"], d["text"]) for d in x["definitions"]), notes=tuple(x["notes"]),
     )  # fmt: skip
 
 
@@ -137,5 +188,6 @@ def _document(body: dict[str, Json]) -> Document:
         outcomes=[RuleOutcome(o["id"], o["state"], o["reason"]) for o in body["outcomes"]],
         findings=[_finding(x) for x in body["findings"]], chains=[_chain(x) for x in body["chains"]],
         waste=body["waste"], cost=body["cost"], charts=body["charts"], appendix=body["appendix"],
+        groups=[_group(x) for x in body["groups"]], sections=[_section(x) for x in body["sections"]],
         evidence=[Evidence(e["id"], e["table"], tuple(e["leaves"]), e["rows"], e["query"]) for e in body["evidence"]],
     )  # fmt: skip

@@ -1,6 +1,7 @@
-"""Every rule and chain detector: whatever module lies in ``analyze/rules`` or ``analyze/chains``, in order of name.
+"""Every rule, chain detector and section: whatever module lies in ``rules``, ``chains`` or ``sections``.
 
-Such a module has ``DECLARATION`` and ``evaluate``; nothing has to be registered anywhere.
+A rule or detector has ``DECLARATION`` and ``evaluate(context) -> Found | NotEvaluated``; a section has ``ORDER`` (where
+it stands, ascending) and ``evaluate(context) -> Section``. Nothing has to be registered anywhere.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 
-from gpuaudit.analyze import chains, rules
+from gpuaudit.analyze import chains, rules, sections
 from gpuaudit.analyze.context import Context, Outcome
-from gpuaudit.analyze.finding import Declaration
+from gpuaudit.analyze.finding import Declaration, Section
 
 
 @dataclass(frozen=True)
@@ -39,3 +40,10 @@ def _modules(package: ModuleType) -> list[str]:
 def _load(name: str) -> Plugin:
     module = importlib.import_module(name)
     return Plugin(name, module.DECLARATION, module.evaluate)
+
+
+@cache
+def section_makers() -> tuple[Callable[[Context], Section], ...]:
+    """What makes each section, in the order of the report."""
+    modules = [importlib.import_module(name) for name in _modules(sections)]
+    return tuple(m.evaluate for m in sorted(modules, key=lambda m: (m.ORDER, m.__name__)))

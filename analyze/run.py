@@ -18,7 +18,7 @@ from gpuaudit.analyze.host import cost, host
 from gpuaudit.analyze.money import Rate
 from gpuaudit.analyze.operations import operations
 from gpuaudit.analyze.quality import read_quality
-from gpuaudit.analyze.registry import plugins
+from gpuaudit.analyze.registry import plugins, section_makers
 from gpuaudit.analyze.store import Store
 from gpuaudit.analyze.waste import waste
 from gpuaudit.analyze.window import read_window
@@ -88,6 +88,7 @@ def analyze_store(store: Store, verification: Verification, options: AnalyzeOpti
         cost={"rows": cost(store, context.book)},
         charts=charts(context, chains),
         appendix=appendix(context, rate),
+        sections=[make(context) for make in section_makers()],
     )
     document.evidence = context.book.entries()
     return document
@@ -126,5 +127,6 @@ def _bundle(store: Store, v: Verification) -> dict[str, Json]:
     return {
         "origin": v.origin, "root": v.root_b64, "size": v.size, "status": v.status, "file_sha256": v.file_sha256,
         "identity_sha256": v.identity_sha256, "synthetic": store.open_body.get("synthetic") is not False,
+        "imported": store.open_body.get("imported") is not None,
         "notices": list(v.notices),
     }  # fmt: skip

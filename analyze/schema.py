@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, get_args
 
-from gpuaudit.analyze.finding import SCHEMA, Grade, Provenance, RuleState, Severity
+from gpuaudit.analyze.finding import SCHEMA, UNITS, Grade, Provenance, RuleState, Severity
 from gpuaudit.analyze.shape import (
     Shape,
     array,
     boolean,
     decimal,
     either,
+    fail,
     integer,
     mapping,
     number,
@@ -33,7 +35,7 @@ ID = pattern(r"[A-Z][0-9]{1,7}", "an id such as F1, C1 or E1")
 IDS = array(ID, MAX_ITEMS)
 DIGEST = pattern(r"([0-9a-f]{64})?", "64 hexadecimal digits, or nothing")
 TEXTS = array(text(), MAX_ITEMS)
-UNIT = pattern(r"ns|count|bytes|share|ratio|mW|MHz|°C|gpu_ns|[A-Z]{3}|", "a unit of the schema")
+UNIT = pattern("|".join([*map(re.escape, UNITS), "[A-Z]{3}(/(h|year|Mtoken))?", ""]), "a unit of the schema")
 GRADE = one_of(*get_args(Grade))
 QUANTITY = record(
     {"value": number, "unit": UNIT, "provenance": one_of(*get_args(Provenance))},
@@ -46,7 +48,14 @@ _FINDING: dict[str, Shape] = {
     "id": ID, "severity": one_of(*get_args(Severity)), "text": NAME, "values": VALUES, "subject": SUBJECT,
     "impact": QUANTITY, "grade": GRADE, "evidence": IDS,
 }  # fmt: skip
-FINDING = record({**_FINDING, "rule": NAME})
+FIX = record(dict.fromkeys(("action", "setting", "current", "new", "side_effects"), text()) | {"values": VALUES})
+FINDING = record({**_FINDING, "rule": NAME, "fixes": array(FIX, 32), "score": number})
+GROUP = record(
+    {
+        "id": ID, "kind": NAME, "engine": text(4096), "primary": ID,
+        "supporting": array(record({"finding": ID, "reason": text()}), 256),
+    }
+)  # fmt: skip
 LINK = record(
     {
         "effect": text(),
@@ -141,6 +150,39 @@ NVML = record(
 )  # fmt: skip
 LATENCY = record({"table": NAME, "op": text(256), "bins": array(row(decimal, decimal, decimal), 64)})
 
+
+def json_value(value: Any, path: str, depth: int = 0) -> None:
+    """Data of a chart: objects, lists, texts, integers, booleans and nulls, bounded in depth and size."""
+    if depth > 8:
+        fail(path, "…", "at most 8 levels")
+    if isinstance(value, dict):
+        mapping(lambda v, p: json_value(v, p, depth + 1), 256)(value, path)
+    elif isinstance(value, list):
+        array(lambda v, p: json_value(v, p, depth + 1), MAX_ITEMS)(value, path)
+    elif isinstance(value, str):
+        text()(value, path)
+    elif value is not None and not isinstance(value, bool):
+        integer(-(2**53) + 1)(value, path)
+
+
+CELL = optional(either(text(4096), QUANTITY))
+STATEMENT = record({"text": text(4096), "values": VALUES})
+SECTION = record(
+    {
+        "id": NAME, "title": text(256), "question": text(4096), "state": one_of("evaluated", "not evaluated"),
+        "reason": text(), "statements": array(STATEMENT, 256),
+        "tables": array(
+            record({"id": NAME, "title": text(256), "columns": array(row(NAME, text(256)), 32),
+                    "rows": array(array(CELL, 32), MAX_ITEMS), "notes": TEXTS, "omitted": integer()}), 64
+        ),
+        "charts": array(
+            record({"kind": one_of("roofline", "strips", "stack", "bands"), "id": NAME, "title": text(256),
+                    "data": mapping(json_value, 64)}), 64
+        ),
+        "definitions": array(record({"term": text(256), "text": text()}), 256), "notes": TEXTS,
+    }
+)  # fmt: skip
+
 DECLARATION = record(
     {
         "id": NAME, "kind": one_of("rule", "chain"), "title": text(), "question": text(), "window": text(),
@@ -176,7 +218,7 @@ DOCUMENT = record(
         "options": record({"rate": _RATE, "currency": _CURRENCY}, {"trusted_identities": array(DIGEST, 1000)}),
         "bundle": record(
             {"origin": text(1024), "root": text(64), "size": integer(), "status": NAME, "file_sha256": DIGEST,
-             "identity_sha256": DIGEST, "synthetic": boolean, "notices": TEXTS}
+             "identity_sha256": DIGEST, "synthetic": boolean, "imported": boolean, "notices": TEXTS}
         ),
         "host": record(
             {"hostname": text(1024), "kernel": text(1024), "machine": text(1024), "cpus": integer(),
@@ -199,6 +241,8 @@ DOCUMENT = record(
             "latency": array(LATENCY, 1000)}
         ),
         "appendix": APPENDIX,
+        "groups": array(GROUP, MAX_ITEMS),
+        "sections": array(SECTION, 64),
         "evidence": array(EVIDENCE, MAX_ITEMS),
     }
 )  # fmt: skip

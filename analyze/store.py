@@ -19,7 +19,8 @@ import pyarrow as pa
 
 from gpuaudit.bundle.columns import ColumnData, Rows, row_count
 from gpuaudit.bundle.errors import InputUnusable
-from gpuaudit.bundle.tables import SQL_TYPE, TABLES, Table, sql_view
+from gpuaudit.bundle.table import NUMPY_DTYPE, SQL_TYPE, Table
+from gpuaudit.bundle.tables import TABLES, sql_view
 
 if TYPE_CHECKING:
     from gpuaudit.bundle.reader import Bundle
@@ -171,6 +172,9 @@ class Store:
         columns: dict[str, pa.Array] = {}
         for c in table.columns:
             data = rows.get(c.name)
+            if data is None and c.nullable:  # made before the column was added
+                columns[c.name] = pa.nulls(count, pa.string() if c.type == "text" else _ARROW[c.type])
+                continue
             if data is None:
                 raise InputUnusable(
                     f"leaf {leaf}: {table.name} has no column {c.name}", hint="analyse it with the version that made it"
@@ -222,6 +226,9 @@ def _check_times(table: Table, column: str, leaf: int, values: npt.NDArray[Any])
             f"leaf {leaf}: {table.name}.{column} holds {worst} ns, expected less than {MAX_TIME_NS} (146 years)",
             hint="this evidence was not written by a recorder; ask for the original bundle",
         )
+
+
+_ARROW = {name: pa.from_numpy_dtype(dtype) for name, dtype in NUMPY_DTYPE.items()}
 
 
 def _arrow(data: ColumnData) -> pa.Array:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpuaudit.bundle.tables import NUMPY_DTYPE, Column, Table
+from gpuaudit.bundle.table import NUMPY_DTYPE, Column, Table
 
 
 @dataclass(frozen=True)

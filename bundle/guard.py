@@ -25,7 +25,7 @@ from gpuaudit.bundle.errors import BundleInvalid
 from gpuaudit.bundle.harden import limit_decoder
 from gpuaudit.bundle.header import Header, parse
 from gpuaudit.bundle.limits import MAX_RAW_BYTES
-from gpuaudit.bundle.tables import NUMPY_DTYPE
+from gpuaudit.bundle.table import NUMPY_DTYPE
 
 ADDRESS_SPACE_BYTES = 3 << 30
 """Room for a payload, its content and its columns at their limits (132 + 128 + 3 × 128 MiB), texts and libraries."""

@@ -25,7 +25,8 @@ from gpuaudit.bundle.errors import BundleInvalid, HostUnfit, InputUnusable
 from gpuaudit.bundle.guard import Decoder
 from gpuaudit.bundle.header import Header
 from gpuaudit.bundle.merkle import Frontier, leaf_hash
-from gpuaudit.bundle.tables import NUMPY_DTYPE, TABLES
+from gpuaudit.bundle.table import NUMPY_DTYPE
+from gpuaudit.bundle.tables import TABLES
 
 
 class Bundle:

@@ -18,7 +18,7 @@ from gpuaudit.bundle import limits, zstd
 from gpuaudit.bundle.columns import ColumnData, Rows, check_rows
 from gpuaudit.bundle.errors import BundleInvalid
 from gpuaudit.bundle.header import ColumnSpec, Encoding, Header
-from gpuaudit.bundle.tables import NUMPY_DTYPE, Table
+from gpuaudit.bundle.table import NUMPY_DTYPE, Table
 
 _SAMPLE_ROWS = 4096
 """Rows on which the ways to write a numeric column are tried; enough for zstd level 1 to tell them apart."""

@@ -29,7 +29,7 @@ from gpuaudit.bundle.header import NAME, ColumnSpec, Header, Kind
 from gpuaudit.bundle.merkle import Frontier, leaf_hash
 from gpuaudit.bundle.note import Signer, SignerUnavailable
 from gpuaudit.bundle.receipt import Receipt
-from gpuaudit.bundle.tables import Table
+from gpuaudit.bundle.table import Table
 
 __all__ = ["BundleWriter", "Sealed", "Signer", "SignerUnavailable"]
 

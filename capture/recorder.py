@@ -17,7 +17,8 @@ import numpy as np
 
 from gpuaudit.bundle.columns import Rows, check_rows, concat, from_records, row_count
 from gpuaudit.bundle.limits import SEGMENT_RAW_BYTES, SEGMENT_ROWS, SEGMENT_SECONDS
-from gpuaudit.bundle.tables import NUMPY_DTYPE, TABLES, Table
+from gpuaudit.bundle.table import NUMPY_DTYPE, Table
+from gpuaudit.bundle.tables import TABLES
 from gpuaudit.capture.source import boottime_ns
 
 

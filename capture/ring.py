@@ -20,7 +20,8 @@ import numpy as np
 
 from gpuaudit.bundle.columns import ColumnData, Rows
 from gpuaudit.bundle.errors import AuditError, HostUnfit
-from gpuaudit.bundle.tables import NUMPY_DTYPE, TABLES, Column, Table
+from gpuaudit.bundle.table import NUMPY_DTYPE, Column, Table
+from gpuaudit.bundle.tables import TABLES
 from gpuaudit.capture.probes import PROBE_TABLE, RING_TABLES
 
 BUSY = 1 << 31

@@ -27,8 +27,8 @@ def shared(doubles: Path, bpf: None) -> Iterator[Road]:
 def test_first_light_sleeper_beside_a_slow_call_is_no_chain(shared: Road) -> None:
     """A thread naps while another waits for long kernels: the bundle has both, and nobody puts them together."""
     r = shared
-    command = (r.folder / "bin" / "sleeper", "--cudart", r.folder / "bin" / "libcudart.so.13")
-    command += ("--naps", str(NAPS), "--nap-ms", str(NAP_MS))
+    options = ("--naps", str(NAPS), "--nap-ms", str(NAP_MS))
+    command = (r.folder / "bin" / "sleeper", "--cudart", r.folder / "bin" / "libcudart.so.13", *options)
     done = r.run("capture", "--out", "sleeper.db", "--", *command, env={"DOUBLE_CUDA_KERNEL_US": str(KERNEL_US)})
     said = json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"sleeper_tid"')))
     slow = (

@@ -19,7 +19,7 @@ from gpuaudit.bundle.errors import BundleInvalid
 from gpuaudit.bundle.guard import Decoder
 from gpuaudit.bundle.header import ColumnSpec, Header, parse
 from gpuaudit.bundle.merkle import EMPTY_ROOT, Frontier, leaf_hash, node_hash
-from gpuaudit.bundle.tables import Column, ColumnType, Table
+from gpuaudit.bundle.table import Column, ColumnType, Table
 from tests.bundles import MemorySigner
 
 SAFE = canonical.MAX_SAFE_INTEGER

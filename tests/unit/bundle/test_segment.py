@@ -12,7 +12,8 @@ from gpuaudit.bundle import limits, segment
 from gpuaudit.bundle.columns import ColumnData, Rows, from_records
 from gpuaudit.bundle.errors import BundleInvalid
 from gpuaudit.bundle.header import Header
-from gpuaudit.bundle.tables import TABLES, Table
+from gpuaudit.bundle.table import Table
+from gpuaudit.bundle.tables import TABLES
 from tests.bundles import MemorySigner, gap_rows, leaves, open_writer
 
 if sys.version_info >= (3, 14):

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gpuaudit.bundle.tables import NVML_PROCESSES, NVML_SAMPLES
+from gpuaudit.bundle.tables_nvml import NVML_PROCESSES, NVML_SAMPLES
 from gpuaudit.capture.child import child_environment
 from gpuaudit.capture.nvml_source import READINGS
 from tests.doubles.build import build, compiler

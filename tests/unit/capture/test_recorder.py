@@ -9,7 +9,8 @@ import pytest
 
 from gpuaudit.bundle.columns import Rows, from_records, row_count
 from gpuaudit.bundle.errors import HostUnfit
-from gpuaudit.bundle.tables import TABLES, Table
+from gpuaudit.bundle.table import Table
+from gpuaudit.bundle.tables import TABLES
 from gpuaudit.capture.recorder import Recorder, SegmentLimits
 from gpuaudit.capture.ring import to_rows
 
