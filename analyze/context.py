@@ -15,6 +15,7 @@ from gpuaudit.analyze.collectives import Collectives, read_collectives
 from gpuaudit.analyze.evidence import EvidenceBook
 from gpuaudit.analyze.finding import Chain, Finding
 from gpuaudit.analyze.gpu_time import GpuTime
+from gpuaudit.analyze.inference.model import EngineRun
 from gpuaudit.analyze.intervals import Intervals
 from gpuaudit.analyze.quality import Quality
 from gpuaudit.analyze.store import Store
@@ -66,6 +67,13 @@ class Context:
     def collectives(self) -> list[Collectives]:
         """Every communicator with an identity."""
         return read_collectives(self.store, self.quality.lost("nccl_calls"))
+
+    @cached_property
+    def engine_runs(self) -> list[EngineRun]:
+        """Every inference engine that was scraped, with its windows; one in the order of its number."""
+        from gpuaudit.analyze.inference.run import read_runs  # noqa: PLC0415 - it reads through this class
+
+        return read_runs(self)
 
     @cached_property
     def waiting(self) -> dict[int, list[tuple[str, Intervals]]]:

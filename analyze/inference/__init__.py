@@ -1,0 +1,1 @@
+"""Inference engines: what their recorded metrics say, by windows, and what follows from it."""
