@@ -5,20 +5,18 @@ It needs neither the typesetter nor its fonts, so that an installation without t
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import islice
 
-from gpuaudit.analyze.finding import Chain, Document, Finding, Quantity
-from gpuaudit.report.rounding import duration, shown
+from gpuaudit.analyze.finding import Chain, Document, Finding
+from gpuaudit.analyze.words import filled
+from gpuaudit.bundle.rounding import duration
 
 MOST_STATEMENTS = 20
 """Statements printed; a terminal page. The findings document has them all."""
 
 SEVERITIES = ("critical", "warning", "notice")
-
-_PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 
 
 def summary_lines(document: Document) -> Iterator[str]:
@@ -48,13 +46,7 @@ def summary_lines(document: Document) -> Iterator[str]:
 
 def _sentence(statement: Finding | Chain, texts: Mapping[str, Mapping[str, str]]) -> str:
     rule = statement.rule if isinstance(statement, Finding) else statement.detector
-    return _PLACEHOLDER.sub(lambda m: _value(statement.values[m[1]]), texts[rule][statement.text])
-
-
-def _value(value: Quantity | str) -> str:
-    if isinstance(value, str):
-        return value
-    return f"not recorded ({value.reason})" if value.value is None else shown(value).text
+    return filled(texts[rule][statement.text], statement.values)
 
 
 def _length(window: Mapping[str, object]) -> str:

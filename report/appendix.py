@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpuaudit.analyze.finding import Document, Quantity, number_from_json
+from gpuaudit.bundle.rounding import half_even
 from gpuaudit.report.completeness import count
-from gpuaudit.report.rounding import half_even
 from gpuaudit.report.tables import Cell, Column, Table, build
 from gpuaudit.report.text import Text, data, join, listed, number, prose, words
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpuaudit.analyze.finding import Document, Quantity
-from gpuaudit.report.rounding import duration, half_even
+from gpuaudit.bundle.rounding import duration, half_even
 from gpuaudit.report.tables import Column, Table, build
 from gpuaudit.report.text import Text, data, join, listed, number, prose, words
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpuaudit.analyze.finding import Document, Quantity, number_from_json
+from gpuaudit.bundle.rounding import shown
 from gpuaudit.report.charts.canvas import Figure
 from gpuaudit.report.charts.waste_bars import waste_bars
-from gpuaudit.report.rounding import shown
 from gpuaudit.report.statements import EvidenceLinks
 from gpuaudit.report.tables import Cell, Column, Raw, Table, build
 from gpuaudit.report.text import Text, data, join, number, plain, prose, words

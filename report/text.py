@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gpuaudit.analyze.finding import Quantity
+from gpuaudit.bundle import rounding
 from gpuaudit.bundle.display import LIMIT_CHARACTERS, printable
 from gpuaudit.bundle.errors import InputUnusable
-from gpuaudit.report import rounding
 from gpuaudit.report.fonts import glyphs
 
 BREAK_EVERY = 12
@@ -74,9 +74,9 @@ def prose(text: object) -> Text:
 
 
 def number(q: Quantity) -> Text:
-    """A quantity in digits; a null one is "not recorded", with its reason."""
+    """A quantity in digits; a null one is "not recorded" (measured) or "not known", with its reason."""
     if q.value is None:
-        return join(words("not recorded"), bracket(prose(q.reason)) if q.reason else ())
+        return join(words(rounding.absent(q.provenance)), bracket(prose(q.reason)) if q.reason else ())
     shown = rounding.shown(q)
     return (Piece("number", inert(shown.text), inert(shown.exact)),)
 

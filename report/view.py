@@ -11,6 +11,7 @@ from typing import Any
 
 from gpuaudit.analyze.finding import Document
 from gpuaudit.bundle.errors import InputUnusable
+from gpuaudit.bundle.rounding import duration, utc
 from gpuaudit.report import appendix as appendices
 from gpuaudit.report import ledgers
 from gpuaudit.report import statements as said
@@ -20,7 +21,6 @@ from gpuaudit.report.charts.nvml_strips import nvml_strips
 from gpuaudit.report.charts.rank_heat import rank_heat
 from gpuaudit.report.charts.timeline import timeline
 from gpuaudit.report.completeness import Completeness, completeness, totals
-from gpuaudit.report.rounding import duration, utc
 from gpuaudit.report.tables import Table
 from gpuaudit.report.text import Text, data, inert, join, words
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
+from gpuaudit.bundle.rounding import Exact, scaled
 from gpuaudit.report.charts.canvas import LABEL_SIZE, Figure
 from gpuaudit.report.fonts import text_width
-from gpuaudit.report.rounding import Exact, in_unit
 
-_UNITS = {"s": 10**9, "ms": 10**6, "µs": 10**3, "ns": 1}
+_UNITS = {"h": 3_600 * 10**9, "s": 10**9, "ms": 10**6, "µs": 10**3, "ns": 1}
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,13 @@ class TimeAxis:
         return Fraction(self.left) + (inside - self.start_ns) * Fraction(self.width) / self.span_ns
 
     def ticks(self) -> list[tuple[int, str]]:
-        """(time, label) at round steps of 1, 2 or 5 × 10ⁿ ns, as many as fit without touching."""
-        for step in _round_steps(self.span_ns):
+        """(time, label) at round steps of 1, 2 or 5 × 10ⁿ of the unit, as many as fit without touching."""
+        size = _UNITS[self.unit]
+        for step in _round_steps(self.span_ns, size):
             first: int = -((self.origin_ns - self.start_ns) // step)
             times = range(self.origin_ns + first * step, self.end_ns + 1, step)
-            decimals = _decimals(step, _UNITS[self.unit])
-            labels = [(t, in_unit(t - self.origin_ns, self.unit, decimals)) for t in times if t >= self.start_ns]
+            decimals = _decimals(step, size)
+            labels = [(t, scaled(t - self.origin_ns, size, decimals)) for t in times if t >= self.start_ns]
             widest = max((text_width(text, LABEL_SIZE) for _, text in labels), default=Fraction(0))
             if len(labels) < 2 or (widest + 12) * self.span_ns <= step * Fraction(self.width):
                 return labels
@@ -61,12 +62,12 @@ class TimeAxis:
         figure.label(left, Fraction(bottom) + 27, f"{title} ({self.unit})", "start", "quiet")
 
 
-def _round_steps(span: int) -> list[int]:
-    """1, 2, 5 × 10ⁿ from about a twelfth of the span upwards."""
+def _round_steps(span: int, size: int) -> list[int]:
+    """1, 2, 5 × 10ⁿ of a unit of ``size`` ns from about a twelfth of the span upwards; whole nanoseconds only."""
     steps: list[int] = []
-    power = 1
+    power = Fraction(size, 10 ** len(str(size)))
     while power <= span:
-        steps += [s * power for s in (1, 2, 5) if s * power * 12 >= span]
+        steps += [int(s * power) for s in (1, 2, 5) if s * power * 12 >= span and (s * power).denominator == 1]
         power *= 10
     return steps or [1]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
 
-from gpuaudit.report.rounding import Exact
+from gpuaudit.bundle.rounding import Exact
 from gpuaudit.report.text import Text
 
 WIDTH = 660

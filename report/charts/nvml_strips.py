@@ -7,10 +7,10 @@ from itertools import pairwise
 from typing import Any
 
 from gpuaudit.analyze.finding import Quantity
+from gpuaudit.bundle.rounding import duration, half_even, shown
 from gpuaudit.report.charts.axis import TimeAxis
 from gpuaudit.report.charts.canvas import LABEL_SIZE, WIDTH, Figure
 from gpuaudit.report.fonts import fitted, text_width
-from gpuaudit.report.rounding import duration, half_even, shown
 from gpuaudit.report.text import inert, words
 
 NAMES = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
+from gpuaudit.bundle.rounding import duration, half_even
 from gpuaudit.report.charts.canvas import LABEL_SIZE, WIDTH, Figure
 from gpuaudit.report.fonts import text_width
-from gpuaudit.report.rounding import duration, half_even
 from gpuaudit.report.text import Text, data, inert, join, words
 
 RANKS_PER_FIGURE = 40

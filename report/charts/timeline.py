@@ -8,10 +8,10 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
+from gpuaudit.bundle.rounding import half_even
 from gpuaudit.report.charts.axis import TimeAxis
 from gpuaudit.report.charts.canvas import LABEL_SIZE, WIDTH, Figure
 from gpuaudit.report.fonts import fitted, text_width
-from gpuaudit.report.rounding import half_even
 from gpuaudit.report.text import Text, inert, join, listed, prose, words
 
 LANES_PER_FIGURE = 34

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+from gpuaudit.bundle.rounding import Exact
 from gpuaudit.report.charts.canvas import LABEL_SIZE, WIDTH, Figure
 from gpuaudit.report.fonts import text_width
-from gpuaudit.report.rounding import Exact
 
 _BAR, _STEP = 16, 25
 
