@@ -35,7 +35,7 @@ DEFINITIONS = (
 def appendix(context: Context, rate: Rate | None) -> dict[str, Json]:
     """Section ``appendix`` of the document."""
     return {
-        "declarations": [p.declaration.to_json() for p in plugins()],
+        "declarations": [context.policy.applied(p.declaration).to_json() for p in plugins()],
         "probes": _strings(context, "probes", _LAST_PROBES),
         "libraries": _strings(
             context, "libraries", f"SELECT * FROM libraries WHERE {NOT_OWN} ORDER BY start_ns, pid, path, leaf, row"

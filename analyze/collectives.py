@@ -13,20 +13,22 @@ synchronisation that follows on the same thread and stream, or the device synchr
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gpuaudit.analyze.evidence import RowKeys
+from gpuaudit.analyze.finding import Threshold
 from gpuaudit.analyze.store import NOT_OWN, Store
 from gpuaudit.analyze.syncs import NONE, Array, Syncs
 
-MIN_COHORT = 3
-"""With two ranks nobody can say which of them was early and which late."""
-
-QUORUM_NUM, QUORUM_DEN = 1, 2
-"""At least half of a communicator's ranks must have been observed, or the median is not the communicator's."""
+COHORT = Threshold("min_cohort", 3, "count", "with two ranks nobody can say which was early and which late", least=3)
+QUORUM = Threshold(
+    "quorum", Fraction(1, 2), "share",
+    "chosen: unless half of the ranks were observed, their median is not the communicator's",
+)  # fmt: skip
 
 NCCL_OK = "(return_code IS NULL OR return_code IN (0, 7))"
 """ncclSuccess = 0, ncclInProgress = 7 (ncclResult_t, nccl.h); a call that failed took part in no collective."""
@@ -35,6 +37,14 @@ ALIVE = np.iinfo(np.int64).max
 """No exit of the process was seen."""
 
 SIGNATURE = ("count", "size_bytes", "datatype", "root")
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """How many ranks must have been observed: at least ``minimum``, and ``quorum`` of the communicator."""
+
+    minimum: int = int(COHORT.value)
+    quorum: Fraction = Fraction(QUORUM.value)
 
 
 @dataclass(frozen=True)
@@ -94,18 +104,18 @@ class _RankCalls:
         return len(self.columns["start_ns"])
 
 
-def read_collectives(store: Store, nccl_lost: int) -> list[Collectives]:
+def read_collectives(store: Store, nccl_lost: int, cohort: Cohort) -> list[Collectives]:
     """Every communicator with an identity, by identity. ``nccl_lost``: calls that the counters say were lost."""
     ids = store.sql(f"SELECT DISTINCT comm_id FROM nccl_calls WHERE comm_id IS NOT NULL AND {NOT_OWN} ORDER BY 1")
     if not ids:
         return []
     syncs = Syncs(store)
-    return [_read_one(store, int(i), syncs, nccl_lost) for (i,) in ids]
+    return [_read_one(store, int(i), syncs, nccl_lost, cohort) for (i,) in ids]
 
 
-def _read_one(store: Store, comm_id: int, syncs: Syncs, nccl_lost: int) -> Collectives:
+def _read_one(store: Store, comm_id: int, syncs: Syncs, nccl_lost: int, cohort: Cohort) -> Collectives:
     ranks = _read_ranks(store, comm_id)
-    reason = _why_not(store, ranks, nccl_lost)
+    reason = _why_not(store, ranks, nccl_lost, cohort)
     numbers = tuple(r.rank for r in ranks)
     pids = tuple(r.pids[0] for r in ranks)
     nranks = max((r.nranks for r in ranks), default=0)
@@ -164,7 +174,7 @@ def _read_ranks(store: Store, comm_id: int) -> list[_RankCalls]:
     return out
 
 
-def _why_not(store: Store, ranks: list[_RankCalls], nccl_lost: int) -> str:
+def _why_not(store: Store, ranks: list[_RankCalls], nccl_lost: int, cohort: Cohort) -> str:
     """Why the ranks cannot be compared, or nothing."""
     if not ranks:
         return "no collective of it succeeded"
@@ -178,14 +188,15 @@ def _why_not(store: Store, ranks: list[_RankCalls], nccl_lost: int) -> str:
     sizes = {r.nranks for r in ranks}
     if len(sizes) > 1 or max(r.rank for r in ranks) >= max(sizes):
         return f"the ranks do not agree on the size of the communicator: {sorted(sizes)}"
-    return _too_few(ranks, sizes.pop()) or _gap(store, ranks) or _disagreement(ranks)
+    return _too_few(ranks, sizes.pop(), cohort) or _gap(store, ranks) or _disagreement(ranks)
 
 
-def _too_few(ranks: list[_RankCalls], nranks: int) -> str:
-    if len(ranks) < MIN_COHORT:
-        return f"{len(ranks)} of {nranks} ranks observed, and at least {MIN_COHORT} are needed to tell late from early"
-    if len(ranks) * QUORUM_DEN < nranks * QUORUM_NUM:
-        return f"{len(ranks)} of {nranks} ranks observed, fewer than {QUORUM_NUM}/{QUORUM_DEN} of them"
+def _too_few(ranks: list[_RankCalls], nranks: int, cohort: Cohort) -> str:
+    seen = f"{len(ranks)} of {nranks} ranks observed"
+    if len(ranks) < cohort.minimum:
+        return f"{seen}, and at least {cohort.minimum} are needed to tell late from early"
+    if len(ranks) < nranks * cohort.quorum:
+        return f"{seen}, fewer than {cohort.quorum.numerator}/{cohort.quorum.denominator} of them"
     return ""
 
 

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cached_property
 
-from gpuaudit.analyze import gpu_time, waits
-from gpuaudit.analyze.collectives import Collectives, read_collectives
+from gpuaudit.analyze import collectives, gpu_time, lateness, waits
+from gpuaudit.analyze.collectives import Collectives
 from gpuaudit.analyze.evidence import EvidenceBook
 from gpuaudit.analyze.finding import Chain, Finding
 from gpuaudit.analyze.gpu_time import GpuTime
 from gpuaudit.analyze.inference.model import EngineRun
 from gpuaudit.analyze.intervals import Intervals
+from gpuaudit.analyze.policy import Policy
 from gpuaudit.analyze.quality import Quality
 from gpuaudit.analyze.store import Store
 from gpuaudit.analyze.window import Window
+
+LATE_RANK = "late_rank"
+"""The detector whose thresholds say what is late, also for the charts."""
 
 UNNUMBERED = ""
 """Id of a finding or chain until the analysis numbers them all, gravest first."""
@@ -45,12 +50,13 @@ Outcome = Found | NotEvaluated
 
 @dataclass
 class Context:
-    """The evidence, its window and quality, and the book that hands out evidence ids."""
+    """The evidence, its window and quality, the book that hands out evidence ids, and the policy on thresholds."""
 
     store: Store
     window: Window
     quality: Quality
     book: EvidenceBook
+    policy: Policy = field(default_factory=Policy.default)
     names: dict[int, str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -66,7 +72,18 @@ class Context:
     @cached_property
     def collectives(self) -> list[Collectives]:
         """Every communicator with an identity."""
-        return read_collectives(self.store, self.quality.lost("nccl_calls"))
+        cohort = collectives.Cohort(
+            int(self.policy.value(collectives.COHORT, LATE_RANK)),
+            Fraction(self.policy.value(collectives.QUORUM, LATE_RANK)),
+        )
+        return collectives.read_collectives(self.store, self.quality.lost("nccl_calls"), cohort)
+
+    @cached_property
+    def late_limits(self) -> lateness.Limits:
+        """What makes an arrival late, as the policy has it."""
+        return lateness.Limits(
+            int(self.policy.value(lateness.FLOOR, LATE_RANK)), Fraction(self.policy.value(lateness.K, LATE_RANK))
+        )
 
     @cached_property
     def engine_runs(self) -> list[EngineRun]:

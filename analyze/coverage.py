@@ -17,16 +17,18 @@ JUDGED = Threshold(
 )  # fmt: skip
 
 
-def outcome(context: Context, items: Sequence[Finding], known: Mapping[str, Intervals], what: str) -> Outcome:
+def outcome(
+    context: Context, items: Sequence[Finding], known: Mapping[str, Intervals], what: str, rule_id: str
+) -> Outcome:
     """``known`` is the time, by GPU UUID, for which ``what`` was told.
 
     Without a finding, a rule is clear only if every GPU that was listed or sampled could be judged for
-    :data:`JUDGED` of the window.
+    :data:`JUDGED` of the window (or what the policy sets for ``rule_id``).
     """
     window = context.window
     length = {u: intervals.measure(intervals.clip(t, window.start_ns, window.end_ns)) for u, t in known.items()}
     gpus = sorted({*known, *_listed(context)})
-    judged = [u for u in gpus if length.get(u, 0) >= JUDGED.value * window.length_ns]
+    judged = [u for u in gpus if length.get(u, 0) >= context.policy.value(JUDGED, rule_id) * window.length_ns]
     told = f"{sum(1 for u in gpus if length.get(u))} of {len(gpus)} GPUs evaluated; samples that tell {what} cover "
     told += f"{duration(sum(length.values()))} of {duration(len(gpus) * window.length_ns)} of GPU time"
     return Found(items, told) if items or len(judged) == len(gpus) else NotEvaluated(told)

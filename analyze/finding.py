@@ -91,12 +91,18 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Threshold:
-    """A number a rule decides by, with the source that justifies it."""
+    """A number a rule decides by, with the source that justifies it.
+
+    A policy file may set another value, from ``least`` on (for a share, up to 1), unless it is ``fixed``: part of a
+    definition.
+    """
 
     name: str
     value: int | Fraction
     unit: str
     source: str
+    least: int | Fraction = 0
+    fixed: bool = False
 
     def to_json(self) -> Json:
         return {"name": self.name, "value": number_to_json(self.value), "unit": self.unit, "source": self.source}

@@ -23,14 +23,14 @@ def rank_heat(context: Context) -> list[Json]:
     """One map per evaluated communicator, most collectives first."""
     shown = [c for c in context.collectives if c.count]
     shown.sort(key=lambda c: (-c.count, c.comm_id))
-    return [_map(c, max(0, len(shown) - MAX_COMMUNICATORS)) for c in shown[:MAX_COMMUNICATORS]]
+    return [_map(context, c, max(0, len(shown) - MAX_COMMUNICATORS)) for c in shown[:MAX_COMMUNICATORS]]
 
 
-def _map(c: Collectives, omitted: int) -> Json:
+def _map(context: Context, c: Collectives, omitted: int) -> Json:
     per_column = -(-c.count // MAX_COLUMNS)
     starts = np.arange(0, c.count, per_column)
     late_by = lateness.of_every_rank(c.arrival)
-    judged = lateness.judge(c.arrival)
+    judged = lateness.judge(c.arrival, context.late_limits)
     rows: list[int] = sorted(int(r) for r in np.argsort(-late_by.max(axis=1), kind="stable")[:MAX_RANKS])
     worst = np.maximum.reduceat(late_by, starts, axis=1)
     late = sorted(

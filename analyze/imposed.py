@@ -14,12 +14,14 @@ import numpy.typing as npt
 
 from gpuaudit.analyze import intervals, waits
 from gpuaudit.analyze.collectives import Collectives
+from gpuaudit.analyze.finding import Threshold
 from gpuaudit.analyze.intervals import Intervals
 from gpuaudit.analyze.lateness import Lateness
 from gpuaudit.analyze.syncs import NONE
 
-MIN_COMPARED = 3
-"""Collectives of a kind that nobody entered late, below which their median is no usual time."""
+COMPARED = Threshold(
+    "min_compared", 3, "count", "chosen: the median of one or two collectives is no usual time", least=1
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class ImposedWait:
     first arrival to the end of its last wait. ``alone_ns`` is the part of the overlap after every other rank had come:
     what would go if only this rank had been in time. ``longer_ns`` is what the lateness cost by comparison: by how much
     the peers took longer than their median in ``compared`` collectives of the same kind that no rank entered late, at
-    most the overlap; None where fewer than :data:`MIN_COMPARED` such collectives were through. ``in_sync`` has shape
+    most the overlap; None where fewer than ``min_compared`` such collectives were through. ``in_sync`` has shape
     (ranks, collectives): where the wait lay.
     """
 
@@ -49,9 +51,12 @@ class ImposedWait:
 
 
 def measure(
-    c: Collectives, judged: Lateness, rank_at: int, at: npt.NDArray[np.intp], window_end_ns: int
+    c: Collectives, judged: Lateness, rank_at: int, at: npt.NDArray[np.intp], window_end_ns: int, *, min_compared: int
 ) -> ImposedWait:
-    """The wait for the rank at position ``rank_at`` in the collectives ``at``."""
+    """The wait for the rank at position ``rank_at`` in the collectives ``at``.
+
+    ``min_compared``: collectives of a kind that nobody entered late, below which their median is no usual time.
+    """
     held, in_sync = waits.carriers(c, window_end_ns)
     late_at = c.arrival[rank_at, at]
     cause = intervals.from_bounds(judged.median[at], late_at)
@@ -65,7 +70,7 @@ def measure(
         overlap_ns += intervals.measure(intervals.intersect(effect, cause))
         alone_ns += intervals.measure(intervals.intersect(effect, last_part))
     life = int(max(held[:, :, 1].max(), c.arrival.max()) - c.arrival.min())
-    longer_ns, compared = _longer(c, judged, peers, at)
+    longer_ns, compared = _longer(c, judged, peers, at, min_compared)
     return ImposedWait(
         rank_at, at, peers, effect_ns, overlap_ns, intervals.measure(cause), life * len(peers), alone_ns,
         None if longer_ns is None else min(longer_ns, overlap_ns), compared, cause, in_sync,
@@ -73,7 +78,7 @@ def measure(
 
 
 def _longer(
-    c: Collectives, judged: Lateness, peers: tuple[int, ...], at: npt.NDArray[np.intp]
+    c: Collectives, judged: Lateness, peers: tuple[int, ...], at: npt.NDArray[np.intp], min_compared: int
 ) -> tuple[int | None, int]:
     """By how much the peers took longer, and with how many collectives that was compared."""
     through = np.where(c.sync_end == NONE, c.call_end, c.sync_end)
@@ -82,7 +87,7 @@ def _longer(
     total = compared = 0
     for kind in np.unique(c.kind[at]).tolist():
         control = np.flatnonzero(usual & (c.kind == kind))
-        if len(control) < MIN_COMPARED:
+        if len(control) < min_compared:
             return None, 0
         compared += len(control)
         for peer in peers:

@@ -32,10 +32,20 @@ MAD_SCALE = Threshold(
     Fraction(7413, 5000),
     "ratio",
     "1.4826 = 1 / (normal quantile of 3/4): makes the MAD estimate a normal standard deviation",
+    fixed=True,
 )
-_MAX_SPREAD_NS = 1 << 60
+_MAX_THRESHOLD_NS = 1 << 62
+"""Nothing that a bundle may hold is later than that; sums of two stay within int64."""
 
 THRESHOLDS = (FLOOR, K, MAD_SCALE)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far from the median an arrival is late: ``floor_ns``, or ``k`` times the spread where that is more."""
+
+    floor_ns: int = int(FLOOR.value)
+    k: Fraction = Fraction(K.value)
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,7 @@ class Lateness:
     usual_threshold_ns: int
 
 
-def judge(arrival: Array) -> Lateness:
+def judge(arrival: Array, limits: Limits) -> Lateness:
     """``arrival`` has shape (ranks, collectives), at least two ranks."""
     last = arrival.argmax(axis=0)
     ordered = np.sort(arrival, axis=0)
@@ -61,8 +71,8 @@ def judge(arrival: Array) -> Lateness:
     deviations = np.sort(np.abs(ordered - middle(ordered)), axis=None)
     spread_usual = int(middle(deviations[:, None])[0]) if deviations.size else 0
     spread = np.maximum(spread_here, spread_usual)
-    threshold = np.maximum(int(FLOOR.value), _scaled(spread))
-    usual = max(int(FLOOR.value), int(_scaled(np.array([spread_usual]))[0]))
+    threshold = np.maximum(limits.floor_ns, _scaled(spread, limits.k))
+    usual = max(limits.floor_ns, int(_scaled(np.array([spread_usual]), limits.k)[0]))
     return Lateness(last, median, lateness, threshold, lateness > threshold, usual)
 
 
@@ -80,9 +90,8 @@ def middle(ordered: Array) -> Array:
     return out
 
 
-def _scaled(spread: Array) -> Array:
-    """k · mad_scale · spread, rounded down; beyond :data:`_MAX_SPREAD_NS` the product would leave int64."""
-    factor = Fraction(K.value) * Fraction(MAD_SCALE.value)
-    whole, part = np.divmod(np.minimum(spread, _MAX_SPREAD_NS), factor.denominator)
-    out: Array = whole * factor.numerator + part * factor.numerator // factor.denominator
-    return out
+def _scaled(spread: Array, k: Fraction) -> Array:
+    """k · mad_scale · spread, rounded down, at most :data:`_MAX_THRESHOLD_NS`; exact, whatever k a policy sets."""
+    factor = k * Fraction(MAD_SCALE.value)
+    n, d = factor.numerator, factor.denominator
+    return np.array([min(x * n // d, _MAX_THRESHOLD_NS) for x in spread.tolist()], dtype=np.int64)

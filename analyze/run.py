@@ -17,6 +17,7 @@ from gpuaudit.analyze.finding import Chain, Document, Finding, Json, RuleOutcome
 from gpuaudit.analyze.host import cost, host
 from gpuaudit.analyze.money import Rate
 from gpuaudit.analyze.operations import operations
+from gpuaudit.analyze.policy import Policy
 from gpuaudit.analyze.quality import read_quality
 from gpuaudit.analyze.registry import plugins, section_makers
 from gpuaudit.analyze.store import Store
@@ -36,11 +37,15 @@ SEVERITIES = ("critical", "warning", "notice")
 
 @dataclass(frozen=True)
 class AnalyzeOptions:
-    """What is asked of an analysis; ``trust`` are the pinned identities, ``rate`` a price per GPU-hour."""
+    """What is asked of an analysis; ``trust`` are the pinned identities, ``rate`` a price per GPU-hour.
+
+    ``policy`` overrides thresholds of rules and detectors (``analyze/policy.py``).
+    """
 
     rate: Decimal | None = None
     currency: str = "USD"
     trust: Sequence[Identity] = ()
+    policy: Policy | None = None
 
 
 def analyze(path: Path | str, options: AnalyzeOptions | None = None) -> Document:
@@ -67,13 +72,14 @@ def analyze_store(store: Store, verification: Verification, options: AnalyzeOpti
     rate = None if options.rate is None else Rate(options.rate, options.currency)
     window = read_window(store)
     quality = read_quality(store, window, verification.status)
-    context = Context(store, window, quality, EvidenceBook(store))
+    context = Context(store, window, quality, EvidenceBook(store), options.policy or Policy.default())
     findings, chains, outcomes = _evaluate(context)
     document = Document(
         tool=dict(tool_facts()),
         options={
             "rate": None if rate is None else f"{rate.per_hour:f}",
             "currency": options.currency if rate is not None else "",
+            "policy_sha256": context.policy.sha256,
             "trusted_identities": sorted({i.fingerprint for i in options.trust}),
         },
         bundle=_bundle(store, verification),

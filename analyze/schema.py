@@ -215,7 +215,10 @@ DOCUMENT = record(
     {
         "schema": one_of(SCHEMA),
         "tool": record({"name": text(64), "version": text(64), "digest": DIGEST}),
-        "options": record({"rate": _RATE, "currency": _CURRENCY}, {"trusted_identities": array(DIGEST, 1000)}),
+        "options": record(
+            {"rate": _RATE, "currency": _CURRENCY},
+            {"policy_sha256": DIGEST, "trusted_identities": array(DIGEST, 1000)},
+        ),
         "bundle": record(
             {"origin": text(1024), "root": text(64), "size": integer(), "status": NAME, "file_sha256": DIGEST,
              "identity_sha256": DIGEST, "synthetic": boolean, "imported": boolean, "notices": TEXTS}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from gpuaudit.analyze.finding import Severity, Threshold
+from gpuaudit.analyze.policy import Policy
 
 CRITICAL_SHARE = Threshold(
     "critical_share", Fraction(1, 5), "share",
@@ -17,9 +18,9 @@ WARNING_SHARE = Threshold(
 THRESHOLDS = (CRITICAL_SHARE, WARNING_SHARE)
 
 
-def of_share(touched: int, observed: int) -> Severity:
-    """Severity for ``touched`` of ``observed`` ns."""
+def of_share(touched: int, observed: int, policy: Policy, rule_id: str) -> Severity:
+    """Severity for ``touched`` of ``observed`` ns, by the thresholds that hold for the rule."""
     share = Fraction(touched, observed) if observed else Fraction(0)
-    if share >= CRITICAL_SHARE.value:
+    if share >= policy.value(CRITICAL_SHARE, rule_id):
         return "critical"
-    return "warning" if share >= WARNING_SHARE.value else "notice"
+    return "warning" if share >= policy.value(WARNING_SHARE, rule_id) else "notice"

@@ -94,7 +94,7 @@ def _gaps(context: Context) -> list[tuple[str, Marks]]:
 def _ranks(context: Context, c: Collectives, chains: list[Chain]) -> Iterable[tuple[str, Marks]]:
     """Where each rank was in a collective or its synchronisation; late arrivals of a rank with a chain stand out."""
     held, in_sync = waits.carriers(c, context.window.end_ns)
-    judged = lateness.judge(c.arrival)
+    judged = lateness.judge(c.arrival, context.late_limits)
     named = {x.subject.get("rank") for x in chains if x.subject.get("comm") == c.name}
     for r, rank in enumerate(c.ranks):
         late = np.flatnonzero(judged.late & (judged.last == r)) if str(rank) in named else np.zeros(0, dtype=np.intp)

@@ -40,13 +40,6 @@ STALL = Threshold(
     "stall_ns", 1_000_000_000, "ns",
     "chosen: a single lateness of a second is reported even if it never happens again; no scheduler slice is that long",
 )  # fmt: skip
-COHORT = Threshold(
-    "min_cohort", collectives.MIN_COHORT, "count", "with two ranks nobody can say which was early and which late"
-)
-QUORUM = Threshold(
-    "quorum", Fraction(collectives.QUORUM_NUM, collectives.QUORUM_DEN), "share",
-    "chosen: unless half of the ranks were observed, their median is not the communicator's",
-)  # fmt: skip
 SEEN = Threshold(
     "seen_share",
     Fraction(1, 20),
@@ -64,9 +57,6 @@ SHOWN = Threshold(
     "shown_share", Fraction(1, 4), "share",
     "chosen: peers that took longer by less than a quarter of the time they were inside waited mostly for other things",
 )  # fmt: skip
-COMPARED = Threshold(
-    "min_compared", imposed.MIN_COMPARED, "count", "chosen: the median of one or two collectives is no usual time"
-)
 
 REFUTED_BY = (
     "GPU timing of the collective kernels that shows the peers' kernels busy, not waiting, before this rank's began"
@@ -78,7 +68,8 @@ NEXT_STEP = (
 DEVICE_SIDE = "device-side lateness: not evaluated, because no GPU timing was recorded"
 
 THRESHOLDS = (
-    *lateness.THRESHOLDS, COHORT, QUORUM, SYSTEMATIC_SHARE, SYSTEMATIC_MIN, COSTLY_SHARE, STALL, SEEN, SHOWN, COMPARED,
+    *lateness.THRESHOLDS, collectives.COHORT, collectives.QUORUM, SYSTEMATIC_SHARE, SYSTEMATIC_MIN, COSTLY_SHARE, STALL,
+    SEEN, SHOWN, imposed.COMPARED,
     HIGH, MEDIUM, *severity.THRESHOLDS,
 )  # fmt: skip
 
@@ -142,6 +133,10 @@ def evaluate(context: Context) -> Outcome:
     return Found(items, text) if items or not reasons else NotEvaluated(text)
 
 
+def _limit(context: Context, threshold: Threshold) -> int | Fraction:
+    return context.policy.value(threshold, DECLARATION.id)
+
+
 def _spread(context: Context, c: Collectives) -> list[str]:
     """That ranks wait for each other at a cost, though no single one is late: "clear" is not "no wait"."""
     waited = sum(
@@ -151,9 +146,9 @@ def _spread(context: Context, c: Collectives) -> list[str]:
         if name == c.name
     )
     life = len(c.ranks) * int(max(c.sync_end.max(), c.call_end.max(), c.arrival.max()) - c.arrival.min())
-    if not life or Fraction(waited, life) < COSTLY_SHARE.value:
+    if not life or Fraction(waited, life) < _limit(context, COSTLY_SHARE):
         return []
-    limit = duration(lateness.judge(c.arrival).usual_threshold_ns)
+    limit = duration(lateness.judge(c.arrival, context.late_limits).usual_threshold_ns)
     return [
         f"communicator {c.name}: its ranks were inside collectives for {duration(waited)} of their {duration(life)} "
         f"before the last had entered, but no single rank is late beyond their usual scatter ({limit})"
@@ -162,16 +157,18 @@ def _spread(context: Context, c: Collectives) -> list[str]:
 
 def _of_communicator(context: Context, c: Collectives) -> tuple[list[Chain], int, str]:
     """Chains, late arrivals that make none, and why a late rank could not be judged."""
-    judged = lateness.judge(c.arrival)
+    judged = lateness.judge(c.arrival, context.late_limits)
     chains, left, unseen = [], 0, []
     for rank_at in range(len(c.ranks)):
         at = np.flatnonzero(judged.late & (judged.last == rank_at))
         if not len(at):
             continue
-        late = imposed.measure(c, judged, rank_at, at, context.window.end_ns)
-        if not _worth_telling(c, judged, late):
+        late = imposed.measure(
+            c, judged, rank_at, at, context.window.end_ns, min_compared=int(_limit(context, imposed.COMPARED))
+        )
+        if not _worth_telling(context, c, judged, late):
             left += len(at)
-        elif Fraction(late.overlap_ns, late.cause_ns * len(late.peers)) < SEEN.value:
+        elif not late.overlap_ns or Fraction(late.overlap_ns, late.cause_ns * len(late.peers)) < _limit(context, SEEN):
             unseen.append(c.ranks[rank_at])
         else:
             chains.append(_chain(context, c, judged, late))
@@ -184,12 +181,12 @@ def _of_communicator(context: Context, c: Collectives) -> tuple[list[Chain], int
     return chains, left, reason
 
 
-def _worth_telling(c: Collectives, judged: Lateness, late: ImposedWait) -> bool:
+def _worth_telling(context: Context, c: Collectives, judged: Lateness, late: ImposedWait) -> bool:
     """Late by habit, or often enough and at a cost, or once by a second."""
-    often = len(late.at) >= SYSTEMATIC_MIN.value
-    habit = often and Fraction(len(late.at), c.count) >= SYSTEMATIC_SHARE.value
-    costly = often and Fraction(late.overlap_ns, late.peer_time_ns) >= COSTLY_SHARE.value
-    return habit or costly or int(judged.lateness[late.at].max()) >= STALL.value
+    often = len(late.at) >= _limit(context, SYSTEMATIC_MIN)
+    habit = often and Fraction(len(late.at), c.count) >= _limit(context, SYSTEMATIC_SHARE)
+    costly = often and Fraction(late.overlap_ns, late.peer_time_ns) >= _limit(context, COSTLY_SHARE)
+    return habit or costly or int(judged.lateness[late.at].max()) >= _limit(context, STALL)
 
 
 def _chain(context: Context, c: Collectives, judged: Lateness, late: ImposedWait) -> Chain:
@@ -214,7 +211,7 @@ def _chain(context: Context, c: Collectives, judged: Lateness, late: ImposedWait
     return Chain(
         id=UNNUMBERED,
         detector=DECLARATION.id,
-        severity=severity.of_share(int(cost.value or 0), late.peer_time_ns),
+        severity=severity.of_share(int(cost.value or 0), late.peer_time_ns, context.policy, DECLARATION.id),
         text="late_rank",
         values={
             "rank": str(c.ranks[late.rank_at]),
@@ -225,9 +222,9 @@ def _chain(context: Context, c: Collectives, judged: Lateness, late: ImposedWait
         subject={"comm": c.name, "rank": str(c.ranks[late.rank_at]), "pid": str(pid)},
         links=(link,),
         impact=cost,
-        confidence=_confidence(share, grade, late, behind),
+        confidence=_confidence(context, share, grade, late, behind),
         grade=grade,
-        against=(*_against(c, judged, late), *_counter(late, behind)),
+        against=(*_against(c, judged, late), *_counter(context, late, behind)),
         refuted_by=REFUTED_BY,
         next_step=NEXT_STEP,
         evidence=evidence,
@@ -302,19 +299,19 @@ def _evidence(context: Context, c: Collectives, late: ImposedWait) -> tuple[str,
 
 
 def _confidence(
-    share: Fraction, grade: Grade, late: ImposedWait, behind: Sequence[tuple[str, int]]
+    context: Context, share: Fraction, grade: Grade, late: ImposedWait, behind: Sequence[tuple[str, int]]
 ) -> Literal["high", "medium", "low"]:
     """High only where a comparison shows the difference; low where the data itself speaks against it."""
-    if _refuted(late) or any(ns * 2 >= late.cause_ns for _, ns in behind):
+    if _refuted(context, late) or any(ns * 2 >= late.cause_ns for _, ns in behind):
         return "low"
-    if share >= HIGH.value and grade <= "B" and late.longer_ns is not None:
+    if share >= _limit(context, HIGH) and grade <= "B" and late.longer_ns is not None:
         return "high"
-    return "medium" if share >= MEDIUM.value and grade <= "C" else "low"
+    return "medium" if share >= _limit(context, MEDIUM) and grade <= "C" else "low"
 
 
-def _refuted(late: ImposedWait) -> bool:
+def _refuted(context: Context, late: ImposedWait) -> bool:
     """The peers were hardly longer inside than in collectives that nobody entered late."""
-    return late.longer_ns is not None and Fraction(late.longer_ns, late.overlap_ns) < SHOWN.value
+    return late.longer_ns is not None and Fraction(late.longer_ns, late.overlap_ns) < _limit(context, SHOWN)
 
 
 def _behind(context: Context, c: Collectives, pid: int, late: ImposedWait) -> list[tuple[str, int]]:
@@ -324,7 +321,7 @@ def _behind(context: Context, c: Collectives, pid: int, late: ImposedWait) -> li
     return [(name, ns) for name, ns in measured if ns]
 
 
-def _counter(late: ImposedWait, behind: Sequence[tuple[str, int]]) -> Iterator[str]:
+def _counter(context: Context, late: ImposedWait, behind: Sequence[tuple[str, int]]) -> Iterator[str]:
     """What the recorded data itself says against the chain."""
     wait = duration(late.overlap_ns)
     if late.longer_ns is None:
@@ -332,7 +329,7 @@ def _counter(late: ImposedWait, behind: Sequence[tuple[str, int]]) -> Iterator[s
             "no comparison: what the peers' GPUs had to do before this rank came cannot be told from the wait for it, "
             f"so {wait} is the most that the wait can be"
         )
-    elif _refuted(late):
+    elif _refuted(context, late):
         yield (
             f"in {late.compared} collectives of the same kind that nobody entered late the peers took nearly as long: "
             f"{duration(late.longer_ns)} longer of {wait}, so they had mostly other things to wait for"

@@ -64,9 +64,10 @@ def evaluate(context: Context) -> Outcome:
     if not rows:
         reason = context.quality.source_reason("cuda") or "no process that maps a probed library made one"
         return NotEvaluated(f"no API call was recorded: {reason}")
-    if context.window.length_ns < SILENCE.value:
+    silence_ns = int(context.policy.value(SILENCE, DECLARATION.id))
+    if context.window.length_ns < silence_ns:
         return NotEvaluated(
-            f"the capture covers {duration(context.window.length_ns)}, less than the {duration(SILENCE.value)} it takes"
+            f"the capture covers {duration(context.window.length_ns)}, less than the {duration(silence_ns)} it takes"
         )
     blind = _lossy(context.store)
     unplaced = sum(context.quality.lost(t) for t in TABLES) - blind[1]
@@ -75,11 +76,11 @@ def evaluate(context: Context) -> Outcome:
             f"{unplaced} records were lost at times that are not known, so silence cannot be told from loss"
         )
     seen = [_observe(context, int(pid), int(n), blind[0]) for pid, n in rows]
-    long = [s for s in seen if intervals.measure(s.observed) >= SILENCE.value]
+    long = [s for s in seen if intervals.measure(s.observed) >= silence_ns]
     reason = f"{len(long)} of {len(seen)} processes evaluated"
     if len(long) < len(seen):
-        reason += f"; the others were observed for less than {duration(SILENCE.value)} after their first call"
-    items = [f for s in long if (f := _finding(context, s)) is not None]
+        reason += f"; the others were observed for less than {duration(silence_ns)} after their first call"
+    items = [f for s in long if (f := _finding(context, s, silence_ns)) is not None]
     return Found(items, reason) if long else NotEvaluated(reason)
 
 
@@ -114,10 +115,10 @@ def _from_first(starts: npt.NDArray[np.int64], begin: int, end: int) -> Interval
     return intervals.single(int(mine[0]), end) if len(mine) else intervals.EMPTY
 
 
-def _finding(context: Context, seen: _Seen) -> Finding | None:
+def _finding(context: Context, seen: _Seen, silence_ns: int) -> Finding | None:
     pid = seen.pid
     silent = intervals.subtract(seen.observed, seen.inside)
-    silent = silent[silent[:, 1] - silent[:, 0] >= int(SILENCE.value)]
+    silent = silent[silent[:, 1] - silent[:, 0] >= silence_ns]
     if not len(silent):
         return None
     total, of = intervals.measure(silent), intervals.measure(seen.observed)
@@ -132,7 +133,7 @@ def _finding(context: Context, seen: _Seen) -> Finding | None:
     return Finding(
         id=UNNUMBERED,
         rule=DECLARATION.id,
-        severity=_severity(total, busy, of),
+        severity=_severity(context, total, busy, of),
         text="api_silence",
         values={
             "process": f"{pid} ({context.process_name(pid)})",
@@ -145,7 +146,7 @@ def _finding(context: Context, seen: _Seen) -> Finding | None:
             "start": derived(int(silent[at, 0]), "ns", "begin of the longest stretch"),
             "where": "between two calls" if (seen.starts >= silent[at, 1]).any() else "after its last call",
             "gpu_busy": busy,
-            "threshold": Quantity(int(SILENCE.value), "ns", "assumed"),
+            "threshold": Quantity(silence_ns, "ns", "assumed"),
         },
         subject={"pid": str(pid), "comm": context.process_name(pid)},
         impact=derived(total, "ns", formula),
@@ -169,12 +170,12 @@ def _gpu_busy(context: Context, pid: int, silent: Intervals) -> Quantity:
     return Quantity(intervals.measure(intervals.intersect(silent, busy)), "ns", "derived", tuple(evidence), formula)
 
 
-def _severity(silent: int, busy: Quantity, observed: int) -> Severity:
+def _severity(context: Context, silent: int, busy: Quantity, observed: int) -> Severity:
     """By the silence in which its GPU was not busy; where nothing is known of its GPU, a warning at most."""
     if busy.value is None:
-        grave = severity.of_share(silent, observed)
+        grave = severity.of_share(silent, observed, context.policy, DECLARATION.id)
         return "warning" if grave == "critical" else grave
-    return severity.of_share(silent - int(busy.value), observed)
+    return severity.of_share(silent - int(busy.value), observed, context.policy, DECLARATION.id)
 
 
 def _lives(context: Context, pid: int) -> list[tuple[int, int]]:

@@ -55,12 +55,13 @@ def evaluate(context: Context) -> Outcome:
     longest = max(intervals.measure(t) for t in known.values())
     if not longest:
         return NotEvaluated("NVML told no utilisation, or no list of processes, for any interval between two samples")
-    if longest < IDLE.value:
+    idle_ns = int(context.policy.value(IDLE, DECLARATION.id))
+    if longest < idle_ns:
         return NotEvaluated(
-            f"samples cover at most {duration(longest)} of a GPU, less than the {duration(IDLE.value)} it takes"
+            f"samples cover at most {duration(longest)} of a GPU, less than the {duration(idle_ns)} it takes"
         )
-    items = [f for g in context.gpus if len(known[g.uuid]) and (f := _of_gpu(context, g)) is not None]
-    return coverage.outcome(context, items, known, "utilisation and processes")
+    items = [f for g in context.gpus if len(known[g.uuid]) and (f := _of_gpu(context, g, idle_ns)) is not None]
+    return coverage.outcome(context, items, known, "utilisation and processes", DECLARATION.id)
 
 
 def _known(gpu: GpuTime) -> npt.NDArray[np.bool_]:
@@ -68,11 +69,11 @@ def _known(gpu: GpuTime) -> npt.NDArray[np.bool_]:
     return known
 
 
-def _of_gpu(context: Context, gpu: GpuTime) -> Finding | None:
+def _of_gpu(context: Context, gpu: GpuTime, idle_ns: int) -> Finding | None:
     known = _known(gpu)
     chosen = known & gpu.held & (gpu.utilization == 0)
     stretches = gpu.time(chosen)
-    stretches = stretches[stretches[:, 1] - stretches[:, 0] >= int(IDLE.value)]
+    stretches = stretches[stretches[:, 1] - stretches[:, 0] >= idle_ns]
     if not len(stretches):
         return None
     idle, observed = intervals.measure(stretches), intervals.measure(gpu.time(known))
@@ -91,7 +92,7 @@ def _of_gpu(context: Context, gpu: GpuTime) -> Finding | None:
     return Finding(
         id=UNNUMBERED,
         rule=DECLARATION.id,
-        severity=severity.of_share(idle, observed),
+        severity=severity.of_share(idle, observed, context.policy, DECLARATION.id),
         text="idle_allocation",
         values={
             "gpu": f"{gpu.index} ({gpu.uuid})",
@@ -107,7 +108,7 @@ def _of_gpu(context: Context, gpu: GpuTime) -> Finding | None:
             "share": derived(Fraction(idle, observed), "share", "idle / observed"),
             "stretches": derived(len(stretches), "count", "maximal stretches of such samples, at least threshold long"),
             "longest": derived(_longest(stretches), "ns", "length of the longest stretch"),
-            "threshold": Quantity(int(IDLE.value), "ns", "assumed"),
+            "threshold": Quantity(idle_ns, "ns", "assumed"),
         },
         subject={"gpu": gpu.uuid, "gpu_index": str(gpu.index), "pid": ",".join(map(str, pids))},
         impact=derived(idle, "gpu_ns", formula),

@@ -63,14 +63,14 @@ def evaluate(context: Context) -> Outcome:
     if not any(len(t) for t in known.values()):
         return NotEvaluated("NVML told no clock event reasons for any interval between two samples")
     items = [f for g in context.gpus if len(known[g.uuid]) and (f := _of_gpu(context, g)) is not None]
-    return coverage.outcome(context, items, known, "clock event reasons")
+    return coverage.outcome(context, items, known, "clock event reasons", DECLARATION.id)
 
 
 def _of_gpu(context: Context, gpu: GpuTime) -> Finding | None:
     known = gpu.event_reasons != UNKNOWN
     chosen = known & (gpu.event_reasons & MASK != 0)
     throttled, observed = intervals.measure(gpu.time(chosen)), intervals.measure(gpu.time(known))
-    if not throttled or Fraction(throttled, observed) < MIN_SHARE.value:
+    if not throttled or Fraction(throttled, observed) < context.policy.value(MIN_SHARE, DECLARATION.id):
         return None
     evidence = (context.book.where("nvml_samples", f"{gpu.where} AND event_reasons & {MASK} <> 0"),)
     known_rows = (context.book.where("nvml_samples", f"{gpu.where} AND event_reasons IS NOT NULL"),)
@@ -86,7 +86,7 @@ def _of_gpu(context: Context, gpu: GpuTime) -> Finding | None:
     return Finding(
         id=UNNUMBERED,
         rule=DECLARATION.id,
-        severity=severity.of_share(deficit, observed),
+        severity=severity.of_share(deficit, observed, context.policy, DECLARATION.id),
         text="throttling",
         values={
             "gpu": f"{gpu.index} ({gpu.uuid})",

@@ -110,5 +110,5 @@ def test_a_rate_that_is_no_price_is_refused(rate: str) -> None:
 
 def test_a_spread_of_decades_does_not_wrap_around() -> None:
     arrival = np.array([[0] * 9, [1 << 61] * 9, [3 << 60] * 9, [1 << 62] * 9], dtype=np.int64)
-    judged = lateness.judge(arrival)
+    judged = lateness.judge(arrival, lateness.Limits())
     assert (judged.threshold > 1 << 60).all()
