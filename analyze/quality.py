@@ -35,6 +35,9 @@ THRESHOLDS = (LOST_SHARE_C, LOST_SHARE_D)
 MAX_SOURCES = 64
 """Sources that are told of; a recorder has fewer than ten."""
 
+_TELLING = ("cuda_calls", "nccl_calls", "off_cpu", "nvml_samples", "gpm_samples", "engine_samples")
+"""Tables of which one at least must have rows for anything to be concluded."""
+
 PROVEN_STATUS = ("SEALED",)
 """The one status that proves the whole file; any other caps the grade at C (design of the bundle)."""
 
@@ -105,7 +108,7 @@ def read_quality(store: Store, window: Window, status: str) -> Quality:
     reasons: list[Reason] = []
     if status not in PROVEN_STATUS:
         reasons.append(Reason("C", f"the seal does not prove the whole file: status {status}"))
-    if not any(t.rows for t in tables if t.table in ("cuda_calls", "nccl_calls", "off_cpu", "nvml_samples")):
+    if not any(t.rows for t in tables if t.table in _TELLING):
         reasons.append(Reason("D", "no call and no sample was recorded"))
     for t in tables:
         reasons += _losses(t)

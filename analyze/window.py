@@ -16,7 +16,10 @@ from gpuaudit.analyze.intervals import Intervals
 from gpuaudit.analyze.store import Store
 from gpuaudit.bundle.errors import InputUnusable
 
-WINDOW_TABLES = ("clock", "nvml_samples", "nvml_processes", "cuda_calls", "nccl_calls", "nccl_comms", "off_cpu", "gaps")
+WINDOW_TABLES = (
+    "clock", "nvml_samples", "nvml_processes", "cuda_calls", "nccl_calls", "nccl_comms", "off_cpu", "gaps",
+    "nvml_health", "nvml_links", "nvml_events", "gpm_samples", "engine_scrapes",
+)  # fmt: skip
 """Tables whose rows tell of time that the capture saw, or says it could not see."""
 
 MAX_SLEW = Fraction(500, 1_000_000)
