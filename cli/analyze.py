@@ -23,13 +23,16 @@ from gpuaudit.cli.write import write_output
 )
 @click.option("--rate", type=Rate(), help="Price of one GPU-hour; without it no money is printed.")
 @click.option("--currency", type=Currency(), default="USD", show_default=True, help="Currency of --rate.")
+@click.option(
+    "--policy", "policy_file", type=click.Path(path_type=Path), help="JSON file that overrides thresholds of rules."
+)
 @click.option("--strict", is_flag=True, help="End with status 5 if the evidence is not complete (grade below A).")
 @key_option
 @force_option
 @json_option
 def command(
     *, bundle: Path, out: Path | None, packet: Path | None, rate: Decimal | None, currency: str,
-    keys: tuple[Path, ...], strict: bool, force: bool, as_json: bool,
+    policy_file: Path | None, keys: tuple[Path, ...], strict: bool, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Verify a bundle, grade its completeness, and write findings: statistics, rules, chains, waste.
 
@@ -39,13 +42,17 @@ def command(
     Examples:
       audit analyze train.db
       audit analyze train.db --rate 2.10 --currency EUR --report packet/
+      audit analyze train.db --policy ours.json
     """
+    from gpuaudit.analyze.policy import Policy
     from gpuaudit.analyze.run import AnalyzeOptions, analyze, document_bytes
     from gpuaudit.bundle.errors import Incomplete
     from gpuaudit.cli.summary import summary_lines
 
     with waiting("verifying and analyzing"):
-        document = analyze(bundle, AnalyzeOptions(rate=rate, currency=currency, trust=trust_with(keys)))
+        policy = Policy.load(policy_file) if policy_file is not None else None
+        options = AnalyzeOptions(rate=rate, currency=currency, trust=trust_with(keys), policy=policy)
+        document = analyze(bundle, options)
         data = document_bytes(document)
     target = out or bundle.with_name(bundle.name.removesuffix(".db") + ".findings.json")
     write_output(target, data, force=force)
