@@ -1,0 +1,203 @@
+"""Windows of an engine, cut from its scrapes as ``docs/reference/engines.md`` says.
+
+A window lasts 10 s, or 2 s where the scrapes cover 30 s or less; the partial tail is kept. A scrape belongs to the
+window in which its answer was complete. Deltas reach from the last scrape before the window to its last one, so that
+the deltas of all windows add up to the run's. Where that last scrape is more than a window's length away (polls
+failed), the window starts at its own first scrape: what was counted meanwhile is in the totals of the run and in no
+window, because nobody knows when it happened. In a window in which the server was restarted there are no deltas.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+
+from gpuaudit.analyze.inference import exact
+from gpuaudit.analyze.inference.exact import F64
+from gpuaudit.analyze.inference.model import Buckets, GpuWindow, HistogramDelta, Number, Window
+from gpuaudit.analyze.inference.names import COUNTERS, HISTOGRAMS
+from gpuaudit.analyze.inference.quantiles import delta
+from gpuaudit.analyze.inference.series import I64, EngineSeries, HistogramAt, Scrapes
+
+SHORT_RUN_S = 30
+"""A run of at most this length has short windows (``docs/reference/engines.md``)."""
+
+SHORT_WINDOW_S, LONG_WINDOW_S = 2, 10
+
+SECOND_NS = 1_000_000_000
+
+
+def window_length_s(duration_s: Fraction | int) -> int:
+    """How long windows of a run are to be."""
+    return SHORT_WINDOW_S if duration_s <= SHORT_RUN_S else LONG_WINDOW_S
+
+
+def plan(duration_s: Fraction | int, length_s: int) -> list[Fraction]:
+    """Lengths of the windows of a run: whole ones, then what is left; one whole one where nothing is."""
+    whole = int(duration_s // length_s)
+    tail = Fraction(duration_s) - whole * length_s
+    out = [Fraction(length_s)] * whole + ([tail] if tail > 0 else [])
+    return out or [Fraction(length_s)]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where the windows of a run lie in its scrapes; arrays have one entry per window.
+
+    Window i has the scrapes ``first[i]`` to ``end[i]`` − 1, none where they are equal; ``base[i]`` is the scrape that its
+    deltas start from. ``start_ns`` and ``end_ns`` are its planned bounds; a scrape that was complete at ``end_ns`` is in.
+    """
+
+    start_ns: I64
+    end_ns: I64
+    first: I64
+    end: I64
+    base: I64
+    reset: npt.NDArray[np.bool_]
+
+    @property
+    def last(self) -> I64:
+        """The last scrape of each window; meaningless where it has none."""
+        return self.end - 1
+
+
+def cut(scrapes: Scrapes) -> Cut:
+    """The windows of a run with at least one successful scrape."""
+    done = scrapes.done_ns
+    begin, length = int(done[0]), int(done[-1] - done[0])
+    width = window_length_s(Fraction(length, SECOND_NS)) * SECOND_NS
+    count = max(1, -(-length // width))
+    start = begin + np.arange(count, dtype=np.int64) * width
+    end_ns = np.minimum(start + width, max(int(done[-1]), begin + 1)) if length else start + width
+    end = np.searchsorted(done, end_ns, side="right").astype(np.int64)
+    first = np.concatenate([np.zeros(1, dtype=np.int64), end[:-1]])
+    base = np.maximum(first - 1, 0)
+    clipped = np.minimum(first, len(done) - 1)
+    own = (start - done[base] > width) | scrapes.resets[clipped]
+    base = np.where(own, clipped, base)
+    told = np.cumsum(scrapes.resets)
+    last = np.maximum(end - 1, 0)
+    return Cut(start, end_ns, first, end, base, (end > first) & (told[last] > told[base]))
+
+
+def read_windows(series: EngineSeries, gpus: list[GpuWindow] | None = None) -> tuple[Window, ...]:
+    """Every window of an engine, in order of time; none without a successful scrape."""
+    if not len(series.scrapes):
+        return ()
+    where = cut(series.scrapes)
+    ends = _Ends(series, where)
+    gauges = _Gauges(series)
+    failed = np.searchsorted(series.scrapes.failed_ns, np.stack([where.start_ns, where.end_ns]), side="right")
+    return tuple(
+        _window(i, where, series.scrapes, ends, gauges, int(failed[1, i] - failed[0, i]), gpus[i] if gpus else None)
+        for i in range(len(where.start_ns))
+    )
+
+
+class _Gauges:
+    """Gauges over all scrapes: sums over engine indexes, and for KV use the mean and the fullest one."""
+
+    def __init__(self, series: EngineSeries) -> None:
+        n = len(series.scrapes)
+        self.running, self.waiting, self.swapped = (
+            together(series.gauge(m), n) for m in ("running", "waiting", "swapped")
+        )
+        by_index = list(series.gauge("kv_use").values())
+        self.kv = np.stack(by_index) if by_index else np.full((1, n), np.nan)
+
+
+def together(by_index: dict[str, F64], scrapes: int) -> F64:
+    """The sum over engine indexes at each scrape; NaN where any index that has the gauge lacks it there."""
+    if not by_index:
+        return np.full(scrapes, np.nan)
+    out: F64 = np.sum(np.stack(list(by_index.values())), axis=0)
+    return out
+
+
+class _Ends:
+    """Counters and histograms at both ends of every window: entry i at its base, entry n + i at its last scrape."""
+
+    def __init__(self, series: EngineSeries, where: Cut) -> None:
+        self.count = len(where.start_ns)
+        at = np.concatenate([where.base, np.maximum(where.last, 0)])
+        self.counters: dict[str, F64] = {m: series.counter(m, at) for m in COUNTERS}
+        self.histograms: dict[str, HistogramAt] = {m: series.histogram(m, at) for m in HISTOGRAMS}
+
+    def counter(self, meaning: str, i: int) -> Number | None:
+        return gained(self.counters[meaning][i], self.counters[meaning][self.count + i])
+
+    def totals(self, i: int) -> dict[str, Number]:
+        found = {m: exact.number(float(v[self.count + i])) for m, v in self.counters.items()}
+        return {m: v for m, v in found.items() if v is not None}
+
+    def histogram(self, meaning: str, i: int, whole: bool) -> HistogramDelta:
+        h = self.histograms[meaning]
+        a, b = i, self.count + i
+        total = HistogramDelta(total_sum=_fraction(h.sum[b]), total_count=_whole(h.count[b]))
+        if not whole:
+            return total
+        count, gain = _whole(h.count[b] - h.count[a]), _difference(h.sum[a], h.sum[b])
+        return HistogramDelta(gain, count, total.total_sum, total.total_count, _bucket_delta(h, a, b))
+
+
+def gained(before: float, after: float) -> Number | None:
+    """What a counter gained; None where an end is missing or it fell."""
+    found = _difference(before, after)
+    if found is None or found < 0:
+        return None
+    return int(found) if found.denominator == 1 else found
+
+
+def _difference(before: float, after: float) -> Fraction | None:
+    if not (np.isfinite(before) and np.isfinite(after)):
+        return None
+    return exact.decimal(float(after)) - exact.decimal(float(before))
+
+
+def _fraction(value: float) -> Fraction | None:
+    return exact.decimal(float(value)) if np.isfinite(value) else None
+
+
+def _whole(value: float) -> int | None:
+    return int(value) if np.isfinite(value) and value == int(value) else None
+
+
+def _bucket_delta(h: HistogramAt, a: int, b: int) -> Buckets:
+    pair = h.buckets[[a, b]]
+    if not h.edges or not bool(np.isfinite(pair).all()) or bool((pair != np.floor(pair)).any()):
+        return Buckets()
+    before, after = (row.astype(object).tolist() for row in pair)
+    return delta(h.edges, [int(v) for v in before], [int(v) for v in after])
+
+
+def _window(
+    i: int, where: Cut, scrapes: Scrapes, ends: _Ends, gauges: _Gauges, failed: int, gpu: GpuWindow | None
+) -> Window:
+    low, high, base = int(where.first[i]), int(where.end[i]), int(where.base[i])
+    planned = Fraction(int(where.end_ns[i] - where.start_ns[i]), SECOND_NS)
+    frame = Window(i, int(where.start_ns[i]), int(where.end_ns[i]), planned, failed=failed, gpu=gpu or GpuWindow())
+    if low == high:
+        return frame
+    elapsed = Fraction(int(scrapes.done_ns[high - 1] - scrapes.done_ns[base]), SECOND_NS)
+    reset = bool(where.reset[i])
+    whole = elapsed > 0 and not reset
+    running, waiting = gauges.running[low:high], gauges.waiting[low:high]
+    kv = gauges.kv[:, low:high]
+    return Window(
+        i, frame.start_ns, frame.end_ns, planned,
+        duration_s=elapsed if elapsed > 0 else None, scrapes=high - low, failed=failed, reset=reset,
+        running=exact.number(float(running[-1])), running_mean=exact.mean(running), running_peak=exact.peak(running),
+        waiting=exact.number(float(waiting[-1])), waiting_mean=exact.mean(waiting), waiting_peak=exact.peak(waiting),
+        swapped=exact.number(float(gauges.swapped[high - 1])),
+        kv_last_share=exact.mean(kv[:, -1]), kv_mean_share=exact.mean(kv), kv_peak_share=_share(exact.peak(kv)),
+        **{m: ends.counter(m, i) if whole else None for m in COUNTERS},
+        **{m: ends.histogram(m, i, whole) for m in HISTOGRAMS},
+        counters=ends.totals(i), gpu=frame.gpu, running_polls=running, waiting_polls=waiting,
+    )  # type: ignore[arg-type]  # fmt: skip
+
+
+def _share(value: Number | None) -> Fraction | None:
+    return None if value is None else Fraction(value)
