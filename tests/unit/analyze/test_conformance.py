@@ -12,17 +12,19 @@ from pathlib import Path
 import pytest
 
 from gpuaudit.analyze import chains, rules
-from gpuaudit.analyze.context import Found
+from gpuaudit.analyze.context import Context, Found, NotEvaluated
 from gpuaudit.analyze.finding import Chain, Finding, Quantity
+from gpuaudit.analyze.policy import MAX_NUMBER, Policy
 from gpuaudit.analyze.registry import Plugin, plugins
 from gpuaudit.bundle.tables import TABLES
+from tests.rule_scenes import scenes_of
 from tests.scenes import MS, T0, S, Scene, collectives
 
 PLUGINS = plugins()
 
 
 def everything() -> Scene:
-    """A capture in which every rule and detector finds something."""
+    """A capture in which every rule and detector without scenes of its own (``tests/rule_scenes``) finds something."""
     scene = collectives("asynchronous", late={2: 30 * MS})
     for rank in range(4):
         scene.process(100 + rank)
@@ -33,12 +35,14 @@ def everything() -> Scene:
 
 @pytest.fixture(scope="module")
 def made() -> dict[str, list[Finding | Chain]]:
-    context = everything().context()
+    whole = everything().context()
     out: dict[str, list[Finding | Chain]] = {}
     for p in PLUGINS:
-        outcome = p.evaluate(context)
-        assert isinstance(outcome, Found)
-        out[p.declaration.id] = list(outcome.items)
+        out[p.declaration.id] = []
+        for context in [s.context() for s in scenes_of(p.declaration.id)] or [whole]:
+            outcome = p.evaluate(context)
+            assert isinstance(outcome, Found), (p.declaration.id, outcome)
+            out[p.declaration.id] += outcome.items
     return out
 
 
@@ -107,3 +111,38 @@ def test_no_threshold_hides_in_the_logic(plugin: Plugin) -> None:
     for function in (n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef)):
         numbers = [n.value for n in ast.walk(function) if isinstance(n, ast.Constant)]
         assert [n for n in numbers if isinstance(n, int | float) and n > 2] == [], function.name
+
+
+@pytest.mark.parametrize("plugin", PLUGINS, ids=lambda p: p.declaration.id)
+def test_every_threshold_is_read_through_the_policy(plugin: Plugin) -> None:
+    """No rule takes ``THRESHOLD.value`` in its logic: a policy would be passed over in silence."""
+    source = Path(str(importlib.import_module(plugin.module).__file__)).read_text("utf-8")
+    for function in (n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef)):
+        direct = [
+            ast.unparse(n)
+            for n in ast.walk(function)
+            if isinstance(n, ast.Attribute)
+            and n.attr == "value"
+            and isinstance(n.value, ast.Name | ast.Attribute)
+            and ast.unparse(n.value).rpartition(".")[2].isupper()
+        ]
+        assert direct == [], function.name
+
+
+@pytest.mark.parametrize("plugin", PLUGINS, ids=lambda p: p.declaration.id)
+def test_a_policy_at_either_end_of_the_range_is_evaluated(plugin: Plugin) -> None:
+    """The least and the largest value that a policy file may set for each threshold, one at a time."""
+    d = plugin.declaration
+    context = (scenes_of(d.id) or [everything()])[0].context()
+    for t in (t for t in d.thresholds if not t.fixed):
+        low = -MAX_NUMBER if t.value < 0 else t.least
+        assert low <= t.value <= (1 if t.unit == "share" else MAX_NUMBER), t.name
+        for value in (
+            low,
+            Fraction(1, 3) if t.unit in ("share", "ratio") else low + 1,
+            1 if t.unit == "share" else MAX_NUMBER,
+        ):
+            changed = Context(
+                context.store, context.window, context.quality, context.book, Policy({(d.id, t.name): value}, "0" * 64)
+            )
+            assert isinstance(plugin.evaluate(changed), Found | NotEvaluated), t.name
