@@ -108,7 +108,7 @@ class EngineSeries:
         every = np.arange(len(self.scrapes))
         for series in self._of(option, "") if option else []:
             values = self._at([series], every)[0]
-            out[series.index] = _add(out[series.index], values) if series.index in out else values
+            out[series.index] = add(out[series.index], values) if series.index in out else values
         return out
 
     def counter(self, meaning: str, at: I64) -> F64:
@@ -143,7 +143,7 @@ class EngineSeries:
         values = self._at([s for group in sets for s in group], at)
         sums = values[: len(edges)]
         for i, more in enumerate(values[len(edges) :]):
-            sums[i % len(edges)] = _add(sums[i % len(edges)], more)
+            sums[i % len(edges)] = add(sums[i % len(edges)], more)
         return edges, np.stack(sums, axis=1)
 
     def _of(self, option: Option, suffix: str) -> list[Series]:
@@ -153,7 +153,7 @@ class EngineSeries:
     def _sum(self, series: list[Series], at: I64) -> F64:
         out = np.full(len(at), np.nan)
         for values in self._at(series, at):
-            out = _add(out, values)
+            out = add(out, values)
         return out
 
     def _at(self, series: list[Series], at: I64) -> list[F64]:
@@ -217,7 +217,7 @@ def _carried(resets: npt.NDArray[np.bool_], ok: npt.NDArray[np.bool_]) -> npt.ND
     return np.diff(told, prepend=told[:1]) > 0
 
 
-def _add(a: F64, b: F64) -> F64:
+def add(a: F64, b: F64) -> F64:
     """Sum where either is a number; NaN where neither is."""
     both_missing = np.isnan(a) & np.isnan(b)
     out: F64 = np.where(np.isnan(a), 0.0, a) + np.where(np.isnan(b), 0.0, b)

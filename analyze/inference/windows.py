@@ -9,8 +9,10 @@ window, because nobody knows when it happened. In a window in which the server w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +22,7 @@ from gpuaudit.analyze.inference.exact import F64
 from gpuaudit.analyze.inference.model import Buckets, GpuWindow, HistogramDelta, Number, Window
 from gpuaudit.analyze.inference.names import COUNTERS, HISTOGRAMS
 from gpuaudit.analyze.inference.quantiles import delta
-from gpuaudit.analyze.inference.series import I64, EngineSeries, HistogramAt, Scrapes
+from gpuaudit.analyze.inference.series import I64, EngineSeries, HistogramAt, Scrapes, add
 
 SHORT_RUN_S = 30
 """A run of at most this length has short windows (``docs/reference/engines.md``)."""
@@ -47,8 +49,9 @@ def plan(duration_s: Fraction | int, length_s: int) -> list[Fraction]:
 class Cut:
     """Where the windows of a run lie in its scrapes; arrays have one entry per window.
 
-    Window i has the scrapes ``first[i]`` to ``end[i]`` − 1, none where they are equal; ``base[i]`` is the scrape that its
-    deltas start from. ``start_ns`` and ``end_ns`` are its planned bounds; a scrape that was complete at ``end_ns`` is in.
+    Window i has the scrapes ``first[i]`` to ``end[i]`` − 1, none where they are equal; ``base[i]`` is the scrape that
+    its deltas start from. ``start_ns`` and ``end_ns`` are its planned bounds; a scrape that was complete at ``end_ns``
+    is in.
     """
 
     start_ns: I64
@@ -83,18 +86,10 @@ def cut(scrapes: Scrapes) -> Cut:
     return Cut(start, end_ns, first, end, base, (end > first) & (told[last] > told[base]))
 
 
-def read_windows(series: EngineSeries, gpus: list[GpuWindow] | None = None) -> tuple[Window, ...]:
-    """Every window of an engine, in order of time; none without a successful scrape."""
-    if not len(series.scrapes):
-        return ()
-    where = cut(series.scrapes)
-    ends = _Ends(series, where)
-    gauges = _Gauges(series)
-    failed = np.searchsorted(series.scrapes.failed_ns, np.stack([where.start_ns, where.end_ns]), side="right")
-    return tuple(
-        _window(i, where, series.scrapes, ends, gauges, int(failed[1, i] - failed[0, i]), gpus[i] if gpus else None)
-        for i in range(len(where.start_ns))
-    )
+def read_windows(series: EngineSeries, where: Cut, gpus: Sequence[GpuWindow] = ()) -> tuple[Window, ...]:
+    """Every window of an engine, in order of time; ``gpus`` has what NVML says in each, or is empty."""
+    reader = _Reader(series, where)
+    return tuple(reader.window(i, gpus[i] if gpus else GpuWindow()) for i in range(len(where.start_ns)))
 
 
 class _Gauges:
@@ -110,10 +105,10 @@ class _Gauges:
 
 
 def together(by_index: dict[str, F64], scrapes: int) -> F64:
-    """The sum over engine indexes at each scrape; NaN where any index that has the gauge lacks it there."""
-    if not by_index:
-        return np.full(scrapes, np.nan)
-    out: F64 = np.sum(np.stack(list(by_index.values())), axis=0)
+    """The sum at each scrape over the engine indexes that have the gauge there; NaN where none has."""
+    out = np.full(scrapes, np.nan)
+    for values in by_index.values():
+        out = add(out, values)
     return out
 
 
@@ -173,31 +168,48 @@ def _bucket_delta(h: HistogramAt, a: int, b: int) -> Buckets:
     return delta(h.edges, [int(v) for v in before], [int(v) for v in after])
 
 
-def _window(
-    i: int, where: Cut, scrapes: Scrapes, ends: _Ends, gauges: _Gauges, failed: int, gpu: GpuWindow | None
-) -> Window:
-    low, high, base = int(where.first[i]), int(where.end[i]), int(where.base[i])
-    planned = Fraction(int(where.end_ns[i] - where.start_ns[i]), SECOND_NS)
-    frame = Window(i, int(where.start_ns[i]), int(where.end_ns[i]), planned, failed=failed, gpu=gpu or GpuWindow())
-    if low == high:
-        return frame
-    elapsed = Fraction(int(scrapes.done_ns[high - 1] - scrapes.done_ns[base]), SECOND_NS)
-    reset = bool(where.reset[i])
-    whole = elapsed > 0 and not reset
-    running, waiting = gauges.running[low:high], gauges.waiting[low:high]
-    kv = gauges.kv[:, low:high]
-    return Window(
-        i, frame.start_ns, frame.end_ns, planned,
-        duration_s=elapsed if elapsed > 0 else None, scrapes=high - low, failed=failed, reset=reset,
-        running=exact.number(float(running[-1])), running_mean=exact.mean(running), running_peak=exact.peak(running),
-        waiting=exact.number(float(waiting[-1])), waiting_mean=exact.mean(waiting), waiting_peak=exact.peak(waiting),
-        swapped=exact.number(float(gauges.swapped[high - 1])),
-        kv_last_share=exact.mean(kv[:, -1]), kv_mean_share=exact.mean(kv), kv_peak_share=_share(exact.peak(kv)),
-        **{m: ends.counter(m, i) if whole else None for m in COUNTERS},
-        **{m: ends.histogram(m, i, whole) for m in HISTOGRAMS},
-        counters=ends.totals(i), gpu=frame.gpu, running_polls=running, waiting_polls=waiting,
-    )  # type: ignore[arg-type]  # fmt: skip
-
-
 def _share(value: Number | None) -> Fraction | None:
     return None if value is None else Fraction(value)
+
+
+class _Reader:
+    """Makes each window of one engine."""
+
+    def __init__(self, series: EngineSeries, where: Cut) -> None:
+        self.where, self.scrapes = where, series.scrapes
+        self.ends, self.gauges = _Ends(series, where), _Gauges(series)
+        bounds = np.stack([where.start_ns, where.end_ns])
+        self.failed = np.diff(np.searchsorted(series.scrapes.failed_ns, bounds, side="right"), axis=0)[0]
+
+    def window(self, i: int, gpu: GpuWindow) -> Window:
+        where = self.where
+        low, high, base = int(where.first[i]), int(where.end[i]), int(where.base[i])
+        frame = Window(
+            i, int(where.start_ns[i]), int(where.end_ns[i]),
+            Fraction(int(where.end_ns[i] - where.start_ns[i]), SECOND_NS), failed=int(self.failed[i]), gpu=gpu,
+        )  # fmt: skip
+        if low == high:
+            return frame
+        elapsed = Fraction(int(self.scrapes.done_ns[high - 1] - self.scrapes.done_ns[base]), SECOND_NS)
+        reset = bool(where.reset[i])
+        whole = elapsed > 0 and not reset
+        values: dict[str, Any] = {m: self.ends.counter(m, i) if whole else None for m in COUNTERS}
+        values |= {m: self.ends.histogram(m, i, whole) for m in HISTOGRAMS}
+        return replace(
+            frame, duration_s=elapsed if elapsed > 0 else None, scrapes=high - low, reset=reset,
+            counters=self.ends.totals(i), **values, **self._states(low, high),
+        )  # fmt: skip
+
+    def _states(self, low: int, high: int) -> dict[str, Any]:
+        """What the gauges say in scrapes ``low`` to ``high`` − 1."""
+        running, waiting = self.gauges.running[low:high], self.gauges.waiting[low:high]
+        kv = self.gauges.kv[:, low:high]
+        return {
+            "running": exact.number(float(running[-1])), "running_mean": exact.mean(running),
+            "running_peak": exact.peak(running), "running_polls": running,
+            "waiting": exact.number(float(waiting[-1])), "waiting_mean": exact.mean(waiting),
+            "waiting_peak": exact.peak(waiting), "waiting_polls": waiting,
+            "swapped": exact.number(float(self.gauges.swapped[high - 1])),
+            "kv_last_share": exact.mean(kv[:, -1]), "kv_mean_share": exact.mean(kv),
+            "kv_peak_share": _share(exact.peak(kv)),
+        }  # fmt: skip
