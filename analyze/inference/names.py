@@ -1,8 +1,8 @@
 """Which metrics of an engine tell what: for every meaning the names that have carried it, best first.
 
 Sources: ``docs/reference/engines.md`` (vLLM 0.5 to 0.32), the engines' own metric pages (SGLang, TGI, Triton with the
-TensorRT-LLM backend, llama.cpp; read November 2026). vLLM writes its prefix ``vllm:`` and some proxies ``vllm_``; both
-are the same name here. What an engine does not export stays absent, with a reason.
+TensorRT-LLM backend, llama.cpp; read November 2026). vLLM writes its prefix ``vllm:`` and some collectors ``vllm_``;
+both are the same name here. What an engine does not export stays absent, with a reason.
 """
 
 from __future__ import annotations
@@ -159,8 +159,8 @@ def options(kind: str, meaning: str) -> tuple[Option, ...]:
 
 
 def plain(metric: str) -> str:
-    """A metric's name with ``vllm_`` in place of ``vllm:`` (and so for every prefix): both spell one metric."""
-    return metric.replace(":", "_")
+    """A metric's name with ``_`` for ``:`` and without Ray's prefix: ``ray_vllm_x``, ``vllm_x`` and ``vllm:x`` are one."""
+    return metric.replace(":", "_").removeprefix("ray_")
 
 
 def absent_reason(kind: str, meaning: str) -> str:
