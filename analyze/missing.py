@@ -9,10 +9,13 @@ from gpuaudit.analyze.finding import Grade, Json
 from gpuaudit.analyze.store import NOT_OWN, Store
 from gpuaudit.analyze.window import Window
 from gpuaudit.analyze.words import duration
+from gpuaudit.bundle import canonical
+from gpuaudit.bundle.errors import BundleInvalid
 
 SOURCE_TABLES = {
     "cuda": ("cuda_calls",), "cudart": ("cuda_calls",), "nccl": ("nccl_calls", "nccl_comms"), "off_cpu": ("off_cpu",),
-    "nvml": ("nvml_samples", "nvml_processes"), "clock": ("clock",),
+    "nvml": ("nvml_samples", "nvml_processes", "nvml_health", "nvml_links", "nvml_accounting", "nvml_events"),
+    "gpm": ("gpm_samples",), "engines": ("engine_scrapes", "engine_samples"), "clock": ("clock",),
 }  # fmt: skip
 """Tables that a source, or a library of the probe table, fills."""
 
@@ -31,8 +34,37 @@ class Reason:
 
 def missing(store: Store, window: Window, sources: Sequence[dict[str, Json]]) -> list[Reason]:
     """Everything but losses and the seal."""
-    out = [*_unavailable(sources), *_gaps(store), *_clock(window), *_unmatched(store)]
+    out = [*_imported(store), *_unavailable(sources), *_gaps(store), *_clock(window), *_unmatched(store)]
     return [*out, *_not_observable(store), *_late(store, window), *_no_identity(store), *_refused(store)]
+
+
+def _imported(store: Store) -> list[Reason]:
+    """Recordings of others: only that they have not changed since the import can be proven."""
+    if store.open_body.get("imported") is None:
+        return []
+    out = [
+        Reason(
+            "B",
+            "imported recordings, made by other tools: the seal proves that they have not changed since the import, "
+            "not who made them or how",
+        )
+    ]
+    artefact = store.artefact("imports")
+    try:
+        told = canonical.loads(artefact.body) if artefact else []
+    except BundleInvalid:
+        told = []
+    files = [t for t in told if isinstance(t, dict)] if isinstance(told, list) else []
+    for t in files[:MAX_NAMED]:
+        unread, left = t.get("unreadable"), t.get("not_carried")
+        name = str(t.get("name"))[:128]
+        if isinstance(unread, str) and unread != "0":
+            out.append(Reason("B", f"{name}: {unread[:20]} lines could not be read", _tables_of(str(t.get("source")))))
+        if isinstance(left, list) and left:
+            shown = ", ".join(str(x)[:64] for x in left[:MAX_NAMED])
+            more = f" and {len(left) - MAX_NAMED} more" if len(left) > MAX_NAMED else ""
+            out.append(Reason("A", f"{name}: the import could not carry {shown}{more}"))
+    return out
 
 
 def _unavailable(sources: Sequence[dict[str, Json]]) -> list[Reason]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import keyword
 
 import click
 
-SUBCOMMANDS = ("capture", "analyze", "report", "verify", "check", "explain", "show", "query", "probes", "keys")
-"""In the order of the help: the road first, then what looks at it. ``gpuaudit/cli/<name>.py`` holds ``command``."""
+SUBCOMMANDS = ("capture", "import", "analyze", "report", "verify", "check", "explain", "show", "query", "probes", "keys")
+"""In the order of the help: the road first, then what looks at it. ``gpuaudit/cli/<name>.py`` holds ``command``
+(``import_.py`` for ``import``, which Python keeps for itself)."""
 
 
 class LazyGroup(click.Group):
@@ -23,7 +25,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's
         if cmd_name not in SUBCOMMANDS:
             return None
-        command = importlib.import_module(f"gpuaudit.cli.{cmd_name}").command
+        module = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        command = importlib.import_module(f"gpuaudit.cli.{module}").command
         assert isinstance(command, click.Command)  # noqa: S101 - a defect of ours, seen by the conformance test
         return command
 

@@ -1,0 +1,109 @@
+"""What an importer is: a format that recognises a file by its first lines and turns its lines into rows of evidence.
+
+Times of an imported bundle are those of the recording's own wall clock, in ns since 1970-01-01 UTC; they stand where a
+capture has CLOCK_BOOTTIME. What a format holds and the tables cannot is named in :attr:`Told.not_carried`.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Protocol
+
+UNREADABLE_TOLD = 20
+"""Lines that could not be read are all counted; this many are told with their number and reason."""
+
+EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+MAX_TIME_NS = 1 << 62
+"""As in ``analyze/store.py``: the year 2116; a later time is not a recording's."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user says of recordings that do not tell it themselves.
+
+    ``utc_offset_ns``: how far their local time is ahead of UTC. ``start_ns`` (UTC since 1970) and ``interval_ns``: of
+    a log without times. ``settings``: key and value of what an engine was set to, where its metrics do not say.
+    """
+
+    utc_offset_ns: int = 0
+    start_ns: int | None = None
+    interval_ns: int | None = None
+    settings: tuple[tuple[str, str], ...] = ()
+
+
+class RowSink(Protocol):
+    """Where rows go: the recorder, or a test's list."""
+
+    def add_records(self, table: str, records: Sequence[Mapping[str, object]]) -> None:
+        """Rows of one table."""
+
+    def gap(
+        self, source: str, reason: str, start_ns: int, end_ns: int | None, *, table: str | None = None,
+        pid: int | None = None,
+    ) -> None:  # fmt: skip
+        """Time in which the recording has nothing."""
+
+
+@dataclass
+class Told:
+    """What an importer says of one file once it is read.
+
+    ``file`` is its number in the import, and the number of the engine it tells of; ``series_numbers`` is shared by the
+    files of one import.
+    """
+
+    source: str
+    file: int = 0
+    series_numbers: Iterator[int] = field(default_factory=count)
+    rows: Counter[str] = field(default_factory=Counter)
+    first_ns: int | None = None
+    last_ns: int | None = None
+    lines: int = 0
+    unreadable: int = 0
+    examples: list[str] = field(default_factory=list)
+    not_carried: list[str] = field(default_factory=list)
+    assumptions: list[str] = field(default_factory=list)
+    _refused_line: int = -1
+
+    def at(self, time_ns: int) -> None:
+        """A time the recording tells of."""
+        self.first_ns = time_ns if self.first_ns is None else min(self.first_ns, time_ns)
+        self.last_ns = time_ns if self.last_ns is None else max(self.last_ns, time_ns)
+
+    def refuse(self, line: int, reason: str) -> None:
+        """A line that could not be read, or not be used; each counts once."""
+        if line == self._refused_line:
+            return
+        self._refused_line = line
+        self.unreadable += 1
+        if len(self.examples) < UNREADABLE_TOLD:
+            self.examples.append(f"line {line}: {reason}"[:300])
+
+
+Line = tuple[int, str]
+"""Number from 1, and text without its end."""
+
+
+class Reader(Protocol):
+    """Reads the lines of one file, in order, holding a bounded number of them."""
+
+    def __call__(self, name: str, lines: Iterable[Line], sink: RowSink, request: Request, told: Told) -> None:
+        """Hand over every row; InputUnusable when the whole file cannot be one of the format."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format: its name, the source its rows stand for, how it is recognised, and what reads it.
+
+    ``gpus`` lists the GPUs that the first lines tell of, for leaf 0.
+    """
+
+    name: str
+    source: str
+    recognises: Callable[[Sequence[str]], bool]
+    read: Reader
+    gpus: Callable[[Sequence[str]], list[dict[str, object]]] = lambda head: []  # noqa: ARG005 - the default ignores it
