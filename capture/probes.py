@@ -114,6 +114,7 @@ def _stack(index: int) -> Place:
     return Place(From.STACK, index)
 
 
+_ALLOCATION = {"device_pointer": Place(From.POINTEE, 0), "size_bytes": _register(1)}
 _COPY = {
     "device_pointer": _register(0), "source_pointer": _register(1), "size_bytes": _register(2),
     "direction": _register(3),
@@ -153,8 +154,18 @@ def _comm_end(op: str) -> Probe:
 CUDART = Library(
     "cudart", "cuda", r"libcudart(-[0-9a-f]+)?\.so(\.[0-9]+)*", r"cuda[A-Z]\w*",
     (
-        _cuda("cudaMalloc", {"device_pointer": Place(From.POINTEE, 0), "size_bytes": _register(1)}),
+        _cuda("cudaMalloc", _ALLOCATION),
+        _cuda("cudaMallocManaged", _ALLOCATION),
+        _cuda("cudaMallocAsync", {**_ALLOCATION, "stream": _register(2)}),
+        _cuda("cudaMallocAsync_ptsz", {**_ALLOCATION, "stream": _register(2)}),
+        _cuda("cudaMallocFromPoolAsync", {**_ALLOCATION, "stream": _register(3)}),
+        _cuda("cudaMallocFromPoolAsync_ptsz", {**_ALLOCATION, "stream": _register(3)}),
+        _cuda("cudaMallocHost", _ALLOCATION),
+        _cuda("cudaHostAlloc", _ALLOCATION),
         _cuda("cudaFree", {"device_pointer": _register(0)}),
+        _cuda("cudaFreeAsync", {"device_pointer": _register(0), "stream": _register(1)}),
+        _cuda("cudaFreeAsync_ptsz", {"device_pointer": _register(0), "stream": _register(1)}),
+        _cuda("cudaFreeHost", {"device_pointer": _register(0)}),
         _cuda("cudaMemcpy", _COPY),
         _cuda("cudaMemcpy_ptds", _COPY),
         _cuda("cudaMemcpyAsync", _COPY_ASYNC),
@@ -164,6 +175,7 @@ CUDART = Library(
         _cuda("cudaStreamSynchronize", _STREAM),
         _cuda("cudaStreamSynchronize_ptsz", _STREAM),
         _cuda("cudaDeviceSynchronize", {}),
+        _cuda("cudaEventSynchronize", {}),
     ),
 )  # fmt: skip
 """The CUDA runtime (cuda_runtime_api.h). ``_ptds`` and ``_ptsz`` are the per-thread default stream twins: code of

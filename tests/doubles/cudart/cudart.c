@@ -35,10 +35,19 @@ struct CUstream_st {
 	struct CUstream_st *next;
 };
 
+enum kind { DEVICE, MANAGED, HOST };
+
 struct block {
 	struct block *next;
 	void *memory;
 	size_t size;
+	enum kind kind;
+};
+
+/* The work of a stream up to the moment the event was recorded. */
+struct CUevent_st {
+	struct CUstream_st *stream;
+	uint64_t target;
 };
 
 static pthread_mutex_t streams_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -159,18 +168,28 @@ static cudaError_t enqueue(cudaStream_t stream, uint64_t ns, cudaHostFn_t functi
 	return result(cudaSuccess);
 }
 
-static cudaError_t wait_for(struct CUstream_st *s)
+static uint64_t queued_on(struct CUstream_st *s)
 {
 	uint64_t target;
 
-	if (!s)
-		return result(cudaErrorMemoryAllocation);
 	pthread_mutex_lock(&s->lock);
 	target = s->queued;
+	pthread_mutex_unlock(&s->lock);
+	return target;
+}
+
+static cudaError_t wait_until(struct CUstream_st *s, uint64_t target)
+{
+	pthread_mutex_lock(&s->lock);
 	while (s->done < target)
 		pthread_cond_wait(&s->changed, &s->lock);
 	pthread_mutex_unlock(&s->lock);
 	return result(cudaSuccess);
+}
+
+static cudaError_t wait_for(struct CUstream_st *s)
+{
+	return s ? wait_until(s, queued_on(s)) : result(cudaErrorMemoryAllocation);
 }
 
 cudaError_t cudaRuntimeGetVersion(int *version)
@@ -190,20 +209,22 @@ cudaError_t cudaSetDevice(int device)
 	return result(device ? cudaErrorInvalidDevice : cudaSuccess);
 }
 
-cudaError_t cudaMalloc(void **pointer, size_t size)
+/* Memory of the device is limited; managed memory may be more than the device has, and host memory is the host's. */
+static cudaError_t allocate(void **pointer, size_t size, enum kind kind)
 {
 	size_t limit = setting("DOUBLE_CUDA_MEMORY_MB", 81920) << 20;
 	struct block *b = calloc(1, sizeof(*b));
 	cudaError_t error = cudaErrorMemoryAllocation;
 
 	pthread_mutex_lock(&memory_lock);
-	if (b && size <= limit && memory_used <= limit - size) {
+	if (b && (kind != DEVICE || (size <= limit && memory_used <= limit - size))) {
 		b->memory = malloc(size ? size : 1);
 		if (b->memory) {
 			b->size = size;
+			b->kind = kind;
 			b->next = blocks;
 			blocks = b;
-			memory_used += size;
+			memory_used += kind == DEVICE ? size : 0;
 			*pointer = b->memory;
 			error = cudaSuccess;
 		}
@@ -214,7 +235,7 @@ cudaError_t cudaMalloc(void **pointer, size_t size)
 	return result(error);
 }
 
-cudaError_t cudaFree(void *pointer)
+static cudaError_t release(void *pointer, int of_host)
 {
 	cudaError_t error = pointer ? cudaErrorInvalidValue : cudaSuccess;
 
@@ -222,10 +243,10 @@ cudaError_t cudaFree(void *pointer)
 	for (struct block **at = &blocks; *at; at = &(*at)->next) {
 		struct block *b = *at;
 
-		if (b->memory != pointer)
+		if (b->memory != pointer || (b->kind == HOST) != of_host)
 			continue;
 		*at = b->next;
-		memory_used -= b->size;
+		memory_used -= b->kind == DEVICE ? b->size : 0;
 		free(b->memory);
 		free(b);
 		error = cudaSuccess;
@@ -233,6 +254,80 @@ cudaError_t cudaFree(void *pointer)
 	}
 	pthread_mutex_unlock(&memory_lock);
 	return result(error);
+}
+
+cudaError_t cudaMalloc(void **pointer, size_t size)
+{
+	return allocate(pointer, size, DEVICE);
+}
+
+cudaError_t cudaMallocManaged(void **pointer, size_t size, unsigned int flags)
+{
+	return flags == 1 || flags == 2 ? allocate(pointer, size, MANAGED) : result(cudaErrorInvalidValue);
+}
+
+cudaError_t cudaMallocAsync(void **pointer, size_t size, cudaStream_t stream)
+{
+	enqueue(stream, 0, NULL, NULL);
+	return allocate(pointer, size, DEVICE);
+}
+
+cudaError_t cudaMallocAsync_ptsz(void **pointer, size_t size, cudaStream_t stream)
+{
+	cudaError_t error = allocate(pointer, size, DEVICE);
+
+	enqueue(stream, 0, NULL, NULL);
+	return result(error);
+}
+
+cudaError_t cudaMallocFromPoolAsync(void **pointer, size_t size, cudaMemPool_t pool, cudaStream_t stream)
+{
+	(void)pool;
+	enqueue(stream, 0, NULL, NULL);
+	return allocate(pointer, size, DEVICE);
+}
+
+cudaError_t cudaMallocFromPoolAsync_ptsz(void **pointer, size_t size, cudaMemPool_t pool, cudaStream_t stream)
+{
+	cudaError_t error = allocate(pointer, size, DEVICE);
+
+	(void)pool;
+	enqueue(stream, 0, NULL, NULL);
+	return result(error);
+}
+
+cudaError_t cudaMallocHost(void **pointer, size_t size)
+{
+	return allocate(pointer, size, HOST);
+}
+
+cudaError_t cudaHostAlloc(void **pointer, size_t size, unsigned int flags)
+{
+	return flags < 8 ? allocate(pointer, size, HOST) : result(cudaErrorInvalidValue);
+}
+
+cudaError_t cudaFree(void *pointer)
+{
+	return release(pointer, 0);
+}
+
+cudaError_t cudaFreeAsync(void *pointer, cudaStream_t stream)
+{
+	enqueue(stream, 0, NULL, NULL);
+	return release(pointer, 0);
+}
+
+cudaError_t cudaFreeAsync_ptsz(void *pointer, cudaStream_t stream)
+{
+	cudaError_t error = release(pointer, 0);
+
+	enqueue(stream, 0, NULL, NULL);
+	return result(error);
+}
+
+cudaError_t cudaFreeHost(void *pointer)
+{
+	return release(pointer, 1);
 }
 
 static cudaError_t copy(void *to, const void *from, size_t size)
@@ -331,6 +426,36 @@ cudaError_t cudaDeviceSynchronize(void)
 	pthread_cond_broadcast(&unwatched);
 	pthread_mutex_unlock(&streams_lock);
 	return result(cudaSuccess);
+}
+
+cudaError_t cudaEventCreate(cudaEvent_t *event)
+{
+	*event = calloc(1, sizeof(**event));
+	return result(*event ? cudaSuccess : cudaErrorMemoryAllocation);
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
+{
+	struct CUstream_st *s = stream_of(stream);
+
+	if (!event || !s)
+		return result(cudaErrorInvalidValue);
+	event->stream = s;
+	event->target = queued_on(s);
+	return result(cudaSuccess);
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t event)
+{
+	if (!event)
+		return result(cudaErrorInvalidValue);
+	return event->stream ? wait_until(event->stream, event->target) : result(cudaSuccess);
+}
+
+cudaError_t cudaEventDestroy(cudaEvent_t event)
+{
+	free(event);
+	return result(event ? cudaSuccess : cudaErrorInvalidValue);
 }
 
 cudaError_t cudaLaunchKernel(const void *function, dim3 grid, dim3 block, void **arguments, size_t shared, cudaStream_t stream)

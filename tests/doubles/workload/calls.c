@@ -41,7 +41,17 @@ static long rounds;
 static void cuda_calls(unsigned int round)
 {
 	FIND(cudart, cudaMalloc);
+	FIND(cudart, cudaMallocManaged);
+	FIND(cudart, cudaMallocAsync);
+	FIND(cudart, cudaMallocAsync_ptsz);
+	FIND(cudart, cudaMallocFromPoolAsync);
+	FIND(cudart, cudaMallocFromPoolAsync_ptsz);
+	FIND(cudart, cudaMallocHost);
+	FIND(cudart, cudaHostAlloc);
 	FIND(cudart, cudaFree);
+	FIND(cudart, cudaFreeAsync);
+	FIND(cudart, cudaFreeAsync_ptsz);
+	FIND(cudart, cudaFreeHost);
 	FIND(cudart, cudaMemcpy);
 	FIND(cudart, cudaMemcpy_ptds);
 	FIND(cudart, cudaMemcpyAsync);
@@ -51,18 +61,35 @@ static void cuda_calls(unsigned int round)
 	FIND(cudart, cudaStreamSynchronize);
 	FIND(cudart, cudaStreamSynchronize_ptsz);
 	FIND(cudart, cudaDeviceSynchronize);
+	FIND(cudart, cudaEventCreate);
+	FIND(cudart, cudaEventRecord);
+	FIND(cudart, cudaEventSynchronize);
+	FIND(cudart, cudaEventDestroy);
 	FIND(cudart, cudaStreamCreate);
 	FIND(cudart, cudaStreamDestroy);
 	size_t size = 4096 + 16u * round;
 	char from[8192], to[8192];
 	dim3 grid = {1 + round, 2 + round, 3 + round}, block = {32, 2 + round, 1 + round};
 	cudaStream_t stream = NULL;
-	void *device = NULL;
+	cudaEvent_t event = NULL;
+	void *device = NULL, *managed = NULL, *pooled[4] = {NULL}, *pinned = NULL, *mapped = NULL;
 
 	memset(from, (int)round, sizeof(from));
 	if (call_cudaStreamCreate && call_cudaStreamCreate(&stream))
 		stream = NULL;
 	CALL(cudaMalloc, (&device, size), FIRST("size_bytes", size); if (!code) MORE("device_pointer", device));
+	CALL(cudaMallocManaged, (&managed, 3 * size, 1), FIRST("size_bytes", 3 * size);
+	     if (!code) MORE("device_pointer", managed));
+#define POOLED(name, place, ...)                                                                              \
+	CALL(name, (&pooled[place], size + place, __VA_ARGS__), FIRST("size_bytes", size + place);            \
+	     MORE("stream", stream); if (!code) MORE("device_pointer", pooled[place]))
+	POOLED(cudaMallocAsync, 0, stream);
+	POOLED(cudaMallocAsync_ptsz, 1, stream);
+	POOLED(cudaMallocFromPoolAsync, 2, NULL, stream);
+	POOLED(cudaMallocFromPoolAsync_ptsz, 3, NULL, stream);
+	CALL(cudaMallocHost, (&pinned, 5 * size), FIRST("size_bytes", 5 * size); if (!code) MORE("device_pointer", pinned));
+	CALL(cudaHostAlloc, (&mapped, 7 * size, 2), FIRST("size_bytes", 7 * size);
+	     if (!code) MORE("device_pointer", mapped));
 	CALL(cudaMemcpy, (to, from, size, cudaMemcpyHostToDevice), FIRST("size_bytes", size);
 	     MORE("device_pointer", to); MORE("source_pointer", from); MORE("direction", 1));
 	CALL(cudaMemcpy_ptds, (to, from, size, cudaMemcpyDeviceToHost), FIRST("size_bytes", size);
@@ -80,8 +107,21 @@ static void cuda_calls(unsigned int round)
 	LAUNCH(cudaLaunchKernel_ptsz);
 	CALL(cudaStreamSynchronize, (stream), FIRST("stream", stream));
 	CALL(cudaStreamSynchronize_ptsz, (stream), FIRST("stream", stream));
+	if (call_cudaEventCreate && !call_cudaEventCreate(&event))
+		call_cudaEventRecord(event, stream);
+	CALL(cudaEventSynchronize, (event), NOTHING);
+	if (event)
+		call_cudaEventDestroy(event);
 	CALL(cudaDeviceSynchronize, (), NOTHING);
 	CALL(cudaFree, (device), FIRST("device_pointer", device));
+	CALL(cudaFree, (managed), FIRST("device_pointer", managed));
+	for (int i = 0; i < 4; i += 2) {
+		CALL(cudaFreeAsync, (pooled[i], stream), FIRST("device_pointer", pooled[i]); MORE("stream", stream));
+		CALL(cudaFreeAsync_ptsz, (pooled[i + 1], stream), FIRST("device_pointer", pooled[i + 1]);
+		     MORE("stream", stream));
+	}
+	CALL(cudaFreeHost, (pinned), FIRST("device_pointer", pinned));
+	CALL(cudaFreeHost, (mapped), FIRST("device_pointer", mapped));
 	if (stream)
 		call_cudaStreamDestroy(stream);
 }
