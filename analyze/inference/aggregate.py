@@ -138,7 +138,7 @@ def _memory(evaluable: Sequence[Window]) -> dict[str, Any]:
 
 
 def _power(windows: Sequence[Window]) -> dict[str, Any]:
-    pairs = [w for w in windows if w.gpu.energy_pair]
+    pairs = [w for w in windows if w.energy_pair]
     return {
         "power_mw": over(pairs, lambda w: w.gpu.power_mw),
         "energy_generation_tps": over(pairs, lambda w: w.generation_tps),

@@ -82,8 +82,9 @@ class HistogramDelta:
 class GpuWindow:
     """What NVML says of the engine's GPUs in one window: means of polls, last values and peaks.
 
-    ``power_mw`` and VRAM are summed over the GPUs, utilisation is their mean, temperature the hottest.
-    ``energy_pair``: power and tokens are of the same time (last poll and last scrape at most 1 s apart, ``skew_ns``).
+    Power and VRAM are summed over the GPUs, utilisation and clock are their mean, temperature is that of the hottest.
+    ``vram_peak_bytes`` and ``power_peak_mw`` add up each GPU's own peak, so that what is free is never overstated.
+    ``aligned``: the last poll of every GPU and the engine's last scrape are at most 1 s apart (``skew_ns``).
     """
 
     gpus: int = 0
@@ -99,7 +100,7 @@ class GpuWindow:
     temperature_peak_c: int | None = None
     clock_sm_mhz: Fraction | None = None
     skew_ns: int | None = None
-    energy_pair: bool = False
+    aligned: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,6 +213,12 @@ class Window:
         """Fewer than one request running, one waiting and one token per second; what is missing counts as less."""
         values = (self.running, self.waiting, self.generation_tps)
         return all(v is None or v < 1 for v in values)
+
+    @property
+    def energy_pair(self) -> bool:
+        """Its power and its tokens are of the same time, and there were both."""
+        tokens, power = self.generation_tps, self.gpu.power_mw
+        return self.gpu.aligned and tokens is not None and tokens > 0 and power is not None and power > 0
 
     @property
     def active(self) -> bool:

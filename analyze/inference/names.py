@@ -159,7 +159,7 @@ def options(kind: str, meaning: str) -> tuple[Option, ...]:
 
 
 def plain(metric: str) -> str:
-    """A metric's name with ``_`` for ``:`` and without Ray's prefix: ``ray_vllm_x``, ``vllm_x`` and ``vllm:x`` are one."""
+    """A metric's name with ``_`` for ``:``, without Ray's prefix: ``ray_vllm_x``, ``vllm_x`` and ``vllm:x`` are one."""
     return metric.replace(":", "_").removeprefix("ray_")
 
 
