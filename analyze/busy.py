@@ -1,0 +1,120 @@
+"""How busy a GPU, or a process on it, was told to be: a share of time for each stretch of time that a source covers.
+
+Sources, best first: GPM's SM activity (Hopper and later; mean over SMs of the time with at least one warp), NVML's
+utilisation of a process, NVML's utilisation of the GPU (time in which a kernel ran, averaged by the driver over up to
+1 s). Shares are in 1/10,000; a GPM percentage is rounded to a hundredth of a per cent, half to even. What each row
+stands for: from its start to its end, never past the next row; time without a row is not observed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from gpuaudit.analyze import intervals
+from gpuaudit.analyze.context import Context
+from gpuaudit.analyze.gpu_time import UNKNOWN, GpuTime, bounded
+from gpuaudit.analyze.intervals import Intervals
+
+SCALE = 10_000
+"""A share of 1."""
+
+PER_CENT = 100
+"""1 % in units of 1/10,000."""
+
+Array = npt.NDArray[np.int64]
+
+GPM = "GPM SM activity"
+PROCESS = "NVML process utilisation"
+UTILISATION = "NVML utilisation"
+
+
+@dataclass(frozen=True)
+class Busy:
+    """Disjoint stretches in order of time, ``spans`` of shape (n, 2) in ns, with the share of each.
+
+    ``source`` is one of :data:`GPM`, :data:`PROCESS`, :data:`UTILISATION`; ``table`` and ``where`` name its rows.
+    Where there are none, ``reason`` says why.
+    """
+
+    spans: Intervals
+    share: Array
+    source: str = ""
+    table: str = ""
+    where: str = ""
+    reason: str = ""
+
+    def within(self, seen: Intervals) -> Busy:
+        """The same, of the time in ``seen`` only."""
+        edges = np.unique(np.concatenate([self.spans.ravel(), seen.ravel()]))
+        low = edges[:-1]
+        mine, theirs = _member(self.spans, low), _member(seen, low)
+        keep = (mine >= 0) & (theirs >= 0)
+        spans = np.stack([low[keep], edges[1:][keep]], axis=1) if len(edges) else intervals.EMPTY
+        share = self.share[mine[keep]] if len(edges) else self.share[:0]
+        return Busy(spans, share, self.source, self.table, self.where, self.reason)
+
+    @property
+    def covered(self) -> Intervals:
+        """All time that is told of."""
+        return intervals.from_bounds(self.spans[:, 0], self.spans[:, 1])
+
+
+def _member(spans: Intervals, at: Array) -> Array:
+    """Which of the sorted disjoint ``spans`` each time lies in, -1 for none."""
+    i = np.searchsorted(spans[:, 0], at, side="right") - 1
+    inside = (i >= 0) & (spans[np.maximum(i, 0), 1] > at) if len(spans) else np.zeros(len(at), dtype=bool)
+    return np.where(inside, i, -1)
+
+
+def of_gpu(context: Context, gpu: GpuTime) -> Busy:
+    """GPM where it covers at least half of what NVML covers, else NVML's utilisation."""
+    gpm = _rows(context, "gpm_samples", "sm_activity_percent", gpu.where, GPM)
+    if 2 * intervals.measure(gpm.covered) >= max(1, intervals.measure(gpu.covered)):
+        return gpm
+    known = (gpu.utilization != UNKNOWN) & (gpu.spans[:, 0] < gpu.spans[:, 1])
+    if not known.any():
+        return Busy(intervals.EMPTY, _none(), reason="NVML told no utilisation for any interval between two samples")
+    told = Busy(gpu.spans[known], gpu.utilization[known] * PER_CENT, UTILISATION, "nvml_samples", gpu.where)
+    return told.within(intervals.subtract(told.covered, gpu.asleep))
+
+
+def of_process(context: Context, gpu: GpuTime, pid: int) -> Busy:
+    """The GPU's GPM while the process had it alone, else NVML's utilisation of it, else the GPU's while alone."""
+    alone = gpu.time(np.array([h == {pid} for h in gpu.holders], dtype=bool) & gpu.listed)
+    whole = of_gpu(context, gpu)
+    if whole.source == GPM and len(alone):
+        return whole.within(alone)
+    condition = f"{gpu.where} AND pid = {int(pid)}"
+    own = _rows(context, "nvml_processes", "sm_utilization_percent", condition, PROCESS)
+    if len(own.spans):
+        return own
+    if not len(alone):
+        why = "NVML told no utilisation of the process, and it never had the GPU to itself"
+        return Busy(intervals.EMPTY, _none(), reason=why)
+    return whole.within(alone)
+
+
+def _rows(context: Context, table: str, column: str, where: str, source: str) -> Busy:
+    value = bounded(column) + f" * {PER_CENT}"
+    if source == GPM:
+        exact = f"least(greatest({column}, 0), 100)"
+        value = f"CASE WHEN isfinite({column}) THEN round_even({exact} * {PER_CENT}, 0)::BIGINT ELSE {UNKNOWN} END"
+    a = context.store.arrays(
+        f"SELECT start_ns::BIGINT AS a, max(coalesce(end_ns, start_ns))::BIGINT AS b, max({value})::BIGINT AS share "
+        f"FROM {table} WHERE {where} AND {column} IS NOT NULL GROUP BY 1 ORDER BY 1"
+    )
+    starts = a["a"]
+    if not len(starts):
+        return Busy(intervals.EMPTY, _none(), reason=f"no row of {table} tells {column}")
+    ends = np.minimum(a["b"], np.concatenate([starts[1:], a["b"][-1:]]))
+    keep = (ends > starts) & (a["share"] >= 0)
+    share = np.minimum(a["share"][keep], SCALE)
+    told = Busy(np.stack([starts, ends], axis=1)[keep], share, source, table, f"{where} AND {column} IS NOT NULL")
+    return told.within(intervals.subtract(told.covered, context.window.asleep))
+
+
+def _none() -> Array:
+    return np.zeros(0, dtype=np.int64)

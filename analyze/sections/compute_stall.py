@@ -1,0 +1,262 @@
+"""Section: compute/stall ratio per GPU, process and shard, over the capture, 1 s and 1 min. Definition: ``stall.py``.
+
+Times in ns, ratios 0–1. A ratio is told only where both its inputs were observed: the source of kernel time, and the
+calls of every process on the GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from gpuaudit.analyze import blocked, busy, intervals, shards, stall
+from gpuaudit.analyze.blocked import Blocked
+from gpuaudit.analyze.busy import Busy
+from gpuaudit.analyze.context import Context
+from gpuaudit.analyze.finding import Json, Quantity, Section, SectionChart, SectionTable, Statement
+from gpuaudit.analyze.gpu_time import GpuTime
+from gpuaudit.analyze.intervals import Intervals
+from gpuaudit.analyze.stall import Series, Stall
+
+ORDER = 30
+
+ID = "compute_stall"
+MAX_ROWS = 512
+MAX_BANDS = 32
+MAX_BINS = 300
+
+COLUMNS = (
+    ("gpu", "GPU"), ("pid", "process"), ("shard", "shard"), ("source", "busy time from"),
+    ("busy", "busy"), ("stalled", "stalled in copies"), ("observed", "observed"),
+    ("ratio", "ratio"), ("lowest", "lowest"), ("highest", "highest"),
+    ("last_second", "last 1 s"), ("last_minute", "last 1 min"), ("worst_minute", "worst 1 min"),
+    ("below", "seconds below 0.7"), ("above", "seconds above 0.9"), ("verdict", "reading"),
+)  # fmt: skip
+
+DEFINITIONS = (
+    ("compute/stall ratio", "busy / (busy + stalled), of each second of the capture; longer times sum busy and stalled "
+     "of their seconds. Above 0.9: compute-bound. Below 0.7: capital trapped in the memory wall. Between: mixed."),
+    ("busy", "Time in which kernels ran: GPM's SM activity × time where GPM was recorded, else NVML's utilisation of "
+     "the process × time, else NVML's utilisation of the GPU × time while the process had the GPU to itself."),
+    ("blocked", "Time in which at least one thread of the process was inside a call that copies memory, or inside the "
+     "synchronisation of a stream (or device) that since its last synchronisation was given asynchronous copies and "
+     "no kernel, or between two copies of one thread at most 10 ms apart with no other call between them."),
+    ("stalled", "min(blocked, observed − busy), by second: what was blocked while no kernel can have run."),
+    ("observed", "Time that the source of busy time covers and in which calls of the process were recorded; for a GPU, "
+     "calls of every process that NVML listed on it."),
+    ("lowest, highest", "The ratio if synchronisations that had both copies and kernels to wait for count as blocked; "
+     "and if copies overlapped kernels wherever they could (stalled = max(0, blocked − busy))."),
+    ("last 1 s, last 1 min", "The last window of that length with a ratio; windows of 1 s begin every 250 ms, of 1 min "
+     "every second. A window that was observed for less than half of its length has none."),
+)  # fmt: skip
+
+NOTES = (
+    "A kernel that waits for the GPU's own memory counts as busy; whether it does is told by the roofline.",
+    "NVML averages utilisation over up to one second, so that a 1 s window borrows from its neighbours.",
+    "Waits for events are not counted: what an event follows is not recorded. Copies inside the kernels of NCCL and "
+    "of CUDA graphs are not seen by the probes.",
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One subject: its ratio, or why there is none. ``pid`` None is the whole GPU."""
+
+    gpu: GpuTime
+    pid: int | None
+    shard: str
+    busy: Busy
+    stall: Stall | None
+    where_calls: str
+    reason: str = ""
+
+    @property
+    def label(self) -> str:
+        """For a chart."""
+        who = "" if self.pid is None else f", process {self.pid}"
+        return f"GPU {self.gpu.index}{who}" + (f", {self.shard.partition(' (')[0]}" if self.shard else "")
+
+
+def evaluate(context: Context) -> Section:
+    """One row per GPU and one per process on it; bands of 1 s and 1 min."""
+    title, question = "Compute and stall", "How much of the time in which it had work did each GPU and process compute?"
+    rows = read_rows(context)
+    told = [r for r in rows if r.stall is not None and r.stall.whole.ratio is not None]
+    reason = _reason(context, rows)
+    table = SectionTable(
+        "ratios", "Compute/stall ratio", COLUMNS, tuple(_cells(context, r) for r in rows[:MAX_ROWS]),
+        NOTES, max(0, len(rows) - MAX_ROWS),
+    )  # fmt: skip
+    if not told:
+        tables = (table,) if rows else ()
+        return Section(ID, title, question, "not evaluated", reason, tables=tables, definitions=DEFINITIONS)
+    charts = tuple(c for c in (_bands(context, told, 1), _bands(context, told, stall.MINUTE_S)) if c is not None)
+    return Section(
+        ID, title, question, "evaluated", reason, (_statement(context, told),), (table,), charts, DEFINITIONS
+    )  # fmt: skip
+
+
+def read_rows(context: Context) -> list[Row]:
+    """Every GPU with NVML samples, and every process that NVML listed on it."""
+    if context.window.length_ns > stall.MAX_SECONDS * stall.SECOND_NS:
+        return []
+    out = []
+    for gpu in context.gpus:
+        seen: dict[int, tuple[Intervals, str]] = {}
+        calls: dict[int, Blocked] = {}
+        for pid in shards.holders(gpu):
+            seen[pid] = shards.calls_seen(context, pid)
+            calls[pid] = blocked.read_blocked(context.store, pid, context.window.end_ns)
+        out.append(_gpu_row(context, gpu, seen, calls))
+        out += [_process_row(context, gpu, pid, seen[pid], calls[pid]) for pid in seen]
+    return out
+
+
+def _gpu_row(
+    context: Context, gpu: GpuTime, seen: dict[int, tuple[Intervals, str]], calls: dict[int, Blocked]
+) -> Row:  # fmt: skip
+    told = busy.of_gpu(context, gpu)
+    reason = next((why for _, why in seen.values() if why), "") or told.reason
+    many = [p for p in seen if len(shards.gpus_of(context, p)) > 1]
+    if many:
+        reason = f"process {many[0]} held several GPUs, and a copy does not say which one it was for"
+    if not seen:
+        reason = "NVML listed no process on the GPU"
+    if reason:
+        return Row(gpu, None, "", told, None, "", reason)
+    told = told.within(intervals.intersect_all([time for time, _ in seen.values()]))
+    certain = intervals.union(*(b.certain for b in calls.values()))
+    possible = intervals.union(*(b.possible for b in calls.values()))
+    pids = ", ".join(map(str, seen))
+    window = context.window
+    return Row(
+        gpu, None, "", told, Stall(told, certain, possible, window.start_ns, window.end_ns),
+        f"pid IN ({pids}) AND {blocked.COPY_CALLS}",
+    )  # fmt: skip
+
+
+def _process_row(context: Context, gpu: GpuTime, pid: int, seen: tuple[Intervals, str], calls: Blocked) -> Row:
+    told = busy.of_process(context, gpu, pid)
+    shard = shards.shard_of(context, pid)
+    name = "" if shard is None else shard.name
+    reason = seen[1] or told.reason
+    if len(shards.gpus_of(context, pid)) > 1:
+        reason = f"process {pid} held several GPUs, and a copy does not say which one it was for"
+    if reason:
+        return Row(gpu, pid, name, told, None, "", reason)
+    told = told.within(seen[0])
+    window = context.window
+    made = Stall(told, calls.certain, calls.possible, window.start_ns, window.end_ns)
+    return Row(gpu, pid, name, told, made, f"pid = {pid} AND {blocked.COPY_CALLS}")
+
+
+def _reason(context: Context, rows: list[Row]) -> str:
+    if context.window.length_ns > stall.MAX_SECONDS * stall.SECOND_NS:
+        return f"the capture is longer than {stall.MAX_SECONDS} s"
+    if not rows:
+        return "no NVML sample of any GPU: " + (context.quality.source_reason("nvml") or "no sample in the bundle")
+    without = [f"GPU {r.gpu.index}: {r.reason}" for r in rows if r.reason]
+    told = f"{sum(1 for r in rows if r.stall is not None and r.stall.whole.ratio is not None)} of {len(rows)} subjects"
+    lost = context.quality.lost("cuda_calls")
+    missing = f"; {lost} records of cuda_calls were lost, so that ratios may be too high" if lost else ""
+    return f"{told} have a ratio{missing}" + (f"; {without[0]}" if without else "")
+
+
+def _statement(context: Context, told: list[Row]) -> Statement:
+    worst = min(told, key=lambda r: (_whole(r).ratio or 0, r.gpu.index, r.pid or 0))
+    return Statement(
+        "The lowest ratio over the capture is {ratio}, of {subject}: {verdict}.",
+        {"ratio": _ratio_cell(context, worst, _whole(worst).ratio, "busy / (busy + stalled)"),
+         "subject": worst.label, "verdict": _whole(worst).verdict},
+    )  # fmt: skip
+
+
+def _whole(row: Row) -> stall.Measured:
+    assert row.stall is not None  # noqa: S101 - rows with a ratio only
+    return row.stall.whole
+
+
+def _evidence(context: Context, row: Row) -> tuple[str, ...]:
+    told = (context.book.where(row.busy.table, row.busy.where),) if row.busy.table else ()
+    return (*told, context.book.where("cuda_calls", row.where_calls)) if row.where_calls else told
+
+
+def _ratio_cell(context: Context, row: Row, value: Fraction | None, formula: str, why: str = "") -> Quantity:
+    reason = "" if value is not None else why or "no kernel ran and nothing waited for a copy"
+    return Quantity(value, "ratio", "derived", _evidence(context, row), formula, reason)
+
+
+def _cells(context: Context, row: Row) -> tuple[Quantity | str | None, ...]:
+    head = (f"{row.gpu.index} ({row.gpu.uuid})", "" if row.pid is None else str(row.pid), row.shard, row.busy.source)
+    if row.stall is None:
+        samples = (context.book.where("nvml_samples", row.gpu.where),)
+        nothing = Quantity(None, "ratio", "derived", samples, "busy / (busy + stalled)", row.reason)
+        return (*head, None, None, None, nothing, *[None] * (len(COLUMNS) - len(head) - 4))
+    evidence, whole = _evidence(context, row), row.stall.whole
+    seconds, minutes = row.stall.seconds, row.stall.minutes
+
+    def time(value: int | Fraction, formula: str) -> Quantity:
+        return Quantity(value, "ns", "derived", evidence, formula)
+
+    def share(count: int) -> Quantity:
+        total = len(seconds.known)
+        value = Fraction(count, total) if total else None
+        why = "" if total else "no window of 1 s has a ratio"
+        return Quantity(value, "share", "derived", evidence, "windows of 1 s / windows of 1 s with a ratio", why)
+
+    return (
+        *head,
+        time(whole.busy_ns, "sum over seconds of share × time of the source of busy time"),
+        time(whole.stalled_ns, "sum over seconds of min(blocked, observed − busy)"),
+        time(whole.observed_ns, "time that is told of and in which calls were recorded"),
+        _ratio_cell(context, row, whole.ratio, "busy / (busy + stalled)"),
+        _ratio_cell(context, row, whole.lowest, "the same, waits for both copies and kernels counted as blocked"),
+        _ratio_cell(context, row, whole.highest, "the same, with copies beside kernels wherever they could be"),
+        _ratio_cell(context, row, _last(seconds), "the last window of 1 s", "no window of 1 s has a ratio"),
+        _ratio_cell(context, row, _last(minutes), "the last window of 1 min", "no window of 1 min has a ratio"),
+        _ratio_cell(context, row, _least(minutes), "the lowest of all windows of 1 min", "no window of 1 min has one"),
+        share(int((seconds.known < int(stall.MEMORY_WALL * busy.SCALE)).sum())),
+        share(int((seconds.known > int(stall.COMPUTE_BOUND * busy.SCALE)).sum())),
+        whole.verdict or None,
+    )
+
+
+def _last(series: Series) -> Fraction | None:
+    return Fraction(int(series.known[-1]), busy.SCALE) if len(series.known) else None
+
+
+def _least(series: Series) -> Fraction | None:
+    return Fraction(int(series.known.min()), busy.SCALE) if len(series.known) else None
+
+
+def _bands(context: Context, told: list[Row], length_s: int) -> SectionChart | None:
+    """The lowest window that begins in each bin, in 1/10,000."""
+    window = context.window
+    bin_ns = max(stall.STEP_NS if length_s == 1 else stall.SECOND_NS, -(-window.length_ns // MAX_BINS))
+    bins = max(1, -(-window.length_ns // bin_ns))
+    rows: list[Json] = []
+    for row in told[:MAX_BANDS]:
+        assert row.stall is not None  # noqa: S101 - told rows have one
+        series = row.stall.seconds if length_s == 1 else row.stall.minutes
+        if len(series.known):
+            rows.append({"label": row.label, "values": _lowest(series, window.start_ns, bin_ns, bins)})
+    if not rows:
+        return None
+    name = "1 s" if length_s == 1 else "1 min"
+    return SectionChart(
+        "bands", f"ratio_{length_s}s", f"Compute/stall ratio, lowest window of {name} that begins in each interval",
+        {"times_ns": [str(window.start_ns + i * bin_ns) for i in range(bins)], "bin_ns": str(bin_ns),
+         "bounds": [[int(stall.MEMORY_WALL * busy.SCALE), "below 0.7: memory wall"],
+                    [int(stall.COMPUTE_BOUND * busy.SCALE), "above 0.9: compute-bound"]],
+         "rows": rows},
+    )  # fmt: skip
+
+
+def _lowest(series: Series, start_ns: int, bin_ns: int, bins: int) -> list[int | None]:
+    known = series.ratios != stall.UNKNOWN
+    at = np.clip((series.starts[known] - start_ns) // bin_ns, 0, bins - 1)
+    lowest = np.full(bins, busy.SCALE + 1, dtype=np.int64)
+    np.minimum.at(lowest, at, series.ratios[known])
+    return [None if v > busy.SCALE else v for v in lowest.tolist()]
