@@ -79,6 +79,11 @@ class _Demands:
     complete: bool
 
 
+IMPORTED_NOTICE = (
+    "IMPORTED: it holds recordings made by other tools; the seal proves that they have not changed since the import."
+)
+
+
 def verify(
     path: Path | str, *, trust: Sequence[Identity] = (), receipt: Receipt | None = None, complete: bool = False,
     require_cosigner: Identity | None = None, require_receipt: bool = False, challenge: str | None = None,
@@ -103,6 +108,8 @@ def verify(
         if decode:
             result.checks.append(_decode_all(bundle))
         bundle.check_unchanged()
+        if bundle.open_body.get("imported") is not None:
+            result.notices.append(IMPORTED_NOTICE)
         if bundle.from_wal:
             result.notices.append("It was read beside its write-ahead log: the capture did not end properly.")
     if ledger is not None and result.identity_sha256 in {i.fingerprint for i in trust}:
