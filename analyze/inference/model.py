@@ -346,6 +346,8 @@ class EngineRun:
     metrics: dict[str, str] = field(default_factory=dict)
     """Per meaning, the metric that was read."""
     absent: dict[str, str] = field(default_factory=dict)
+    doubts: dict[str, str] = field(default_factory=dict)
+    """Per meaning, what else the metric that was read may hold."""
     gpus: tuple[str, ...] = ()
     gpu_name: str | None = None
     gpu_join: str = ""

@@ -58,7 +58,7 @@ class Scrapes:
 
 @dataclass(frozen=True)
 class HistogramAt:
-    """A histogram at some scrapes: ``buckets`` is (scrapes, edges); NaN where it was not there.
+    """A histogram at some scrapes: ``buckets`` is (scrapes, edges); NaN and infinity as for a counter.
 
     ``edges`` is empty where label sets have different edges, so that they cannot be added up.
     """
@@ -108,13 +108,16 @@ class EngineSeries:
         every = np.arange(len(self.scrapes))
         for series in self._of(option, "") if option else []:
             values = self._at([series], every)[0]
+            values[~np.isfinite(values)] = np.nan
             out[series.index] = add(out[series.index], values) if series.index in out else values
         return out
 
     def counter(self, meaning: str, at: I64) -> F64:
-        """The counter at scrapes ``at``, summed over label sets and engine indexes; NaN where it is missing.
+        """The counter at scrapes ``at``, summed over label sets and engine indexes.
 
-        A label set that has not appeared yet counts 0 where another one of the metric is there.
+        NaN: it had not appeared yet (clients make a counter with its first increment). Infinity: it is no number, or
+        was there and is not any more, so that nothing can be said. A label set that has not appeared yet counts 0
+        where another one of the metric is there.
         """
         option = self.chosen.get(meaning)
         return self._sum(self._of(option, ""), at) if option else np.full(len(at), np.nan)
@@ -172,7 +175,7 @@ class EngineSeries:
             found = np.searchsorted(starts, times, side="right") - 1
             values = np.full(len(at), np.nan)
             values[found >= 0] = given[found[found >= 0]]
-            values[~np.isfinite(values)] = np.nan
+            values[(found >= 0) & ~np.isfinite(values)] = np.inf
             out.append(values)
         return out
 

@@ -113,34 +113,54 @@ def together(by_index: dict[str, F64], scrapes: int) -> F64:
 
 
 class _Ends:
-    """Counters and histograms at both ends of every window: entry i at its base, entry n + i at its last scrape."""
+    """Counters and histograms at both ends of every window: row i at its base, row n + i at its last scrape.
+
+    What had not appeared at the base begins at 0.
+    """
 
     def __init__(self, series: EngineSeries, where: Cut) -> None:
-        self.count = len(where.start_ns)
+        self.count = n = len(where.start_ns)
         at = np.concatenate([where.base, np.maximum(where.last, 0)])
-        self.counters: dict[str, F64] = {m: series.counter(m, at) for m in COUNTERS}
-        self.histograms: dict[str, HistogramAt] = {m: series.histogram(m, at) for m in HISTOGRAMS}
+        self.counters = {m: _born_at_zero(series.counter(m, at), n) for m in COUNTERS}
+        self.histograms = {}
+        for m in HISTOGRAMS:
+            h = series.histogram(m, at)
+            self.histograms[m] = HistogramAt(
+                h.edges, _born_at_zero(h.buckets, n), _born_at_zero(h.sum, n), _born_at_zero(h.count, n)
+            )
 
     def counter(self, meaning: str, i: int) -> Number | None:
-        return gained(self.counters[meaning][i], self.counters[meaning][self.count + i])
+        """What a counter gained in window ``i``."""
+        return gained(float(self.counters[meaning][i]), float(self.counters[meaning][self.count + i]))
 
     def totals(self, i: int) -> dict[str, Number]:
+        """Where the counters stood at the end of window ``i``."""
         found = {m: exact.number(float(v[self.count + i])) for m, v in self.counters.items()}
         return {m: v for m, v in found.items() if v is not None}
 
     def histogram(self, meaning: str, i: int, whole: bool) -> HistogramDelta:
+        """What a histogram gained in window ``i``, if the window is ``whole``; and where it stood at its end."""
         h = self.histograms[meaning]
         a, b = i, self.count + i
         total = HistogramDelta(total_sum=_fraction(h.sum[b]), total_count=_whole(h.count[b]))
         if not whole:
             return total
-        count, gain = _whole(h.count[b] - h.count[a]), _difference(h.sum[a], h.sum[b])
-        return HistogramDelta(gain, count, total.total_sum, total.total_count, _bucket_delta(h, a, b))
+        gain, count = _difference(h.sum[a], h.sum[b]), _difference(h.count[a], h.count[b])
+        return HistogramDelta(
+            gain, None if count is None else int(count), total.total_sum, total.total_count, _bucket_delta(h, a, b)
+        )
+
+
+def _born_at_zero(values: F64, bases: int) -> F64:
+    """``values`` with 0 in those of the first ``bases`` rows that had not appeared yet."""
+    out = values.copy()
+    out[:bases][np.isnan(out[:bases])] = 0.0
+    return out
 
 
 def gained(before: float, after: float) -> Number | None:
-    """What a counter gained; None where an end is missing or it fell."""
-    found = _difference(before, after)
+    """What a counter gained, from 0 where it had not appeared (NaN); None where an end is no number or it fell."""
+    found = _difference(0.0 if np.isnan(before) else before, after)
     if found is None or found < 0:
         return None
     return int(found) if found.denominator == 1 else found
@@ -161,11 +181,12 @@ def _whole(value: float) -> int | None:
 
 
 def _bucket_delta(h: HistogramAt, a: int, b: int) -> Buckets:
+    """Bucket by bucket; empty where an end is missing or is no count."""
     pair = h.buckets[[a, b]]
     if not h.edges or not bool(np.isfinite(pair).all()) or bool((pair != np.floor(pair)).any()):
         return Buckets()
-    before, after = (row.astype(object).tolist() for row in pair)
-    return delta(h.edges, [int(v) for v in before], [int(v) for v in after])
+    before, after = ([int(v) for v in row] for row in pair.tolist())
+    return delta(h.edges, before, after)
 
 
 def _share(value: Number | None) -> Fraction | None:
