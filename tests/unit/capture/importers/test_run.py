@@ -1,4 +1,4 @@
-"""An import from end to end: a sealed bundle that says IMPORTED, with digests of the originals and what was left out."""
+"""An import from end to end: a sealed bundle that says IMPORTED, with the originals' digests and what was left out."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_every_value_of_every_poll_is_carried(tmp_path: Path) -> None:
     with Bundle.open(out) as bundle:
         store = Store.from_bundle(bundle)
     changes = store.sql(
-        "SELECT start_ns, value FROM engine_samples JOIN engine_series USING (series) "
+        "SELECT v.start_ns, value FROM engine_samples v JOIN engine_series USING (series) "
         "WHERE metric = 'vllm:generation_tokens_total' ORDER BY 1"
     )
     polls = [t for (t,) in store.sql("SELECT start_ns FROM engine_scrapes WHERE op = 'ok' ORDER BY 1")]
