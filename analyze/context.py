@@ -12,6 +12,7 @@ from fractions import Fraction
 from functools import cached_property
 
 from gpuaudit.analyze import collectives, gpu_time, lateness, waits
+from gpuaudit.analyze.catalogue import Catalogue
 from gpuaudit.analyze.collectives import Collectives
 from gpuaudit.analyze.evidence import EvidenceBook
 from gpuaudit.analyze.finding import Chain, Finding
@@ -50,13 +51,14 @@ Outcome = Found | NotEvaluated
 
 @dataclass
 class Context:
-    """The evidence, its window and quality, the book that hands out evidence ids, and the policy on thresholds."""
+    """The evidence, its window and quality, the book that hands out evidence ids, the policy and the catalogue."""
 
     store: Store
     window: Window
     quality: Quality
     book: EvidenceBook
     policy: Policy = field(default_factory=Policy.default)
+    catalogue: Catalogue = field(default_factory=Catalogue.load)
     names: dict[int, str] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -42,6 +42,10 @@ class Sink:
         if records:
             self.add(table, from_records(TABLES[table], records))
 
+    def gap(self, *told: object, **more: object) -> None:
+        """Time in which the recording has nothing; no recording of ours has any."""
+        raise AssertionError(f"{told} {more}")
+
     def tables(self) -> dict[str, Rows]:
         """All rows of each table as one leaf."""
         return {name: concat(parts) for name, parts in sorted(self.rows.items())}

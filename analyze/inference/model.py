@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     from gpuaudit.analyze.inference.baseline import Baseline
+    from gpuaudit.analyze.inference.model_facts import ModelFacts
 
 Number = int | Fraction
 
@@ -351,6 +352,8 @@ class EngineRun:
     gpus: tuple[str, ...] = ()
     gpu_name: str | None = None
     gpu_join: str = ""
+    facts: ModelFacts | None = None
+    """What is known of the model it serves."""
     ceiling: Baseline | None = None
     ceiling_reason: str = ""
 

@@ -10,11 +10,13 @@ import numpy as np
 
 from gpuaudit.analyze.inference import exact
 from gpuaudit.analyze.inference.aggregate import aggregate
+from gpuaudit.analyze.inference.baseline import Absent, Site, baseline
 from gpuaudit.analyze.inference.gpus import find_gpus, gpu_windows
 from gpuaudit.analyze.inference.model import EngineRun, Number
+from gpuaudit.analyze.inference.model_facts import Recorded, model_facts
 from gpuaudit.analyze.inference.names import COUNTERS, KINDS
 from gpuaudit.analyze.inference.series import EngineSeries, Scrapes, read_series
-from gpuaudit.analyze.inference.settings import read_settings
+from gpuaudit.analyze.inference.settings import rank, read_told, resolve
 from gpuaudit.analyze.inference.windows import SECOND_NS, cut, gained, read_windows
 
 if TYPE_CHECKING:
@@ -93,15 +95,36 @@ def _run(context: Context, named: _Named, engines: int) -> EngineRun:
     where = cut(scrapes)
     join = find_gpus(store, named.pid, engines)
     windows = read_windows(series, where, gpu_windows(store, join.uuids, where, scrapes))
-    config = read_settings(store, named.engine, series.series, _setting_gauges(series))
+    told = read_told(store, named.engine, series.series, _setting_gauges(series))
+    config = resolve(told)
     model = config.get("model")
-    return replace(
+    run = replace(
         run, model=model.value if model else None, config=config, data_parallel=len(series.indexes), windows=windows,
         totals=aggregate(windows, _deltas(series)), kv_by_index=_kv_by_index(series),
         longest_gap_s=_longest_gap(scrapes), start_ns=int(scrapes.done_ns[0]), end_ns=int(scrapes.done_ns[-1]),
         gpus=join.uuids, gpu_name=_gpu_name(store, join.uuids), gpu_join=join.how,
         doubts={m: o.doubt for m, o in series.chosen.items() if o.doubt},
+        facts=model_facts(
+            [Recorded(t.key, t.value, t.source, t.detail) for t in sorted(told, key=lambda t: rank(t.source))],
+            context.catalogue,
+        ),
     )  # fmt: skip
+    return _with_ceiling(run, context)
+
+
+def _with_ceiling(run: EngineRun, context: Context) -> EngineRun:
+    """The run with its ceilings, or why there are none."""
+    assert run.facts is not None  # noqa: S101 - set by _run
+    tp, longest = run.number("tensor_parallel_size"), run.number("max_model_len")
+    vram = run.totals.vram_total_bytes
+    site = Site(
+        run.gpu_name, len(run.gpus), int(tp) if tp else None, vram // len(run.gpus) if vram and run.gpus else None,
+        run.number("gpu_memory_utilization"), run.totals.prompt_size.mean, int(longest) if longest else None,
+    )  # fmt: skip
+    found = baseline(context.catalogue.gpu(run.gpu_name), run.facts, site)
+    if isinstance(found, Absent):
+        return replace(run, ceiling_reason=found.reason)
+    return replace(run, ceiling=found)
 
 
 def _deltas(series: EngineSeries) -> dict[str, Number]:

@@ -1,8 +1,9 @@
 """What an engine is set to: of all that sources say, the value that counts, and who says otherwise.
 
-What the server answers of itself counts before what its metrics' labels say, these before its command line, that before
-its environment, and the model's files come last. A value that leaves the choice to the engine ("auto") counts only
-where no source knows the outcome. Of one source the last word counts.
+What the server answers of itself counts before what its metrics' labels say, these before its command line (beside
+which stands what a user gave at import), that before its environment, and the model's files come last. A value that
+leaves the choice to the engine ("auto") counts only where no source knows the outcome. Of one source the last word
+counts.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from gpuaudit.analyze.inference.names import plain
 from gpuaudit.analyze.inference.series import Series
 from gpuaudit.analyze.store import Store
 
-_SOURCES = ("metric label", "metric", "command line", "environment", "config.json", "safetensors index")
+_SOURCES = (
+    "metric label", "metric", "command line", "given at import", "environment", "config.json", "safetensors index",
+)  # fmt: skip
 _LABEL, _METRIC = _SOURCES[0], _SOURCES[1]
 
 UNDECIDED = frozenset({"", "auto", "none", "null"})
@@ -57,8 +60,8 @@ def resolve(told: list[Told]) -> dict[str, Setting]:
     return out
 
 
-def read_settings(store: Store, engine: int, series: list[Series], gauges: dict[str, str]) -> dict[str, Setting]:
-    """Settings of one engine; ``gauges`` are settings that it exports as the value of a metric."""
+def read_told(store: Store, engine: int, series: list[Series], gauges: dict[str, str]) -> list[Told]:
+    """All that sources say of one engine; ``gauges`` are settings that it exports as the value of a metric."""
     rows = store.sql(
         "SELECT op, value, source, coalesce(detail, '') FROM engine_config WHERE engine = ? "
         "ORDER BY start_ns, leaf, row",
@@ -67,8 +70,7 @@ def read_settings(store: Store, engine: int, series: list[Series], gauges: dict[
     told = [Told(*(str(v) for v in r)) for r in rows]
     if not any(t.source == _LABEL for t in told):
         told += _labels(series)
-    told += [Told(key, value, _METRIC, key) for key, value in gauges.items()]
-    return resolve(told)
+    return told + [Told(key, value, _METRIC, key) for key, value in gauges.items()]
 
 
 def _undecided(value: str) -> bool:
