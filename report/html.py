@@ -14,21 +14,12 @@ from markupsafe import Markup
 from gpuaudit import templates
 from gpuaudit.report.charts.canvas import LABEL_SIZE, ROLES, WIDTH, coordinate
 from gpuaudit.report.fonts import FACES, Face, font_bytes
-from gpuaudit.report.view import SYNTHETIC_MARK, View
+from gpuaudit.report.view import View
 
 FOLDER = Path(templates.__file__).parent
 
 FONT_SCHEME = "report-font:"
 """Names of fonts in the print for the PDF; the typesetter's fetcher knows them and nothing else."""
-
-CONTENTS = (
-    ("completeness", "Completeness of the evidence"), ("verdict", "Verdict"), ("findings", "Findings and chains"),
-    ("outcomes", "What was asked, and what became of it"), ("timeline", "Incident timeline"),
-    ("ranks", "Ranks and collectives"), ("latency", "Latency of operations"), ("nvml", "GPU readings"),
-    ("operations", "Operations"), ("waste", "Waste ledger"), ("cost", "What the recording cost the host"),
-    ("appendix", "Technical appendix"), ("evidence", "Evidence"), ("verify", "How to verify this report"),
-)  # fmt: skip
-"""Anchor and title of every section, in order; a test compares them with the headings."""
 
 
 def render(view: View, target: Literal["html", "pdf"] = "html") -> bytes:
@@ -37,7 +28,7 @@ def render(view: View, target: Literal["html", "pdf"] = "html") -> bytes:
     style = _font_faces(for_pdf) + _asset("report.css") + (_asset("pdf.css") if for_pdf else "")
     script = "" if for_pdf else _asset("report.js")
     text = _environment().get_template("report.html.j2").render(
-        view=view, contents=CONTENTS, mark=SYNTHETIC_MARK, roles=ROLES, width=WIDTH, label_size=LABEL_SIZE,
+        view=view, roles=ROLES, width=WIDTH, label_size=LABEL_SIZE,
         style=Markup(style), script=Markup(script),  # noqa: S704  (our own files, see _asset)
         csp="" if for_pdf else _policy(style, script),
     )  # fmt: skip

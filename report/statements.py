@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
-from gpuaudit.analyze.finding import Chain, Document, Finding
+from gpuaudit.analyze.finding import Chain, Document, Finding, Quantity
 from gpuaudit.bundle.display import printable
 from gpuaudit.bundle.errors import InputUnusable
+from gpuaudit.report.groups import Groups, fixes
 from gpuaudit.report.tables import Column, Table, build
 from gpuaudit.report.text import Text, data, fill, join, link, listed, number, of, prose, words
 
@@ -29,6 +31,9 @@ class Statement:
     against: tuple[Text, ...]
     refuted_by: Text
     next_step: Text
+    held: Text = ()
+    supports: str = ""
+    fixes: Table | None = None
 
 
 class EvidenceLinks:
@@ -48,15 +53,29 @@ class EvidenceLinks:
 
 
 def statements(document: Document) -> tuple[Statement, ...]:
-    """Chains and findings, the severe ones first; within a severity chains first, since they explain."""
+    """Chains and findings, the severe ones first; within a severity chains first, since they explain.
+
+    A finding that is held as supporting evidence stands behind the one that it supports.
+    """
     declared = {d["id"]: d for d in document.appendix["declarations"]}
     links = EvidenceLinks(document)
+    groups = Groups(document)
     made = [
         _chain(c, f"chain-{n}", _declaration(declared, c.detector), links) for n, c in enumerate(document.chains, 1)
     ]
     for n, f in enumerate(document.findings, 1):
-        made.append(_finding(f, f"finding-{n}", _declaration(declared, f.rule), links))
-    return tuple(sorted(made, key=lambda s: SEVERITIES.index(s.severity)))
+        made.append(_finding(f, f"finding-{n}", _declaration(declared, f.rule), (links, groups)))
+    made.sort(key=lambda s: SEVERITIES.index(s.severity))
+    return tuple(_held_behind(made))
+
+
+def _held_behind(made: list[Statement]) -> list[Statement]:
+    """Every statement that supports another moved behind it; the order is kept otherwise."""
+    out = [s for s in made if not s.held]
+    for s in (s for s in made if s.held):
+        beside = [at for at, other in enumerate(out) if s.supports in (other.anchor, other.supports)]
+        out.insert(beside[-1] + 1 if beside else len(out), s)
+    return out
 
 
 def _declaration(declared: dict[str, dict[str, Any]], id: str) -> dict[str, Any]:
@@ -77,11 +96,17 @@ def _sentence(declaration: dict[str, Any], key: str, values: dict[str, Any]) -> 
     return fill(declaration["texts"][key], values)
 
 
-def _finding(finding: Finding, anchor: str, declaration: dict[str, Any], links: EvidenceLinks) -> Statement:
+def _finding(
+    finding: Finding, anchor: str, declaration: dict[str, Any], about: tuple[EvidenceLinks, Groups]
+) -> Statement:
+    links, groups = about
+    leads, held = groups.led(finding.id), groups.held(finding.id)
     facts = (
         ("About", _subject(finding.subject)),
+        *((("Leads the group", leads),) if leads else ()),
         ("Impact", number(finding.impact)),
         ("Made from", _provenance(finding.impact.provenance, finding.impact.formula)),
+        *((("Score", _score(finding.score)),) if finding.score is not None else ()),
         ("Grade of its evidence", data(finding.grade)),
         ("Evidence", links.text(finding.evidence)),
         ("It never claims", prose(declaration["never_claims"])),
@@ -89,7 +114,12 @@ def _finding(finding: Finding, anchor: str, declaration: dict[str, Any], links: 
     return Statement(
         anchor, data(finding.id), "Finding", finding.severity, prose(declaration["title"]),
         _sentence(declaration, finding.text, finding.values), facts, None, (), (), (),
+        held=held.text if held else (), supports=held.primary if held else "", fixes=fixes(finding),
     )  # fmt: skip
+
+
+def _score(score: Fraction) -> Text:
+    return join(number(Quantity(score, "count", "assumed")), words(", impact × confidence of the rule's reference"))
 
 
 def _chain(chain: Chain, anchor: str, declaration: dict[str, Any], links: EvidenceLinks) -> Statement:
@@ -154,6 +184,9 @@ def verdict(document: Document, made: tuple[Statement, ...]) -> tuple[Text, ...]
     else:
         first = "Nothing was found. That is an answer to the questions below and to no others."
     second = f"{looked} of {_plural(looked + blind, 'rule')} and detectors looked at the evidence"
+    held = sum(bool(s.held) for s in made)
+    if held:
+        first += f" {_plural(held, 'finding')} of them only support another."
     second += f"; {blind} could not, and their answer is unknown." if blind else "."
     return (words(first), words(second))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from gpuaudit.analyze.finding import Quantity
-from gpuaudit.report.text import Text, number
+from gpuaudit.report.text import Text, marked, number
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,10 @@ Raw = Text | Quantity | Cell
 
 
 def build(caption: str, columns: Sequence[Column], rows: Sequence[Sequence[Raw]], *, empty: str = "nothing recorded",
-          sortable: bool = True) -> Table:  # fmt: skip
-    """A table from texts, quantities and cells; quantities get digits and a rank for sorting."""
+          sortable: bool = True, marks: bool = False) -> Table:  # fmt: skip
+    """A table from texts, quantities and cells; quantities get digits and a rank for sorting, and with ``marks`` how
+    they were made where evidence alone does not give them.
+    """
     out: list[list[Cell]] = [[] for _ in rows]
     for at in range(len(columns)):
         column = [row[at] for row in rows]
@@ -51,7 +53,7 @@ def build(caption: str, columns: Sequence[Column], rows: Sequence[Sequence[Raw]]
             if isinstance(cell, Cell):
                 row.append(cell)
             elif isinstance(cell, Quantity):
-                row.append(Cell(number(cell), order[_magnitude(cell)]))
+                row.append(Cell(marked(cell) if marks else number(cell), order[_magnitude(cell)]))
             else:
                 row.append(Cell(cell))
     return Table(caption, tuple(columns), tuple(tuple(row) for row in out), empty, sortable)

@@ -29,12 +29,13 @@ _PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]{0,63})\}")
 
 @dataclass(frozen=True)
 class Piece:
-    """A run of text: ``words`` (ours), ``prose`` (a sentence of the document), ``data`` (a name), ``number``, ``link``.
+    """A run of text: ``words`` (ours), ``prose`` (a sentence of the document), ``data`` (a name), ``number``, ``link``,
+    or ``mark`` (small, ours: how a number was made, or which note explains it).
 
     ``exact`` is the unrounded value of a number. ``target`` is an anchor made by this program, never taken from data.
     """
 
-    kind: Literal["words", "prose", "data", "number", "link"]
+    kind: Literal["words", "prose", "data", "number", "link", "mark"]
     text: str
     exact: str = ""
     target: str = ""
@@ -81,9 +82,25 @@ def number(q: Quantity) -> Text:
     return (Piece("number", inert(shown.text), inert(shown.exact)),)
 
 
+MARKS = {"estimated": "est", "assumed": "assumed"}
+"""What stands behind a number that evidence alone does not give: a catalogue's, or a person's, value is in it."""
+
+
+def mark(text: str) -> Text:
+    """A small mark of ours behind a number."""
+    return (Piece("mark", text),)
+
+
+def marked(q: Quantity) -> Text:
+    """A quantity with its mark; measured ones, and those derived from measured ones, have none."""
+    if q.value is None or q.provenance not in MARKS:
+        return number(q)
+    return join(number(q), words(" "), mark(MARKS[q.provenance]))
+
+
 def value(q: Quantity | str) -> Text:
     """A value of a finding: a quantity or a name."""
-    return number(q) if isinstance(q, Quantity) else data(q)
+    return marked(q) if isinstance(q, Quantity) else data(q)
 
 
 def of(part: Quantity, whole: Quantity, ratio: Quantity) -> Text:

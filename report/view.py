@@ -21,11 +21,49 @@ from gpuaudit.report.charts.nvml_strips import nvml_strips
 from gpuaudit.report.charts.rank_heat import rank_heat
 from gpuaudit.report.charts.timeline import timeline
 from gpuaudit.report.completeness import Completeness, completeness, totals
+from gpuaudit.report.sections import Sections, sections
 from gpuaudit.report.tables import Table
 from gpuaudit.report.text import Text, data, inert, join, words
 
-SYNTHETIC_MARK = "SYNTHETIC"
-"""What stands on every page made from a scenario instead of a host."""
+SECTIONS_HERE = ("unanswered", "Questions without an answer")
+"""Where the analysis' own sections stand, and the heading over those that could not be evaluated."""
+
+POLICY_SOURCE = "policy file;"
+"""How the source of a threshold begins that a policy file has set (``analyze/policy.py``)."""
+
+CONTENTS = (
+    ("completeness", "Completeness of the evidence"), ("verdict", "Verdict"), ("findings", "Findings and chains"),
+    ("outcomes", "What was asked, and what became of it"), SECTIONS_HERE, ("timeline", "Incident timeline"),
+    ("ranks", "Ranks and collectives"), ("latency", "Latency of operations"), ("nvml", "GPU readings"),
+    ("operations", "Operations"), ("waste", "Waste ledger"), ("cost", "What the recording cost the host"),
+    ("appendix", "Technical appendix"), ("evidence", "Evidence"), ("verify", "How to verify this report"),
+)  # fmt: skip
+"""Anchor and title of every section in order, the analysis' own sections in their place."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A word on every page of a report that is not about a host as we recorded it, and what it means."""
+
+    word: str
+    short: str
+    text: str
+
+
+MARKS = {
+    "synthetic": Mark(
+        "SYNTHETIC", "made from a scenario, not from a host",
+        "This report was made from an embedded scenario by the same recorder, analysis and printer as a real one. It "
+        "says nothing about any host.",
+    ),
+    "imported": Mark(
+        "IMPORTED", "recorded by other tools, not by this one",
+        "The evidence was read from files that other tools had written. The seal proves that it has not changed since "
+        "the import; it proves nothing about how the files came to be. What the import could not carry stands among "
+        "the reasons of the grade.",
+    ),
+}  # fmt: skip
+"""Marks by the key of ``bundle`` that calls for them."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +71,17 @@ class View:
     """Everything a template prints, in the order of the report."""
 
     title: str
-    synthetic: bool
+    marks: tuple[Mark, ...]
+    contents: tuple[tuple[str, Text], ...]
     host: Text
     identity: Text
     created: str
     cover: tuple[tuple[str, Text], ...]
     verdict: tuple[Text, ...]
     statements: tuple[said.Statement, ...]
+    headlines: tuple[said.Statement, ...]
     outcomes: Table
+    sections: Sections
     totals: Text
     completeness: Completeness
     timeline: tuple[Figure, ...]
@@ -69,24 +110,28 @@ def build_view(document: Document) -> View:
 
 def _build(document: Document) -> View:
     made = said.statements(document)
+    asked = sections(document)
     parts = appendices.appendix(document)
     start_ns = int(document.window["start_ns"])
     charts = document.charts
     return View(
         title="GPU audit report",
-        synthetic=bool(document.bundle["synthetic"]),
+        marks=tuple(mark for key, mark in MARKS.items() if document.bundle[key]),
+        contents=_contents(asked),
         host=data(document.host["hostname"], 64),
         identity=data(document.bundle["root"], 64),
         created=_created(document),
         cover=_cover(document),
         verdict=said.verdict(document, made),
         statements=made,
+        headlines=tuple(s for s in made if not s.held),
         outcomes=said.outcomes(document),
+        sections=asked,
         totals=totals(document),
         completeness=completeness(document),
         timeline=tuple(timeline(charts["timeline"])),
         heat=tuple(figure for one in charts["rank_heat"] for figure in rank_heat(one)),
-        nvml=tuple(f for f in (nvml_strips(one, start_ns) for one in charts["nvml"]) if f is not None),
+        nvml=tuple(figure for one in charts["nvml"] for figure in nvml_strips(one, start_ns)),
         latency=tuple(latency(charts["latency"], _marks(document))),
         operations=ledgers.operations(document),
         operation_notes=ledgers.operation_notes(document),
@@ -95,6 +140,18 @@ def _build(document: Document) -> View:
         appendix=parts,
         evidence=appendices.evidence_index(parts.evidence),
     )
+
+
+def _contents(asked: Sections) -> tuple[tuple[str, Text], ...]:
+    out: list[tuple[str, Text]] = []
+    for anchor, title in CONTENTS:
+        if (anchor, title) != SECTIONS_HERE:
+            out.append((anchor, words(title)))
+            continue
+        out += [(s.anchor, s.title) for s in asked.evaluated]
+        if asked.others.rows:
+            out.append((anchor, words(title)))
+    return tuple(out)
 
 
 def _created(document: Document) -> str:
@@ -114,9 +171,21 @@ def _cover(document: Document) -> tuple[tuple[str, Text], ...]:
         ("Merkle root", join(data(bundle["root"]), words(f", {int(bundle['size'])} leaves"))),
         ("File SHA-256", data(bundle["file_sha256"])),
         ("Identity key SHA-256", data(bundle["identity_sha256"])),
+        *_asked(document),
         ("Analysed by", join(data(document.tool["name"]), words(" "), data(document.tool["version"]))),
     ]  # fmt: skip
     return tuple(lines)
+
+
+def _asked(document: Document) -> list[tuple[str, Text]]:
+    """What was set by whoever asked: a policy that overrides thresholds belongs on page 1, with its digest."""
+    digest = document.options.get("policy_sha256", "")
+    if not digest:
+        return []
+    declared = [t for d in document.appendix["declarations"] for t in d["thresholds"]]
+    n = sum(str(t["source"]).startswith(POLICY_SOURCE) for t in declared)
+    text = words(f"{n} of {len(declared)} thresholds are set by a policy file, each says so in the appendix; SHA-256 ")
+    return [("Policy", join(text, data(digest)))]
 
 
 def _gpus(gpus: list[dict[str, Any]]) -> Text:

@@ -86,7 +86,7 @@ def document(**changes: Any) -> Document:
         "bundle": {
             "origin": "lab/5a1d0c3e/7f0e55aa-0001-4c00-9000-2f6b1c9d0e11",
             "root": "q83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJA=", "size": 34, "status": "SEALED",
-            "file_sha256": "5e" * 32, "identity_sha256": "c4" * 32, "synthetic": True,
+            "file_sha256": "5e" * 32, "identity_sha256": "c4" * 32, "synthetic": True, "imported": False,
             "notices": ["No start receipt was given: a holder of the identity key could have forged the whole bundle."],
         },
         "host": {

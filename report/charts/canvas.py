@@ -44,6 +44,11 @@ ROLES: dict[str, dict[str, str]] = {
     "line": {"stroke": "#0072B2", "stroke-width": "1.2", "fill": "none", "stroke-linejoin": "round"},
     "band": {"fill": "#BBD7EA"},
     "bar": {"fill": "#0072B2"},
+    "roof": {"stroke": "#1B1E23", "stroke-width": "1.4", "fill": "none", "stroke-linejoin": "round"},
+    "bound": {"stroke": "#44484F", "stroke-width": "0.9", "fill": "none", "stroke-dasharray": "4 3"},
+    "spare": {"fill": "#C6DBEC"},
+    "on-dark": {"fill": "#FFFFFF"},
+    "on-light": {"fill": "#1B1E23"},
     "ring": {"fill": "#FFFFFF", "stroke": "#1B1E23", "stroke-width": "1"},
 }
 """Role → presentation attributes. Okabe–Ito: 009E73 bluish green, 56B4E9 sky blue, 0072B2 blue, D55E00 vermilion,

@@ -17,12 +17,14 @@ from gpuaudit.report.charts.timeline import CLASSES, LANES_PER_FIGURE, timeline
 from gpuaudit.report.fonts import fitted, text_width
 from gpuaudit.report.view import build_view
 from tests.documents import document
+from tests.engine_documents import engine_document
 
 
 def figures() -> list[Figure]:
     view = build_view(document())
     waste = [view.waste.figure] if view.waste.figure else []
-    return [*view.timeline, *view.heat, *view.latency, *view.nvml, *waste]
+    asked = [f for s in build_view(engine_document()).sections.evaluated for f in s.figures]
+    return [*view.timeline, *view.heat, *view.latency, *view.nvml, *waste, *asked]
 
 
 def box(label: Label) -> tuple[Fraction, Fraction, Fraction, Fraction]:

@@ -9,9 +9,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from gpuaudit.report.html import CONTENTS, render
-from gpuaudit.report.view import build_view
+from gpuaudit.report.html import render
+from gpuaudit.report.text import plain
+from gpuaudit.report.view import MARKS, View, build_view
 from tests.documents import document
+from tests.engine_documents import engine_document
 
 VOID = {"meta", "br", "wbr", "path", "rect", "input"}
 URL_ATTRIBUTES = {"href", "src", "action", "formaction", "data", "poster", "xlink:href", "srcset", "background"}
@@ -44,9 +46,17 @@ class Page(HTMLParser):
         self.text.append((self.open[-1] if self.open else "", data))
 
 
+MADE = {"training": build_view(document()), "engine": build_view(engine_document())}
+
+
+@pytest.fixture(scope="module", params=MADE)
+def view(request: pytest.FixtureRequest) -> View:
+    return MADE[request.param]
+
+
 @pytest.fixture(scope="module")
-def page() -> Page:
-    return Page(render(build_view(document())))
+def page(view: View) -> Page:
+    return Page(render(view))
 
 
 def test_well_formed(page: Page) -> None:
@@ -74,17 +84,18 @@ def test_nothing_inline_and_nothing_from_elsewhere(page: Page) -> None:
     assert "@import" not in style
 
 
-def test_every_reference_has_one_target(page: Page) -> None:
+def test_every_reference_has_one_target(page: Page, view: View) -> None:
     ids = [a["id"] for _, a in page.elements if "id" in a]
     assert len(ids) == len(set(ids))
     targets = {a["href"][1:] for t, a in page.elements if t == "a"}
     assert targets <= set(ids)
-    assert [anchor for anchor, _ in CONTENTS] == [i for i in ids if i in dict(CONTENTS)]
+    assert [anchor for anchor, _ in view.contents] == [i for i in ids if i in dict(view.contents)]
 
 
-def test_contents_are_the_headings(page: Page) -> None:
-    headings = [d for t, d in page.text if t == "h2" and d.strip() and d != "Contents"]
-    assert headings == [title for _, title in CONTENTS]
+def test_contents_are_the_headings(view: View) -> None:
+    text = render(view).decode()
+    headings = [re.sub(r"<[^>]*>", "", h) for h in re.findall(r"<h2>(.*?)</h2>", text)]
+    assert [h for h in headings if h != "Contents"] == [plain(title) for _, title in view.contents]
 
 
 def test_figures_have_title_and_description(page: Page) -> None:
@@ -94,10 +105,14 @@ def test_figures_have_title_and_description(page: Page) -> None:
     assert tags.count("title") == tags.count("svg") + 1
 
 
-def test_synthetic_is_said_and_only_when_it_is() -> None:
-    assert b"SYNTHETIC" in render(build_view(document()))
-    real = {**document().bundle, "synthetic": False}
-    assert b"SYNTHETIC" not in render(build_view(document(bundle=real)))
+@pytest.mark.parametrize("marked", [(), ("synthetic",), ("imported",), ("synthetic", "imported")])
+def test_marks_are_said_and_only_when_they_are_due(marked: tuple[str, ...]) -> None:
+    bundle = {**document().bundle, **{key: key in marked for key in MARKS}}
+    text = render(build_view(document(bundle=bundle))).decode()
+    for key, mark in MARKS.items():
+        assert text.count(f"<b>{mark.word}") == 2 * (key in marked), "head of every page, and page 1"
+        assert text.count(f"{mark.word} · ") == (key in marked), "foot of every page"
+    assert text.count('class="mark"') == bool(marked)
 
 
 def test_print_for_the_typesetter_has_no_script_and_fonts_by_name() -> None:

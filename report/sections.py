@@ -1,0 +1,217 @@
+"""Sections of the analysis: statements, tables and charts of one question, each number with where it comes from.
+
+Nothing here knows what a section is about: a new file in ``analyze/sections`` is printed without a change here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from gpuaudit.analyze.finding import Document, Quantity, Section, SectionChart, SectionTable, Statement
+from gpuaudit.bundle.rounding import absent, half_even
+from gpuaudit.report.charts.bands import bands
+from gpuaudit.report.charts.canvas import Figure
+from gpuaudit.report.charts.roofline import roofline
+from gpuaudit.report.charts.stack import stack
+from gpuaudit.report.charts.strips import strips
+from gpuaudit.report.statements import EvidenceLinks
+from gpuaudit.report.tables import Cell, Column, Raw, Table, build
+from gpuaudit.report.text import Text, data, fill, inert, join, listed, mark, prose, words
+
+MOST_COLUMNS_WITH_EVIDENCE = 7
+"""A table of more columns names its evidence below it: an A4 page is 174 mm wide."""
+
+IDS_IN_A_CELL = 4
+"""References in one cell; the others are counted, and `audit show` with the section's id gives all rows."""
+
+WIDE_TEXT = 28
+"""Characters from which on a text column may break its lines."""
+
+
+@dataclass(frozen=True)
+class SectionTableView:
+    """A table with what stands below it: why cells are empty, how its numbers were made, what was left out."""
+
+    table: Table
+    below: tuple[Text, ...]
+
+
+@dataclass(frozen=True)
+class SectionView:
+    """One section as printed. ``anchor`` is made from its place, never from its id."""
+
+    anchor: str
+    title: Text
+    id: Text
+    question: Text
+    sentences: tuple[Text, ...]
+    tables: tuple[SectionTableView, ...]
+    figures: tuple[Figure, ...]
+    definitions: tuple[tuple[Text, Text], ...]
+    notes: tuple[Text, ...]
+    marks: bool
+
+
+@dataclass(frozen=True)
+class Sections:
+    """Sections that could be evaluated, and a table of those that could not."""
+
+    evaluated: tuple[SectionView, ...]
+    others: Table
+
+
+def sections(document: Document) -> Sections:
+    """The sections of a document in their order."""
+    links = EvidenceLinks(document)
+    start_ns = int(document.window["start_ns"])
+    evaluated = [s for s in document.sections if s.state == "evaluated"]
+    others = [s for s in document.sections if s.state != "evaluated"]
+    return Sections(
+        tuple(_section(s, f"section-{n}", links, start_ns) for n, s in enumerate(evaluated, start=1)),
+        build(
+            "Questions that the evidence does not answer",
+            [Column("question", wide=True), Column("why not", wide=True)],
+            [[join(prose(s.title), words(": "), prose(s.question)), prose(s.reason)] for s in others],
+            sortable=False,
+        ),
+    )
+
+
+def _section(s: Section, anchor: str, links: EvidenceLinks, start_ns: int) -> SectionView:
+    quantities = [*_of_statements(s.statements), *(q for t in s.tables for q in _of_table(t))]
+    made = _made(s.statements, links)
+    tables = [_table(t, links) for t in s.tables]
+    return SectionView(
+        anchor, prose(s.title), data(s.id), prose(s.question),
+        tuple(_sentence(x, links) for x in s.statements),
+        (*tables, *made),
+        tuple(f for c in s.charts for f in _figures(c, start_ns)),
+        tuple((prose(term), prose(text)) for term, text in s.definitions),
+        tuple(prose(n) for n in s.notes),
+        any(q.value is not None and q.provenance in ("estimated", "assumed") for q in quantities),
+    )  # fmt: skip
+
+
+def _of_statements(statements: Iterable[Statement]) -> list[Quantity]:
+    return [v for s in statements for v in s.values.values() if isinstance(v, Quantity)]
+
+
+def _of_table(table: SectionTable) -> list[Quantity]:
+    return [c for row in table.rows for c in row if isinstance(c, Quantity)]
+
+
+def _sentence(s: Statement, links: EvidenceLinks) -> Text:
+    """The sentence with its values, and the evidence that they rest on."""
+    ids = _ids(v for v in s.values.values() if isinstance(v, Quantity))
+    text = fill(s.text, s.values)
+    return join(text, words(" ["), _few(ids, links), words("]")) if ids else text
+
+
+def _ids(quantities: Iterable[Quantity]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(i for q in quantities for i in q.evidence))
+
+
+def _few(ids: tuple[str, ...], links: EvidenceLinks, limit: int = IDS_IN_A_CELL) -> Text:
+    if len(ids) <= limit + 1:
+        return links.text(ids) if ids else words("–")
+    return join(links.text(ids[:limit]), words(f" and {half_even(len(ids) - limit)} more"))
+
+
+def _made(statements: tuple[Statement, ...], links: EvidenceLinks) -> tuple[SectionTableView, ...]:
+    """How the numbers in the sentences were made, for those that were not simply read; each formula once."""
+    rows: list[list[Raw]] = []
+    for s in statements:
+        for name, v in s.values.items():
+            if isinstance(v, Quantity) and v.formula:
+                rows.append([prose(name.replace("_", " ")), _cell(v, {}), data(v.provenance), prose(v.formula),
+                             _few(v.evidence, links)])  # fmt: skip
+    if not rows:
+        return ()
+    columns = [Column("number"), Column("value", numeric=True), Column("made"), Column("formula", wide=True),
+               Column("evidence")]  # fmt: skip
+    return (SectionTableView(build("How the numbers in these sentences were made", columns, rows, marks=True), ()),)
+
+
+def _table(t: SectionTable, links: EvidenceLinks) -> SectionTableView:
+    reasons: dict[str, int] = {}
+    per_row = len(t.columns) <= MOST_COLUMNS_WITH_EVIDENCE and bool(_ids(_of_table(t)))
+    rows: list[list[Raw]] = []
+    for row in t.rows:
+        line = [_cell(c, reasons) for c in row]
+        if per_row:
+            line.append(_few(_ids(c for c in row if isinstance(c, Quantity)), links))
+        rows.append(line)
+    columns = [_column(heading, [row[at] for row in t.rows]) for at, (_, heading) in enumerate(t.columns)]
+    below = [*(prose(n) for n in t.notes), *_why_not(reasons)]
+    if _formula_by_row(t):
+        columns.append(Column("formula", wide=True))
+        for line, row in zip(rows, t.rows, strict=True):
+            line.insert(len(t.columns), prose(_formula(row)) if _formula(row) else words("–"))
+    else:
+        below += _formulas(t)
+    if per_row:
+        columns.append(Column("evidence"))
+    if not per_row and _ids(_of_table(t)):
+        below.append(join(words("Evidence: "), _few(_ids(_of_table(t)), links, 24), words(".")))
+    if t.omitted:
+        below.append(words(f"{half_even(t.omitted)} more rows are not printed."))
+    return SectionTableView(build(inert(t.title), columns, rows, empty="no row", marks=True), tuple(below))
+
+
+def _column(heading: str, cells: list[Quantity | str | None]) -> Column:
+    known = [c for c in cells if c is not None]
+    numeric = bool(known) and all(isinstance(c, Quantity) for c in known)
+    wide = any(isinstance(c, str) and len(c) > WIDE_TEXT for c in known)
+    return Column(inert(heading), numeric=numeric, wide=wide)
+
+
+def _cell(cell: Quantity | str | None, reasons: dict[str, int]) -> Raw:
+    """A cell; a number that is not there is a dash with the number of its reason, told once below the table."""
+    if cell is None:
+        return Cell(words("–"), -1)
+    if isinstance(cell, str):
+        return prose(cell)
+    if cell.value is None:
+        why = f"{absent(cell.provenance)}: {cell.reason}" if cell.reason else absent(cell.provenance)
+        return Cell(join(words("– "), mark(str(reasons.setdefault(why, len(reasons) + 1)))), -1)
+    return cell
+
+
+def _why_not(reasons: dict[str, int]) -> list[Text]:
+    return [join(words("– "), mark(str(n)), words(" "), prose(why)) for why, n in reasons.items()]
+
+
+def _formula_by_row(t: SectionTable) -> bool:
+    """Whether each row has one number, made in its own way: then a formula stands in its row."""
+    per_row = [[c for c in row if isinstance(c, Quantity)] for row in t.rows]
+    return all(len(cells) <= 1 for cells in per_row) and len({c.formula for cells in per_row for c in cells}) > 2
+
+
+def _formula(row: tuple[Quantity | str | None, ...]) -> str:
+    return next((c.formula for c in row if isinstance(c, Quantity)), "")
+
+
+def _formulas(t: SectionTable) -> list[Text]:
+    """Each column's formulas, once; a formula common to many columns names them all."""
+    columns: dict[str, list[str]] = {}
+    for row in t.rows:
+        for (_, heading), cell in zip(t.columns, row, strict=True):
+            if isinstance(cell, Quantity) and cell.value is not None and cell.formula:
+                names = columns.setdefault(cell.formula, [])
+                if heading not in names:
+                    names.append(heading)
+    return [
+        join(listed((prose(h) for h in headings), ", "), words(" = "), prose(formula))
+        for formula, headings in columns.items()
+    ]
+
+
+def _figures(c: SectionChart, start_ns: int) -> list[Figure]:
+    title = inert(c.title)
+    if c.kind == "roofline":
+        made = roofline(c.data, title)
+        return [made] if made else []
+    if c.kind == "strips":
+        return strips(c.data, title, start_ns)
+    return stack(c.data, title) if c.kind == "stack" else bands(c.data, title, start_ns)
