@@ -28,6 +28,7 @@ import numpy.typing as npt
 
 from gpuaudit.analyze import intervals
 from gpuaudit.analyze.busy import SCALE, Busy
+from gpuaudit.analyze.cumulative import Cumulative
 from gpuaudit.analyze.intervals import Intervals
 
 SECOND_NS = 1_000_000_000
@@ -130,11 +131,10 @@ class Stall:
             raise ValueError(f"{self._seconds} s, at most {MAX_SECONDS}")
         self._start, self._end = start_ns, end_ns
         covered = busy.covered
-        length = busy.spans[:, 1] - busy.spans[:, 0]
-        self._told = _Cumulative(busy.spans, np.full(len(length), 1, dtype=np.int64))
-        self._busy = _Cumulative(busy.spans, busy.share)
-        self._blocked = _cumulative(intervals.intersect(blocked, covered))
-        self._possible = _cumulative(intervals.intersect(possible, covered))
+        self._told = Cumulative(busy.spans)
+        self._busy = Cumulative(busy.spans, busy.share)
+        self._blocked = Cumulative(intervals.intersect(blocked, covered))
+        self._possible = Cumulative(intervals.intersect(possible, covered))
 
     def _windows(self, starts: Array, ends: Array) -> tuple[Array, Array, Array, Array, Array]:
         """Observed [ns]; busy, stalled, stalled at least, stalled at most [ns/10,000] of each window."""
@@ -187,32 +187,3 @@ def _ratios(observed: Array, busy: Array, stalled: Array, length_ns: int) -> Arr
     whole = busy + stalled
     # At most 60 s · 10,000 · 10,000 = 6e18, which an int64 holds.
     return np.where(enough & (whole > 0), busy * SCALE // np.maximum(whole, 1), UNKNOWN)
-
-
-class _Cumulative:
-    """Weighted time up to any moment, exact: ``weights`` are integers per ns of disjoint sorted ``spans``.
-
-    Sums stay below 2^63: nine days (:data:`MAX_SECONDS`) are 8e14 ns, times 10,000.
-    """
-
-    def __init__(self, spans: Intervals, weights: Array) -> None:
-        self._spans, self._weights = spans, weights
-        amounts = (spans[:, 1] - spans[:, 0]) * weights
-        self._before = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(amounts)])
-
-    def between(self, starts: Array, ends: Array) -> Array:
-        """Amount in each window."""
-        return self._until(ends) - self._until(starts)
-
-    def _until(self, at: Array) -> Array:
-        i = np.searchsorted(self._spans[:, 0], at, side="right")
-        if not len(self._spans):
-            return np.zeros(len(at), dtype=np.int64)
-        last = np.maximum(i - 1, 0)
-        inside = np.minimum(at, self._spans[last, 1]) - self._spans[last, 0]
-        amount = self._before[last] + np.maximum(inside, 0) * self._weights[last]
-        return np.where(i > 0, amount, 0)
-
-
-def _cumulative(spans: Intervals) -> _Cumulative:
-    return _Cumulative(spans, np.ones(len(spans), dtype=np.int64))
