@@ -1,0 +1,125 @@
+"""Device memory a process was seen to allocate: each allocation with its size, life and what was copied into it.
+
+Sizes in bytes as they were asked for (the driver rounds them up), times in ns on CLOCK_BOOTTIME. An allocation lives
+from the call that made it until the next call that frees its address, or that gets the same address. Managed and
+pinned host memory are not device memory for sure, and are left out. What was allocated before the probes were attached,
+through the driver API or by ``cuMemMap`` is not seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from gpuaudit.analyze.store import Store
+
+ALLOCATES = (
+    "op IN ('cudaMalloc', 'cudaMallocAsync', 'cudaMallocAsync_ptsz', 'cudaMallocFromPoolAsync', "
+    "'cudaMallocFromPoolAsync_ptsz')"
+)
+"""SQL condition of calls that allocate device memory."""
+
+FREES = "op IN ('cudaFree', 'cudaFreeAsync', 'cudaFreeAsync_ptsz')"
+
+ALIVE = np.iinfo(np.int64).max
+"""End of an allocation that was never seen to be freed."""
+
+MAX = 1 << 62
+"""Larger addresses and sizes are not evidence."""
+
+HOST_TO_DEVICE = 1
+"""cudaMemcpyHostToDevice (driver_types.h)."""
+
+MAX_LOOK = 64
+"""Allocations below an address that are looked at: earlier ones at the same addresses, freed since."""
+
+Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Allocations:
+    """One entry per allocation, in order of time. ``begin`` is when the call returned, ``end`` :data:`ALIVE` if never.
+
+    ``once`` and ``again`` are bytes copied into it from the host by copies whose destination address was copied to
+    exactly once in the capture, and more than once.
+    """
+
+    address: Array
+    size: Array
+    begin: Array
+    end: Array
+    once: Array
+    again: Array
+
+    def alive(self, at_ns: int) -> npt.NDArray[np.bool_]:
+        """Which exist at a moment."""
+        out: npt.NDArray[np.bool_] = (self.begin <= at_ns) & (self.end > at_ns)
+        return out
+
+    def __len__(self) -> int:
+        return len(self.size)
+
+
+@dataclass(frozen=True)
+class Destinations:
+    """Copies from the host by destination address: how many, their bytes, first start and last end."""
+
+    address: Array
+    count: Array
+    bytes: Array
+    first: Array
+    last: Array
+
+
+def read_destinations(store: Store, pid: int, end_ns: int) -> Destinations:
+    """Every address that a process copied to from the host, by the time of the first copy."""
+    a = store.arrays(
+        f"SELECT device_pointer::BIGINT AS address, count(*)::BIGINT AS n, least(sum(size_bytes), {MAX})::BIGINT AS "
+        f"bytes, min(start_ns)::BIGINT AS first, max(coalesce(end_ns, {int(end_ns)}))::BIGINT AS last FROM cuda_calls "
+        f"WHERE pid = {int(pid)} AND op LIKE 'cudaMemcpy%' AND direction = {HOST_TO_DEVICE} AND size_bytes > 0 "
+        f"AND device_pointer < {MAX} AND coalesce(return_code, 0) = 0 GROUP BY 1 ORDER BY first, address"
+    )
+    return Destinations(a["address"], a["n"], a["bytes"], a["first"], a["last"])
+
+
+def read_allocations(store: Store, pid: int, copied: Destinations) -> Allocations:
+    """Device memory of a process; a call that failed, or whose address is not known, allocated nothing."""
+    a = store.arrays(
+        "SELECT address, size, begin, end_ FROM (SELECT device_pointer::BIGINT AS address, "
+        f"least(coalesce(size_bytes, 0), {MAX})::BIGINT AS size, end_ns::BIGINT AS begin, "
+        f"coalesce(lead(start_ns) OVER w, {ALIVE})::BIGINT AS end_, size_bytes IS NOT NULL AND {ALLOCATES} AS made, "
+        "leaf, row FROM cuda_calls "
+        f"WHERE pid = {int(pid)} AND ({ALLOCATES} OR {FREES}) AND return_code = 0 AND device_pointer > 0 "
+        f"AND device_pointer < {MAX} AND end_ns IS NOT NULL "
+        "WINDOW w AS (PARTITION BY device_pointer ORDER BY start_ns, leaf, row)) WHERE made ORDER BY begin, leaf, row"
+    )
+    out = Allocations(
+        a["address"], a["size"], a["begin"], np.maximum(a["end_"], a["begin"]),
+        np.zeros(len(a["size"]), dtype=np.int64), np.zeros(len(a["size"]), dtype=np.int64),
+    )  # fmt: skip
+    _place(out, copied)
+    return out
+
+
+def _place(made: Allocations, copied: Destinations) -> None:
+    """Add the bytes of each destination to the allocation that held its address at the first copy."""
+    order = np.lexsort((made.begin, made.address))
+    below = np.searchsorted(made.address[order], copied.address, side="right").tolist()
+    for at, right in enumerate(below):
+        found = _holding(made, order[max(0, right - MAX_LOOK) : right], int(copied.address[at]), int(copied.first[at]))
+        if found >= 0:
+            target = made.once if copied.count[at] == 1 else made.again
+            target[found] += copied.bytes[at]
+
+
+def _holding(made: Allocations, below: npt.NDArray[np.intp], address: int, at_ns: int) -> int:
+    """Which of the allocations ``below`` an address holds it at a moment, -1 for none.
+
+    Live allocations do not overlap, so that only the nearest live one below the address can hold it.
+    """
+    for i in below[::-1].tolist():
+        if made.begin[i] <= at_ns < made.end[i]:
+            return int(i) if address < made.address[i] + made.size[i] else -1
+    return -1

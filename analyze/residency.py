@@ -1,0 +1,160 @@
+"""What memory of a process holds: weights loaded once, a pool reserved after that, and traffic that comes again.
+
+Three phases, told from calls alone and before anything is classified by a model:
+
+- *load*: the stretch of one-time copies from the host (no other copy went to the same address) with no pause above
+  :data:`PAUSE`, that moved most bytes.
+- *reservation*: large allocations made after the load, alive at the end of the capture, into which nothing was copied
+  from the host; what engines do with the memory that is left, for their KV cache.
+- *traffic*: copies of either direction after both.
+
+Nothing is told in doubt: a process that ran before the capture, records that were lost, a gap in the source, one-time
+copies that are spread over the capture, or too few bytes to be a model's weights give a reason instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from gpuaudit.analyze import intervals
+from gpuaudit.analyze.allocations import ALIVE, Allocations, Destinations, read_allocations, read_destinations
+from gpuaudit.analyze.context import Context
+from gpuaudit.analyze.finding import Threshold
+from gpuaudit.analyze.shards import calls_seen
+
+PAUSE = Threshold(
+    "load_pause_ns", 10_000_000_000, "ns",
+    "chosen: between files of a model a loader reads from disk for seconds; a longer pause parts a load from what "
+    "follows",
+)  # fmt: skip
+LEAST_LOAD = Threshold(
+    "least_load_bytes", 64 << 20, "bytes",
+    "chosen: the weights of the smallest model that is served take more; less is input or a table",
+)  # fmt: skip
+ONE_LOAD_NUM, ONE_LOAD_DEN = 9, 10
+"""A load holds at least nine tenths of all bytes that were copied once, or there is not one load."""
+LARGE = Threshold(
+    "large_allocation_bytes", 32 << 20, "bytes",
+    "chosen: above the 20 MiB from which the caching allocator of PyTorch asks for a segment of its own",
+)  # fmt: skip
+FEW = Threshold(
+    "few_allocations", 1_024, "count",
+    "chosen: a pool is one allocation, or one or two per layer; the deepest models have fewer than 200 layers",
+)  # fmt: skip
+
+WEIGHTS, RESERVED, OTHER = "weights", "reserved", "other"
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A phase: its time, calls and bytes."""
+
+    start_ns: int
+    end_ns: int
+    calls: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Residency:
+    """One process. ``kind`` says of each allocation whether it holds weights, is reserved, or other.
+
+    With a ``reason`` nothing is told apart: phases are None and every allocation is other.
+    """
+
+    pid: int
+    allocations: Allocations
+    kind: npt.NDArray[np.str_]
+    load: Phase | None = None
+    reservation: Phase | None = None
+    traffic: Phase | None = None
+    reason: str = ""
+
+    def live_bytes(self, at_ns: int) -> dict[str, int]:
+        """Bytes of the allocations that exist at a moment, by kind."""
+        alive = self.allocations.alive(at_ns)
+        return {
+            kind: sum(self.allocations.size[alive & (self.kind == kind)].tolist())
+            for kind in (WEIGHTS, RESERVED, OTHER)
+        }
+
+
+def read_residency(context: Context, pid: int) -> Residency:
+    """What the calls of a process say."""
+    copied = read_destinations(context.store, pid, context.window.end_ns)
+    made = read_allocations(context.store, pid, copied)
+    kind = np.full(len(made), OTHER, dtype="<U8")
+    reason = _unseen(context, pid) or ("" if len(made) else "no allocation of device memory was recorded")
+    load = None if reason else _load(copied)
+    if not reason and load is None:
+        reason = f"no stretch of one-time copies from the host moved {int(LEAST_LOAD.value) >> 20} MiB"
+    if load is None or reason:
+        return Residency(pid, made, kind, reason=reason)
+    once = int(copied.bytes[copied.count == 1].sum())
+    if load.bytes * ONE_LOAD_DEN < once * ONE_LOAD_NUM:
+        why = f"one-time copies are spread over the capture: {load.bytes} of {once} bytes lie in the longest stretch"
+        return Residency(pid, made, kind, reason=why)
+    held = (made.begin <= load.end_ns) & (made.end > load.end_ns)
+    kind[held & (2 * made.once >= made.size) & (made.again == 0)] = WEIGHTS
+    pool = (made.begin > load.end_ns) & (made.end == ALIVE) & (made.size >= int(LARGE.value))
+    pool &= (made.once == 0) & (made.again == 0)
+    reservation = None
+    if 0 < int(pool.sum()) <= int(FEW.value):
+        kind[pool] = RESERVED
+        begin, size = made.begin[pool], made.size[pool]
+        reservation = Phase(int(begin.min()), int(begin.max()), len(size), sum(size.tolist()))
+    after = reservation.end_ns if reservation is not None else load.end_ns
+    return Residency(pid, made, kind, load, reservation, _traffic(context, pid, after))
+
+
+def _unseen(context: Context, pid: int) -> str:
+    seen, why = calls_seen(context, pid)
+    if why:
+        return why
+    if lost := context.quality.lost("cuda_calls"):
+        return f"{lost} records of cuda_calls were lost"
+    if len(seen) != 1:
+        return "calls were not recorded throughout"
+    rows = context.store.sql(f"SELECT max(start_ns)::BIGINT FROM processes WHERE pid = {int(pid)}")
+    begun = rows[0][0]
+    if begun is None:
+        return "when the process began was not recorded"
+    if int(begun) < context.window.start_ns:
+        return "the process ran before the capture, so that its load was not seen"
+    return ""
+
+
+def _load(copied: Destinations) -> Phase | None:
+    """The stretch of one-time copies that moved most bytes, of equal ones the first."""
+    once = copied.count == 1
+    if not once.any():
+        return None
+    first, last, size = copied.first[once], copied.last[once], copied.bytes[once]
+    parts = np.flatnonzero(first[1:] - np.maximum.accumulate(last)[:-1] > int(PAUSE.value)) + 1
+    edges = [0, *parts.tolist(), len(first)]
+    stretches = [Phase(int(first[a]), int(last[a:b].max()), b - a, sum(size[a:b].tolist())) for a, b in pairwise(edges)]
+    best = max(stretches, key=lambda p: (p.bytes, -p.start_ns))
+    return best if best.bytes >= int(LEAST_LOAD.value) else None
+
+
+def _traffic(context: Context, pid: int, after_ns: int) -> Phase | None:
+    start, end, calls, size = context.store.sql(
+        f"SELECT min(start_ns)::BIGINT, max(coalesce(end_ns, {context.window.end_ns}))::BIGINT, count(*), "
+        "coalesce(sum(size_bytes), 0)::HUGEINT FROM cuda_calls "
+        f"WHERE pid = {int(pid)} AND op LIKE 'cudaMemcpy%' AND start_ns > {int(after_ns)}"
+    )[0]
+    return None if start is None else Phase(int(start), int(end), int(calls), int(size))
+
+
+def traffic_where(pid: int, after_ns: int) -> str:
+    """SQL condition of the copies of the traffic."""
+    return f"pid = {int(pid)} AND op LIKE 'cudaMemcpy%' AND start_ns > {int(after_ns)}"
+
+
+def span(phase: Phase) -> int:
+    """Length of a phase in ns."""
+    return intervals.measure(intervals.single(phase.start_ns, phase.end_ns))
