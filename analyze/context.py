@@ -15,11 +15,12 @@ from gpuaudit.analyze import collectives, gpu_time, lateness, waits
 from gpuaudit.analyze.catalogue import Catalogue
 from gpuaudit.analyze.collectives import Collectives
 from gpuaudit.analyze.evidence import EvidenceBook
-from gpuaudit.analyze.finding import Chain, Finding
+from gpuaudit.analyze.finding import Chain, Finding, Group
 from gpuaudit.analyze.gpu_time import GpuTime
 from gpuaudit.analyze.inference.model import EngineRun
 from gpuaudit.analyze.intervals import Intervals
 from gpuaudit.analyze.policy import Policy
+from gpuaudit.analyze.prices import PriceBook
 from gpuaudit.analyze.quality import Quality
 from gpuaudit.analyze.store import Store
 from gpuaudit.analyze.window import Window
@@ -51,7 +52,10 @@ Outcome = Found | NotEvaluated
 
 @dataclass
 class Context:
-    """The evidence, its window and quality, the book that hands out evidence ids, the policy and the catalogue."""
+    """The evidence, its window and quality, the book that hands out evidence ids, and what people gave with it.
+
+    ``policy`` are thresholds, ``catalogue`` facts on GPUs and models, ``prices`` what a GPU-hour costs.
+    """
 
     store: Store
     window: Window
@@ -59,6 +63,10 @@ class Context:
     book: EvidenceBook
     policy: Policy = field(default_factory=Policy.default)
     catalogue: Catalogue = field(default_factory=Catalogue.load)
+    prices: PriceBook = field(default_factory=PriceBook)
+    findings: list[Finding] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)
+    """Numbered findings and their groups, for sections: empty while rules are evaluated."""
     names: dict[int, str] = field(init=False)
 
     def __post_init__(self) -> None:

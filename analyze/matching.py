@@ -26,30 +26,10 @@ GPU_NEUTRAL = frozenset(["nvidia", "amd", "geforce", "radeon", "instinct", "gpu"
 MODEL_NEUTRAL = frozenset(["instruct", "chat", "it", "base", "hf"])
 """Words of a model's name that say how it was trained or packed, not how large it is."""
 
-QUANTISED = frozenset(
-    [
-        "fp8",
-        "int8",
-        "8bit",
-        "w8a8",
-        "w8a16",
-        "awq",
-        "gptq",
-        "int4",
-        "4bit",
-        "w4a16",
-        "w4a8",
-        "bnb",
-        "gguf",
-        "nvfp4",
-        "mxfp4",
-        "fp4",
-        "nf4",
-        "exl2",
-        "marlin",
-        "quantized",
-    ]
-)
+QUANTISED = frozenset((
+    "fp8", "int8", "8bit", "w8a8", "w8a16", "awq", "gptq", "int4", "4bit", "w4a16", "w4a8", "bnb", "gguf",
+    "nvfp4", "mxfp4", "fp4", "nf4", "exl2", "marlin", "quantized",
+))  # fmt: skip
 """Words that say the weights were quantised: the same model, but not the catalogue's type of weights."""
 
 

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from gpuaudit.analyze.appendix import appendix
+from gpuaudit.analyze.catalogue import Catalogue
 from gpuaudit.analyze.charts import charts
 from gpuaudit.analyze.context import Context, Found
 from gpuaudit.analyze.evidence import EvidenceBook
 from gpuaudit.analyze.finding import Chain, Document, Finding, Json, RuleOutcome
 from gpuaudit.analyze.host import cost, host
-from gpuaudit.analyze.money import Rate
+from gpuaudit.analyze.inference.grouping import groups as root_causes
 from gpuaudit.analyze.operations import operations
 from gpuaudit.analyze.policy import Policy
+from gpuaudit.analyze.prices import PriceBook
 from gpuaudit.analyze.quality import read_quality
 from gpuaudit.analyze.registry import plugins, section_makers
 from gpuaudit.analyze.store import Store
@@ -39,13 +41,16 @@ SEVERITIES = ("critical", "warning", "notice")
 class AnalyzeOptions:
     """What is asked of an analysis; ``trust`` are the pinned identities, ``rate`` a price per GPU-hour.
 
-    ``policy`` overrides thresholds of rules and detectors (``analyze/policy.py``).
+    ``policy`` overrides thresholds of rules and detectors (``analyze/policy.py``), ``prices`` is a price file in
+    ``currency`` (``analyze/prices.py``), ``overlays`` are files of rows that come before the catalogue's.
     """
 
     rate: Decimal | None = None
     currency: str = "USD"
     trust: Sequence[Identity] = ()
     policy: Policy | None = None
+    prices: Path | None = None
+    overlays: Sequence[Path] = ()
 
 
 def analyze(path: Path | str, options: AnalyzeOptions | None = None) -> Document:
@@ -69,17 +74,24 @@ def analyze(path: Path | str, options: AnalyzeOptions | None = None) -> Document
 
 def analyze_store(store: Store, verification: Verification, options: AnalyzeOptions) -> Document:
     """The findings of evidence that is in a store already; a pure function of its arguments."""
-    rate = None if options.rate is None else Rate(options.rate, options.currency)
+    catalogue = Catalogue.load(options.overlays)
+    prices = PriceBook.make(catalogue, options.rate, options.prices, options.currency)
+    rate = prices.rate
     window = read_window(store)
     quality = read_quality(store, window, verification.status)
-    context = Context(store, window, quality, EvidenceBook(store), options.policy or Policy.default())
+    context = Context(
+        store, window, quality, EvidenceBook(store), options.policy or Policy.default(), catalogue, prices
+    )
     findings, chains, outcomes = _evaluate(context)
+    context.findings, context.groups = findings, root_causes(context, findings)
     document = Document(
         tool=dict(tool_facts()),
         options={
             "rate": None if rate is None else f"{rate.per_hour:f}",
-            "currency": options.currency if rate is not None else "",
+            "currency": options.currency if prices.given else "",
             "policy_sha256": context.policy.sha256,
+            "prices_sha256": prices.listed.sha256 if prices.listed is not None else "",
+            "catalogue_sha256": [o.sha256 for o in catalogue.overlays],
             "trusted_identities": sorted({i.fingerprint for i in options.trust}),
         },
         bundle=_bundle(store, verification),
@@ -94,6 +106,7 @@ def analyze_store(store: Store, verification: Verification, options: AnalyzeOpti
         cost={"rows": cost(store, context.book)},
         charts=charts(context, chains),
         appendix=appendix(context, rate),
+        groups=context.groups,
         sections=[make(context) for make in section_makers()],
     )
     document.evidence = context.book.entries()

@@ -217,7 +217,8 @@ DOCUMENT = record(
         "tool": record({"name": text(64), "version": text(64), "digest": DIGEST}),
         "options": record(
             {"rate": _RATE, "currency": _CURRENCY},
-            {"policy_sha256": DIGEST, "trusted_identities": array(DIGEST, 1000)},
+            {"policy_sha256": DIGEST, "prices_sha256": DIGEST, "catalogue_sha256": array(DIGEST, 100),
+             "trusted_identities": array(DIGEST, 1000)},
         ),
         "bundle": record(
             {"origin": text(1024), "root": text(64), "size": integer(), "status": NAME, "file_sha256": DIGEST,

@@ -21,8 +21,18 @@ from gpuaudit.cli.write import write_output
 @click.option(
     "--report", "packet", type=click.Path(path_type=Path), help="Also render and sign the report, into this folder."
 )
-@click.option("--rate", type=Rate(), help="Price of one GPU-hour; without it no money is printed.")
-@click.option("--currency", type=Currency(), default="USD", show_default=True, help="Currency of --rate.")
+@click.option("--rate", type=Rate(), help="Price of one GPU-hour of every GPU.")
+@click.option(
+    "--prices", type=click.Path(path_type=Path), help="CSV of prices by GPU: gpu,price_per_hour,currency,date,source."
+)
+@click.option("--currency", type=Currency(), default="USD", show_default=True, help="Currency of --rate or --prices.")
+@click.option(
+    "--overlay",
+    "overlays",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="CSV of GPUs or models before the catalogue's.",
+)
 @click.option(
     "--policy", "policy_file", type=click.Path(path_type=Path), help="JSON file that overrides thresholds of rules."
 )
@@ -32,7 +42,8 @@ from gpuaudit.cli.write import write_output
 @json_option
 def command(
     *, bundle: Path, out: Path | None, packet: Path | None, rate: Decimal | None, currency: str,
-    policy_file: Path | None, keys: tuple[Path, ...], strict: bool, force: bool, as_json: bool,
+    prices: Path | None, overlays: tuple[Path, ...], policy_file: Path | None, keys: tuple[Path, ...], strict: bool,
+    force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Verify a bundle, grade its completeness, and write findings: statistics, rules, chains, waste.
 
@@ -43,6 +54,7 @@ def command(
       audit analyze train.db
       audit analyze train.db --rate 2.10 --currency EUR --report packet/
       audit analyze train.db --policy ours.json
+      audit analyze serve.db --prices contract.csv --overlay our-models.csv
     """
     from gpuaudit.analyze.policy import Policy
     from gpuaudit.analyze.run import AnalyzeOptions, analyze, document_bytes
@@ -51,7 +63,9 @@ def command(
 
     with waiting("verifying and analyzing"):
         policy = Policy.load(policy_file) if policy_file is not None else None
-        options = AnalyzeOptions(rate=rate, currency=currency, trust=trust_with(keys), policy=policy)
+        options = AnalyzeOptions(
+            rate=rate, currency=currency, trust=trust_with(keys), policy=policy, prices=prices, overlays=overlays
+        )
         document = analyze(bundle, options)
         data = document_bytes(document)
     target = out or bundle.with_name(bundle.name.removesuffix(".db") + ".findings.json")
