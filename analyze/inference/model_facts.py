@@ -26,7 +26,7 @@ T = TypeVar("T")
 CONFIG_FILE = "config.json"
 INDEX_FILE = "safetensors index"
 REPORTED = ("/server_info", "/info", "/v1/models", "metric label")
-COMMAND_LINE = "command line"
+COMMAND_LINE = ("command line", "given at import")
 ENVIRONMENT = "environment"
 
 QUANTIZATION_KEYS = ("quantization",)
@@ -139,7 +139,7 @@ def claims(recorded: Sequence[Recorded], fields: dict[str, str], row: ModelRow |
     """
     out = []
     for kind, keys in (("quantization", QUANTIZATION_KEYS), ("dtype", DTYPE_KEYS)):
-        for sources in (REPORTED, (COMMAND_LINE,), (ENVIRONMENT,)):
+        for sources in (REPORTED, COMMAND_LINE, (ENVIRONMENT,)):
             out += [Claim(kind, r.value, f"{r.source} {kind}") for r in _of(recorded, keys, sources)]
         if kind == "quantization" and (method := fields.get("quantization_config.quant_method")):
             out.append(Claim(kind, method, f"{CONFIG_FILE} quantization_config"))
@@ -256,9 +256,9 @@ def _row_source(row: ModelRow | None) -> str:
 
 
 def _kv_element(recorded: Sequence[Recorded], fields: dict[str, str]) -> KvElement:
-    order = (*reversed(REPORTED), COMMAND_LINE, ENVIRONMENT)
+    order = (*reversed(REPORTED), *COMMAND_LINE, ENVIRONMENT)
     found = next(iter(_of(recorded, ("kv_cache_dtype", "cache_dtype"), order)), None)
-    plain = next((r.value for r in _of(recorded, DTYPE_KEYS, (*REPORTED, COMMAND_LINE)) if meaningful(r.value)), None)
+    plain = next((r.value for r in _of(recorded, DTYPE_KEYS, (*REPORTED, *COMMAND_LINE)) if meaningful(r.value)), None)
     model_dtype = plain or next((fields[k] for k in DTYPE_KEYS if k in fields), None)
     return kv_element(found.value if found else None, found.source if found else "", model_dtype)
 
