@@ -26,7 +26,8 @@ NVML_SAMPLES = Table("nvml_samples", "One row per GPU and poll, from NVML.", (
     col("pcie_width", "u32", "lanes", "current link width", nullable=True),
     col("ecc_corrected", "u64", "", "volatile corrected ECC errors since the driver was loaded", nullable=True),
     col("ecc_uncorrected", "u64", "", "volatile uncorrected ECC errors since the driver was loaded", nullable=True),
-    col("unavailable", "text", "", "fields that NVML refused, as field=code, comma separated; empty if none"),
+    col("unavailable", "text", "",
+        "fields without a value as field=code, comma separated: NVML code, 3 is not supported, -1 not available"),
     col("parent_uuid", "text", "", "UUID of the physical GPU; only in the rows of a MIG device", nullable=True),
     col("gpu_instance", "u32", "", "GPU instance id of a MIG device", nullable=True),
     col("compute_instance", "u32", "", "compute instance id of a MIG device", nullable=True),
@@ -45,10 +46,11 @@ NVML_PROCESSES = Table("nvml_processes", "Processes with a context on a GPU, one
     col("op", "text", "", "compute or graphics"),
     col("memory_used_bytes", "u64", "bytes", "framebuffer held by the process; null where NVML does not tell",
        nullable=True),
-    col("sm_utilization_percent", "u32", "%", "share of time in which a kernel of the process ran, last NVML period",
-           nullable=True),
-    col("memory_utilization_percent", "u32", "%", "share of time in which the process read or wrote memory",
-           nullable=True),
+    col("sm_utilization_percent", "u32", "%",
+        "share of time in which a kernel of the process ran, NVML's newest sample since the last poll; null where NVML "
+        "has none, as for a process without any use", nullable=True),
+    col("memory_utilization_percent", "u32", "%",
+        "share of time in which the process read or wrote memory, of the same sample", nullable=True),
     col("gpu_instance", "u32", "", "GPU instance id of a MIG device", nullable=True),
     col("compute_instance", "u32", "", "compute instance id of a MIG device", nullable=True),
 ))  # fmt: skip
@@ -60,7 +62,12 @@ def _n(name: str, type: ColumnType, unit: str, meaning: str) -> Column:
 
 
 _GPU = (col("gpu_index", "u32", "", "NVML index"), col("gpu_uuid", "text", "", "NVML UUID"))
-_UNAVAILABLE = col("unavailable", "text", "", "fields that NVML refused, as field=code, comma separated; empty if none")
+_UNAVAILABLE = col(
+    "unavailable",
+    "text",
+    "",
+    "fields without a value as field=code, comma separated: NVML code, 3 is not supported, -1 not available",
+)
 
 NVML_HEALTH = Table("nvml_health", "What changes slowly or costs more to read, per GPU every 5 s and at both ends.", (
     START, DURATION, *_GPU,
@@ -112,7 +119,7 @@ NVML_ACCOUNTING = Table("nvml_accounting", "What NVML's accounting says of a pro
     _n("gpu_utilization_percent", "u32", "%", "share of the process's life in which a kernel ran"),
     _n("memory_utilization_percent", "u32", "%", "share of the process's life in which memory was read or written"),
     _n("memory_max_bytes", "u64", "bytes", "most memory the process ever held"),
-    _n("run_time_ms", "u64", "ms", "time the process had a context"),
+    _n("run_time_ms", "u64", "ms", "time the process had a context; null while it runs"),
     _n("process_start_us", "u64", "µs", "when it began, NVML's wall clock"),
     _n("running", "u8", "", "1: it runs"),
     _UNAVAILABLE,
@@ -120,18 +127,21 @@ NVML_ACCOUNTING = Table("nvml_accounting", "What NVML's accounting says of a pro
 
 NVML_EVENTS = Table("nvml_events", "Events that NVML reported: XIDs and others, each written at once.", (
     START, DURATION, *_GPU,
-    col("op", "text", "", "xid, ecc_single_bit, ecc_double_bit, performance_state, clock, power_source or mig"),
+    col("op", "text", "", "xid, ecc_single_bit, ecc_double_bit, ecc_single_bit_storm, dram_retirement, "
+        "dram_retirement_failure, poison_non_fatal, poison_fatal, gpu_unavailable, recovery_action, performance_state, "
+        "clock, power_source, mig, or other"),
     col("event_type", "u64", "bit mask", "nvmlEventType* as told"),
     _n("event_data", "u64", "", "XID number of an xid event"),
     _n("gpu_instance", "u32", "", "GPU instance id of a MIG device"),
     _n("compute_instance", "u32", "", "compute instance id of a MIG device"),
 ))  # fmt: skip
 
-GPM_SAMPLES = Table("gpm_samples", "GPM metrics between two samples of one GPU (Hopper and later).", (
+GPM_SAMPLES = Table("gpm_samples", "GPM metrics between two samples of one GPU, four a second (Hopper and later).", (
     START, DURATION, *_GPU,
     _n("graphics_percent", "f64", "%", "time in which any engine was active"),
     _n("sm_activity_percent", "f64", "%", "SMs with at least one warp, mean over SMs and time"),
     _n("sm_occupancy_percent", "f64", "%", "warps resident, of what the SMs can hold"),
+    _n("integer_percent", "f64", "%", "integer pipe"),
     _n("tensor_percent", "f64", "%", "time in which the tensor pipe was active, any type"),
     _n("tensor_double_percent", "f64", "%", "DFMA tensor pipe"),
     _n("tensor_half_percent", "f64", "%", "HMMA tensor pipe"),
@@ -145,4 +155,6 @@ GPM_SAMPLES = Table("gpm_samples", "GPM metrics between two samples of one GPU (
     _n("nvlink_tx_mib_per_s", "f64", "MiB/s", "NVLink, all links, transmitted"),
     _n("nvlink_rx_mib_per_s", "f64", "MiB/s", "NVLink, all links, received"),
     _UNAVAILABLE,
+    _n("parent_uuid", "text", "", "UUID of the physical GPU; only in the rows of a GPU instance of it"),
+    _n("gpu_instance", "u32", "", "GPU instance id; gpu_uuid is then that of its first MIG device"),
 ))  # fmt: skip

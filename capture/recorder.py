@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -29,6 +29,9 @@ class SegmentWriter(Protocol):
         self, table: Table, rows: Rows, *, seen: int, written: int, lost: int, critical: bool = False
     ) -> int:
         """Seal one segment; the counters are cumulative and include it."""
+
+    def append_artefact(self, name: str, body: Mapping[str, Any]) -> int:
+        """Seal a named piece of evidence that is not rows."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class _OpenSegment:
     rows: int = 0
     raw_bytes: int = 0
     first_ns: int = 0
+    critical: bool = False
 
 
 @dataclass
@@ -83,6 +87,11 @@ _ROW_BYTES = {t.name: sum(np.dtype(NUMPY_DTYPE[c.type]).itemsize for c in t.colu
 _AT_ONCE = frozenset({"gaps"})
 """Tables that do not wait for a full segment: what went wrong must survive what comes next."""
 
+CRITICAL_BURST = 1000
+CRITICAL_PAUSE_NS = 1_000_000_000
+"""After so many segments of a table its critical rows are sealed once a second: a storm of events must not fill the
+bundle, which has room for a million leaves."""
+
 
 class Recorder:
     """Holds open segments and seals them; one thread only. ``now_ns`` is CLOCK_BOOTTIME, or a scenario's clock."""
@@ -94,6 +103,8 @@ class Recorder:
         self._limits = limits or SegmentLimits()
         self._now_ns = now_ns
         self._open: dict[str, _OpenSegment] = {}
+        self._artefacts: list[tuple[str, Mapping[str, object]]] = []
+        self._critical_ns: dict[str, int] = {}
         self._direct_seen: dict[str, int] = dict.fromkeys(TABLES, 0)
         self._direct_lost: dict[str, int] = dict.fromkeys(TABLES, 0)
         self._rings: dict[str, _RingCount] = {}
@@ -127,6 +138,16 @@ class Recorder:
         if table == "gaps":
             for r in records:
                 self.gap_reasons.setdefault(str(r["source"]), []).append(str(r["reason"]))
+
+    def add_critical(self, table: str, records: Sequence[Mapping[str, object]]) -> None:
+        """The same for rows that are sealed at the next :meth:`tick`, with what their segment holds already."""
+        self.add_records(table, records)
+        if table in self._open:
+            self._open[table].critical = True
+
+    def artefact(self, name: str, body: Mapping[str, object]) -> None:
+        """Take a named piece of evidence that is not rows; sealed at the next :meth:`tick`."""
+        self._artefacts.append((name, body))
 
     def add_drained(self, table: str, rows: Rows) -> None:
         """Take rows drained from the table's ring; ``seen`` and ``lost`` come through :meth:`ring_counters`."""
@@ -163,8 +184,9 @@ class Recorder:
         held = sum(s.raw_bytes for s in self._open.values())
         if held > self._limits.total_raw_bytes and not due:
             due = [max(self._open, key=lambda t: self._open[t].raw_bytes)]
-        for table in due:
+        for table in sorted(due, key=lambda t: not self._open[t].critical):
             self._close(table, now)
+        self._write_artefacts()
         return len(due)
 
     def flush(self) -> None:
@@ -176,6 +198,7 @@ class Recorder:
             self._tell_losses(table, now)
         if "losses" in self._open:
             self._close("losses", now)
+        self._write_artefacts()
 
     def drop_held(self) -> tuple[int, int]:
         """Give up the rows of open segments, for which there is no room: they count as lost.
@@ -188,6 +211,7 @@ class Recorder:
             dropped += segment.rows
             first_ns = min(first_ns, segment.first_ns)
         self._open.clear()
+        self._artefacts.clear()
         return dropped, first_ns
 
     def settle(self) -> None:
@@ -234,10 +258,20 @@ class Recorder:
         limits = self._limits
         return (
             table in _AT_ONCE
+            or (segment.critical and self._may_seal_critical(table, now))
             or segment.rows >= limits.rows
             or segment.raw_bytes >= limits.raw_bytes
             or now - segment.first_ns >= limits.age_ns
         )
+
+    def _may_seal_critical(self, table: str, now: int) -> bool:
+        few = self.counts[table].segments < CRITICAL_BURST
+        return few or now - self._critical_ns.get(table, 0) >= CRITICAL_PAUSE_NS
+
+    def _write_artefacts(self) -> None:
+        while self._artefacts:
+            self._writer.append_artefact(*self._artefacts[0])
+            self._artefacts.pop(0)
 
     def _count(self, table: str) -> TableCount:
         count = self.counts[table]
@@ -258,13 +292,17 @@ class Recorder:
             n = min(self._limits.rows, segment.rows)
             part = rest if n == segment.rows else _slice(rest, 0, n)
             written = count.written + n
-            self._writer.append_segment(TABLES[table], part, seen=count.seen, written=written, lost=count.lost)
+            self._writer.append_segment(
+                TABLES[table], part, seen=count.seen, written=written, lost=count.lost, critical=segment.critical
+            )
             count.written = written
             count.segments += 1
             rest = _slice(rest, n, segment.rows)
             segment.parts = [rest]
             segment.rows -= n
             segment.raw_bytes = segment.rows * _ROW_BYTES[table]
+        if segment.critical:
+            self._critical_ns[table] = now
         del self._open[table]
         if table in self._rings:
             self._tell_losses(table, now)

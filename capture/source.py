@@ -23,7 +23,15 @@ TABLES_OF_SOURCE: dict[str, tuple[str, ...]] = {
     "cuda": ("cuda_calls",),
     "nccl": ("nccl_calls", "nccl_comms"),
     "off_cpu": ("off_cpu",),
-    "nvml": ("nvml_samples", "nvml_processes"),
+    "nvml": (
+        "nvml_samples",
+        "nvml_processes",
+        "nvml_health",
+        "nvml_links",
+        "nvml_accounting",
+        "nvml_events",
+        "gpm_samples",
+    ),
     "clock": ("clock",),
 }
 """Tables that lack rows for the time in which a source could not see."""
@@ -57,6 +65,12 @@ class Sink(Protocol):
 
     def add_records(self, table: str, records: Sequence[Mapping[str, object]]) -> None:
         """The same as one mapping per row; for sources with few rows."""
+
+    def add_critical(self, table: str, records: Sequence[Mapping[str, object]]) -> None:
+        """The same for what must survive whatever comes next: sealed at once, as a leaf of kind ``event``."""
+
+    def artefact(self, name: str, body: Mapping[str, object]) -> None:
+        """A named piece of evidence that is not rows, sealed as canonical JSON."""
 
     def gap(
         self, source: str, reason: str, start_ns: int, end_ns: int | None, *, table: str | None = None,

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -24,26 +25,30 @@ COMMON = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """One thing to build: output name, source below this folder, options."""
+    """One thing to build: output name, sources below this folder, options."""
 
     output: str
-    source: str
+    sources: tuple[str, ...]
     options: tuple[str, ...]
 
 
 def _library(name: str, source: str, *options: str) -> Recipe:
-    return Recipe(name, source, ("-shared", "-fPIC", f"-Wl,-soname,{name}", *options))
+    return Recipe(name, (source,), ("-shared", "-fPIC", f"-Wl,-soname,{name}", *options))
 
 
 def _program(name: str, *options: str) -> Recipe:
-    return Recipe(name, f"workload/{name}.c", ("-Wl,-rpath,$ORIGIN", *options, "-ldl"))
+    return Recipe(name, (f"workload/{name}.c",), ("-Wl,-rpath,$ORIGIN", *options, "-ldl"))
+
+
+_NVML = "libnvidia-ml.so.1"
+_NVML_SOURCES = tuple(f"nvml/{name}.c" for name in ("nvml", "lists", "watch", "script"))
 
 
 RECIPES: dict[str, Recipe] = {
     "cudart": _library("libcudart.so.13", "cudart/cudart.c", f"-Wl,--version-script={HERE / 'cudart/cudart.map'}"),
     "nested": _library("libcudart.so.12", "cudart/nested.c"),
     "nccl": _library("libnccl.so.2", "nccl/nccl.c", "-lrt"),
-    "nvml": _library("libnvidia-ml.so.1", "nvml/nvml.c"),
+    "nvml": Recipe(_NVML, _NVML_SOURCES, ("-shared", "-fPIC", f"-Wl,-soname,{_NVML}")),
     "ranks": _program("ranks", "-l:libnccl.so.2", "-l:libcudart.so.13"),
     **{name: _program(name) for name in ("calls", "sleeper", "spin")},
 }
@@ -54,12 +59,21 @@ def compiler() -> str | None:
     return shutil.which("gcc")
 
 
+def nvml_include() -> Path:
+    """The folder of NVIDIA's own nvml.h, from the wheel nvidia-nvml-dev; it may not be copied into a source tree."""
+    for file in metadata.files("nvidia-nvml-dev") or ():
+        if file.name == "nvml.h":
+            return Path(str(file.locate())).parent
+    raise FileNotFoundError("nvidia-nvml-dev is installed and has no nvml.h")
+
+
 def build(name: str, out_dir: Path, *, flags: Sequence[str] = (), **defines: str | int) -> Path:
     """Build one double or program into ``out_dir`` and return its path; CalledProcessError with gcc's words."""
     recipe = RECIPES[name]
     out = out_dir / recipe.output
     macros = [f"-D{key}={value}" for key, value in sorted(defines.items())]
-    command = ["gcc", *COMMON, *flags, *macros, f"-I{HERE / 'include'}", str(HERE / recipe.source)]
+    include = [f"-I{HERE / 'include'}", *(["-isystem", str(nvml_include())] if name == "nvml" else [])]
+    command = ["gcc", *COMMON, *flags, *macros, *include, *(str(HERE / source) for source in recipe.sources)]
     link = ["-o", str(out), f"-L{out_dir}", *recipe.options]
     subprocess.run([*command, *link], check=True, capture_output=True, text=True)
     return out

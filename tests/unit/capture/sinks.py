@@ -16,6 +16,8 @@ class ListSink:
     def __init__(self) -> None:
         self.rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self.gaps: list[dict[str, Any]] = []
+        self.critical: list[tuple[str, dict[str, Any]]] = []
+        self.artefacts: dict[str, dict[str, Any]] = {}
         self.counters: dict[str, tuple[dict[int, int], dict[int, int]]] = {}
 
     def add(self, table: str, rows: Rows) -> None:
@@ -26,6 +28,13 @@ class ListSink:
     def add_records(self, table: str, records: Sequence[Mapping[str, object]]) -> None:
         assert row_count(from_records(TABLES[table], records)) == len(records)
         self.rows[table] += [dict(r) for r in records]
+
+    def add_critical(self, table: str, records: Sequence[Mapping[str, object]]) -> None:
+        self.add_records(table, records)
+        self.critical += [(table, dict(r)) for r in records]
+
+    def artefact(self, name: str, body: Mapping[str, object]) -> None:
+        self.artefacts[name] = dict(body)
 
     def add_drained(self, table: str, rows: Rows) -> None:
         self.add(table, rows)

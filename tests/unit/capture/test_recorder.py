@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,15 +26,23 @@ class Memory:
     full_after: int = 1 << 30
     segments: list[tuple[str, int, int, int, int]] = field(default_factory=list)
     rows: list[tuple[str, Rows]] = field(default_factory=list)
+    critical: list[bool] = field(default_factory=list)
+    artefacts: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
 
     def append_segment(
         self, table: Table, rows: Rows, *, seen: int, written: int, lost: int, critical: bool = False
     ) -> int:
-        assert not critical
         if len(self.segments) >= self.full_after:
             raise HostUnfit("disk full")
         self.segments.append((table.name, row_count(rows), seen, written, lost))
+        self.critical.append(critical)
         self.rows.append((table.name, rows))
+        return len(self.segments)
+
+    def append_artefact(self, name: str, body: Mapping[str, Any]) -> int:
+        if len(self.segments) >= self.full_after:
+            raise HostUnfit("disk full")
+        self.artefacts.append((name, body))
         return len(self.segments)
 
 
@@ -170,3 +180,43 @@ def test_names_that_are_not_unicode_do_not_stop_a_capture() -> None:
     r.gap("cuda", b"\xff\xfe".decode("utf-8", "surrogateescape"), 0, 1)
     r.flush()
     assert memory.rows[0][1]["reason"].to_list() == ["\\udcff\\udcfe"]
+
+
+EVENT = {"start_ns": 1, "duration_ns": 0, "gpu_index": 0, "gpu_uuid": "GPU-1", "op": "xid", "event_type": 8}
+
+
+def test_a_critical_row_is_sealed_at_the_next_tick_before_anything_else() -> None:
+    memory, clock = Memory(), Clock()
+    r = recorder(memory, clock, rows=2)
+    r.add_records("clock", [PAIR, PAIR])
+    r.add_critical("nvml_events", [EVENT, EVENT])
+    assert r.tick() == 2
+    assert [(s[0], s[1]) for s in memory.segments] == [("nvml_events", 2), ("clock", 2)]
+    assert memory.critical == [True, False]
+
+
+def test_a_storm_of_critical_rows_is_sealed_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpuaudit.capture.recorder.CRITICAL_BURST", 3)
+    memory, clock = Memory(), Clock()
+    r = recorder(memory, clock)
+    for _ in range(10):
+        r.add_critical("nvml_events", [EVENT])
+        r.tick()
+        clock.now += 1_000_000
+    assert len(memory.segments) == 3
+    clock.now += 1_000_000_000
+    assert r.tick() == 1
+    assert memory.segments[-1][1] == 7
+    assert r.totals()["nvml_events"]["written"] == "10"
+
+
+def test_an_artefact_is_sealed_once_and_kept_while_the_disk_is_full() -> None:
+    memory = Memory(full_after=0)
+    r = recorder(memory, Clock())
+    r.artefact("gpus", {"a": 1})
+    with pytest.raises(HostUnfit):
+        r.tick()
+    memory.full_after = 1
+    r.tick()
+    r.flush()
+    assert memory.artefacts == [("gpus", {"a": 1})]
