@@ -15,9 +15,11 @@ from typing import Any
 
 from gpuaudit.bundle.errors import EXIT_ENVIRONMENT, AuditError, HostUnfit
 from gpuaudit.bundle.note import Signer
+from gpuaudit.capture import processes
 from gpuaudit.capture.channel import TO_ATTACHER, Channel, ChannelBroken, Message
 from gpuaudit.capture.child import END_SIGNALS, child_command, child_environment, end_signals_blocked
 from gpuaudit.capture.cost import usage_rows
+from gpuaudit.capture.engine_desk import EngineDesk
 from gpuaudit.capture.launch import Command, InvokingUser, Limits, Workload, typed_at_terminal
 from gpuaudit.capture.options import DEFAULT_DURATION_S, CaptureOptions, CaptureResult, EndedBy, Status
 from gpuaudit.capture.output import Output
@@ -65,6 +67,7 @@ class Attacher:
         self._origin = origin
         self._desk = SigningDesk(plan.identity, origin)
         self._probing: Probing | None = None
+        self._engines: EngineDesk | None = None
         self._workload: Workload | None = None
         self._workload_status: int | None = None
         self._recorder: subprocess.Popen[bytes] | None = None
@@ -82,6 +85,8 @@ class Attacher:
         plan = self._plan
         if plan.scenario is None:
             self._probing = Probing.load(plan.options)
+            if "engines" in plan.options.sources:
+                self._engines = EngineDesk(plan.options.engines, plan.options.allow_remote, self._traced)
         handlers = self._take_signals()
         try:
             plan.output.create(plan.recorder)
@@ -111,6 +116,8 @@ class Attacher:
                 self._recorder.stderr.close()
             if self._probing:
                 self._probing.close()
+            if self._engines:
+                self._engines.close()
             plan.output.close()
         return result
 
@@ -129,7 +136,8 @@ class Attacher:
         ours, theirs = socket.socketpair()
         rings = self._probing.rings if self._probing else []
         counters = self._probing.counters_fd if self._probing else -1
-        inherited = [theirs.fileno(), *(r.fd for r in rings), *([counters] if counters >= 0 else [])]
+        dial = self._engines.dial.theirs.fileno() if self._engines else -1
+        inherited = [theirs.fileno(), *(r.fd for r in rings), *(fd for fd in (counters, dial) if fd >= 0)]
         with theirs, end_signals_blocked():
             # A session of its own and no descriptor of the terminal: a recorder that was taken over can neither type
             # into root's shell (TIOCSTI needs the controlling terminal) nor write to its screen.
@@ -138,6 +146,8 @@ class Attacher:
                 pass_fds=inherited, cwd=plan.output.partial, env=child_environment(), stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
             )  # fmt: skip
+        if self._engines:
+            self._engines.dial.theirs.close()
         self._channel = Channel(ours, TO_ATTACHER)
         if self._probing:
             self._probing.exclude(self._recorder.pid)
@@ -147,7 +157,7 @@ class Attacher:
             sources=list(plan.options.sources), seed=plan.options.seed,
             capabilities=[vars(c) for c in self._probing.capabilities] if self._probing else [],
             gpus=list(plan.scenario.gpus) if plan.scenario else [], rings=list(rings), counters_fd=counters,
-            synthetic=plan.options.synthetic, uid=plan.recorder.uid if plan.recorder else None,
+            dial_fd=dial, synthetic=plan.options.synthetic, uid=plan.recorder.uid if plan.recorder else None,
             gid=plan.recorder.gid if plan.recorder else None,
         )  # fmt: skip
         self._channel.send("start", **start.to_message())
@@ -200,6 +210,7 @@ class Attacher:
             self._turn(TURN_S)
             if self._probing:
                 self._probing.scan_when_due()
+                self._look_for_engines()
                 self._send_rows()
             if self._workload and (status := self._workload.poll()) is not None:
                 self._workload_status = status
@@ -283,6 +294,21 @@ class Attacher:
             size_bytes=int(message.get("size_bytes", 0)),
         )
         self._plan.tell(status)
+
+    def _traced(self) -> set[int] | None:
+        """The processes that are captured and their children; None for the whole host."""
+        options = self._plan.options
+        chosen = {self._workload.pid} if self._workload else set(options.pids)
+        return processes.children(chosen) if chosen or options.command else None
+
+    def _look_for_engines(self) -> None:
+        if self._engines is None or self._sealed is not None:
+            return
+        self._engines.scan_when_due()
+        for body in self._engines.take_messages():
+            self._channel.send("engine", **body)
+        for table, row in self._engines.take_rows():
+            self._channel.send("rows", table=table, rows=[row])
 
     def _send_rows(self) -> None:
         assert self._probing is not None  # noqa: S101 - callers have checked

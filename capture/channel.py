@@ -25,7 +25,7 @@ QUEUE_LIMIT_MESSAGES = 4096
 SEND_DEADLINE_S = 30.0
 """A peer that reads nothing for this long is taken for dead: a commit on a slow disk takes seconds, not so long."""
 
-TO_RECORDER = frozenset({"start", "rows", "signature", "finish"})
+TO_RECORDER = frozenset({"start", "rows", "engine", "signature", "finish"})
 TO_ATTACHER = frozenset({"sign", "receipt", "status", "sealed", "failed"})
 
 Message = dict[str, Any]

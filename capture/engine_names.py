@@ -24,18 +24,25 @@ class EngineKind:
     metrics_path: str = "/metrics"
     ask: tuple[str, ...] = ()
     commands: tuple[str, ...] = ()
-    """Words of a command line that point to it; discovery asks such a process first, and believes only its metrics."""
+    """Programs and Python packages that start it. Discovery asks no other process: bytes that a program did not expect
+    on a socket of its own (a rendezvous, a bootstrap) could harm it."""
+    port: int | None = None
+    """Where its metrics are unless it was told otherwise."""
 
 
 KINDS: tuple[EngineKind, ...] = (
     EngineKind(
         "vllm", ("vllm:", "vllm_", "ray_vllm_"),
-        ask=("/v1/models", "/server_info?config_format=json", "/version"), commands=("vllm",),
+        ask=("/v1/models", "/server_info?config_format=json", "/version"), commands=("vllm",), port=8000,
     ),
-    EngineKind("sglang", ("sglang:", "sglang_"), ask=("/v1/models", "/get_server_info"), commands=("sglang",)),
-    EngineKind("tgi", ("tgi_",), ask=("/info",), commands=("text-generation-launcher", "text-generation-router")),
-    EngineKind("triton", ("nv_",), ask=("/v2",), commands=("tritonserver",)),
-    EngineKind("llama_cpp", ("llamacpp:",), ask=("/v1/models", "/props"), commands=("llama-server",)),
+    EngineKind(
+        "sglang", ("sglang:", "sglang_"), ask=("/v1/models", "/get_server_info"), commands=("sglang",), port=30000
+    ),
+    EngineKind(
+        "tgi", ("tgi_",), ask=("/info",), commands=("text-generation-launcher", "text-generation-router"), port=3000
+    ),
+    EngineKind("triton", ("nv_",), ask=("/v2",), commands=("tritonserver",), port=8002),
+    EngineKind("llama_cpp", ("llamacpp:",), ask=("/v1/models", "/props"), commands=("llama-server",), port=8080),
 )  # fmt: skip
 """Prefixes: vLLM vllm/v1/metrics/loggers.py (colon; an underscore where a collector rewrote it, ray_ under Ray Serve);
 SGLang python/sglang/srt/metrics/collector.py; TGI docs/source/reference/metrics.md; Triton

@@ -21,6 +21,8 @@ class CaptureOptions:
     ``synthetic``: name of a scenario of :mod:`gpuaudit.capture.scenario`; no root, no GPU. ``challenge``: a text the
     recipient chose, sealed into leaf 0 against replay. ``site`` names the operator in the bundle's origin.
     ``receipt_path`` None: ``<out>.receipt``. ``strict``: a capture with parts missing ends as ``Incomplete``.
+    ``engines``: URLs of engines' metrics on this host, besides those that are found; ``allow_remote``: URLs that may
+    lie elsewhere.
     """
 
     out: Path | None = None
@@ -35,6 +37,8 @@ class CaptureOptions:
     receipt_path: Path | None = None
     strict: bool = False
     seed: int = 1
+    engines: tuple[str, ...] = ()
+    allow_remote: tuple[str, ...] = ()
 
 
 Phase = Literal["notice", "receipt", "recording", "sealing"]

@@ -22,7 +22,7 @@ MAX_COMMAND_LINE_BYTES = 4096
 MAX_MAPS_BYTES = 64 << 20
 
 SYS_OPENAT2 = 437
-RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
+RESOLVE_NO_MAGICLINKS, RESOLVE_BENEATH, RESOLVE_IN_ROOT = 0x02, 0x08, 0x10
 """openat2(2), include/uapi/linux/openat2.h."""
 
 _MAPPING = re.compile(
@@ -191,7 +191,7 @@ def open_mapping(pid: int, mapping: Mapping) -> int:
     try:
         root = os.open(f"{PROC}/{pid}/root", os.O_PATH | os.O_CLOEXEC)
         try:
-            fd = _regular(_open_inside(root, mapping.path))
+            fd = _regular(open_inside(root, mapping.path))
         finally:
             os.close(root)
     except OSError as e:
@@ -242,8 +242,11 @@ def _regular(fd: int) -> int:
     return fd
 
 
-def _open_inside(root: int, path: str) -> int:
-    how = struct.pack("<QQQ", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+def open_inside(
+    root: int, path: str, *, flags: int = os.O_RDONLY | os.O_NONBLOCK, resolve: int = RESOLVE_IN_ROOT
+) -> int:
+    """openat2(2) under ``root``, which no link of the path leads out of; OSError as the kernel says."""
+    how = struct.pack("<QQQ", flags | os.O_CLOEXEC, 0, resolve | RESOLVE_NO_MAGICLINKS)
     libc = C.CDLL(None, use_errno=True)
     fd = libc.syscall(SYS_OPENAT2, root, os.fsencode(path), C.create_string_buffer(how, len(how)), len(how))
     if fd < 0:

@@ -25,6 +25,8 @@ from gpuaudit.capture import privileges
 from gpuaudit.capture.channel import TO_RECORDER, Channel, ChannelBroken, Message
 from gpuaudit.capture.clock_source import ClockSource
 from gpuaudit.capture.cost import CostRow, cost_row, usage_rows
+from gpuaudit.capture.engine_dial import DialClient
+from gpuaudit.capture.engine_source import Engine, EngineSource
 from gpuaudit.capture.nvml_source import NvmlSource
 from gpuaudit.capture.output import BUNDLE_NAME, RESERVE_NAME
 from gpuaudit.capture.recorder import Recorder
@@ -60,6 +62,7 @@ class RecorderProcess:
         self._capabilities = [Capability(**c) for c in start.capabilities]
         self._sources: list[Source] = []
         self._scenario: ScenarioSource | None = None
+        self._engines: EngineSource | None = None
         self._gpus: list[dict[str, object]] = start.gpus
         self._writer: BundleWriter
         self._recorder: Recorder
@@ -124,7 +127,7 @@ class RecorderProcess:
         if self._virtual is not None:
             self._scenario = ScenarioSource(load_scenario(str(self._start.synthetic)), self._start.seed, self._virtual)
             self._sources = [ClockSource(self._virtual.pair, self._virtual.boot_ns), self._scenario]
-            self._capabilities = [Capability(s, True) for s in TABLES_OF_SOURCE]
+            self._capabilities = [Capability(s, True) for s in TABLES_OF_SOURCE if s != "engines"]
             return
         self._sources = [ClockSource()]
         if self._rings is not None:
@@ -136,6 +139,10 @@ class RecorderProcess:
             self._gpus = [gpu.to_json() for gpu in nvml.gpus]
             if capability.available:
                 self._sources.append(nvml)
+        if self._start.dial_fd >= 0:
+            self._engines = EngineSource(DialClient(self._start.dial_fd))
+            self._capabilities.append(self._engines.probe())
+            self._sources.append(self._engines)
         self._capabilities.append(Capability("clock", True))
 
     def _handle(self, message: Message) -> None:
@@ -146,6 +153,8 @@ class RecorderProcess:
             else:
                 now = boottime_ns()
                 self._recorder.gap("attacher", f"rows for {table!r:.60} were not understood", now, now)
+        elif message["type"] == "engine" and self._engines is not None:
+            self._engines.add(Engine.from_message(message))
         elif message["type"] == "finish":
             self._end(message)
 

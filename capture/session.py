@@ -23,6 +23,7 @@ from gpuaudit.bundle.tool import tool_facts
 from gpuaudit.bundle.writer import MAX_CHALLENGE_CHARS
 from gpuaudit.capture import host
 from gpuaudit.capture.attacher import Attacher, Plan
+from gpuaudit.capture.engine_desk import endpoints
 from gpuaudit.capture.launch import invoking_user, own_limits, resolve_command
 from gpuaudit.capture.options import CaptureOptions, CaptureResult, Status
 from gpuaudit.capture.output import Output, default_name
@@ -94,6 +95,7 @@ def _open_body(options: CaptureOptions, facts: dict[str, object], scenario: Scen
     asked = {
         "duration_s": None if options.duration_s is None else str(options.duration_s), "pids": list(options.pids),
         "command": list(options.command), "sources": list(options.sources), "synthetic": options.synthetic,
+        "engines": list(options.engines), "allow_remote": list(options.allow_remote),
         "seed": options.seed if scenario else None, "site": options.site, "strict": options.strict,
     }  # fmt: skip
     return {
@@ -119,6 +121,7 @@ def _check_options(options: CaptureOptions) -> None:
         raise UsageError("a command and --pid cannot both be given", hint="capture one or the other")
     if options.synthetic and (options.command or options.pids):
         raise UsageError("a synthetic scenario watches no process", hint="leave out --pid and the command")
+    _check_engines(options)
     if not _SITE.match(options.site):
         raise UsageError(f"--site {options.site!r:.80}: letters, digits, dot, hyphen and underscore, at most 64")
     challenge = options.challenge
@@ -127,3 +130,11 @@ def _check_options(options: CaptureOptions) -> None:
     for pid in options.pids:
         if why := why_not_followed(pid):
             raise UsageError(f"--pid {pid}: {why}", hint="ps -e lists processes")
+
+
+def _check_engines(options: CaptureOptions) -> None:
+    named = options.engines + options.allow_remote
+    if named and (options.synthetic or "engines" not in options.sources):
+        why = "a synthetic scenario has no engine" if options.synthetic else "the source engines was not selected"
+        raise UsageError(f"{named[0]!r:.120} cannot be scraped: {why}")
+    endpoints(options.engines, options.allow_remote)

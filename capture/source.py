@@ -16,7 +16,7 @@ from gpuaudit.bundle.columns import Rows
 BPF_SOURCES = ("cuda", "nccl", "off_cpu")
 """Sources that need BPF, and with it privileges."""
 
-SELECTABLE_SOURCES = (*BPF_SOURCES, "nvml")
+SELECTABLE_SOURCES = (*BPF_SOURCES, "nvml", "engines")
 """What ``--sources`` may name. The clock pairs are always recorded: without them no row can be dated."""
 
 TABLES_OF_SOURCE: dict[str, tuple[str, ...]] = {
@@ -32,6 +32,7 @@ TABLES_OF_SOURCE: dict[str, tuple[str, ...]] = {
         "nvml_events",
         "gpm_samples",
     ),
+    "engines": ("engines", "engine_config", "engine_scrapes", "engine_series", "engine_samples"),
     "clock": ("clock",),
 }
 """Tables that lack rows for the time in which a source could not see."""

@@ -25,8 +25,13 @@ if TYPE_CHECKING:
               help="How long to record: 90, 90s, 5m, 2h; 60 s, or until the command ends, unless given.")  # fmt: skip
 @click.option("--pid", "pids", type=click.IntRange(min=1), multiple=True, help="Only this process; may be repeated.")
 @click.option(
-    "--source", "sources", multiple=True, help="Only this source (cuda, nccl, off_cpu, nvml); may be repeated."
+    "--source", "sources", multiple=True, help="Only this source (cuda, nccl, off_cpu, nvml, engines); may be repeated."
 )
+@click.option("--engine", "engines", metavar="URL", multiple=True,
+              help="Scrape this engine of this host: http://127.0.0.1:PORT, http://[::1]:PORT or unix:///PATH; may be "
+                   "repeated. Servers of known kinds are found without it.")  # fmt: skip
+@click.option("--allow-remote", "allow_remote", metavar="URL", multiple=True,
+              help="Scrape this engine, which is neither loopback nor a Unix socket; the report says so.")  # fmt: skip
 @click.option(
     "--synthetic", metavar="SCENARIO", help="Record an embedded scenario instead of this host; needs no root."
 )
@@ -43,7 +48,7 @@ if TYPE_CHECKING:
 @click.argument("command_line", nargs=-1, metavar="[-- COMMAND [ARGS]...]", type=click.UNPROCESSED)
 def command(
     *, out: Path | None, duration_s: float | None, pids: tuple[int, ...], sources: tuple[str, ...],
-    synthetic: str | None,
+    engines: tuple[str, ...], allow_remote: tuple[str, ...], synthetic: str | None,
     challenge: str, site: str, receipt_path: Path | None, strict: bool, quiet: bool, force: bool, as_json: bool,
     command_line: tuple[str, ...],
 ) -> int:  # fmt: skip
@@ -60,6 +65,7 @@ def command(
       sudo audit capture
       sudo audit capture --duration 5m --out train.db
       sudo audit capture --out train.db -- python train.py --epochs 1
+      sudo audit capture --duration 10m --engine http://127.0.0.1:8000 --out serving.db
       audit capture --synthetic late-rank --out demo.db
     """
     from gpuaudit.capture.options import CaptureOptions
@@ -69,6 +75,7 @@ def command(
     options = CaptureOptions(
         out=out, duration_s=duration_s, pids=pids, command=command_line, force=force, synthetic=synthetic,
         sources=sources or SELECTABLE_SOURCES, challenge=challenge, site=site, receipt_path=receipt_path, strict=strict,
+        engines=engines, allow_remote=allow_remote,
     )  # fmt: skip
     with live_line(show=not quiet and not command_line) as show_status:
         result = run_capture(options, status=show_status)
