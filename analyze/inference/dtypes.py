@@ -29,6 +29,11 @@ _QUANTISATION: dict[str, tuple[Number, str]] = {
 }  # fmt: skip
 """Name as engines have it: bits of a weight, and the type that is computed in. Weight-only methods compute in bf16."""
 
+_FORMATS: dict[str, tuple[Number, str]] = {
+    "float-quantized": (8, "fp8"), "int-quantized": (8, "int8"), "nvfp4-pack-quantized": (NVFP4_BITS, "fp4"),
+}  # fmt: skip
+"""Formats of compressed-tensors that keep weights in one width (compressed_tensors/config/base.py)."""
+
 _NO_VALUE = frozenset({"", "none", "null", "auto", "false", "default", "unquantized"})
 
 _DTYPES: tuple[tuple[tuple[str, ...], int, str], ...] = (
@@ -120,7 +125,9 @@ def _told_bits(name: str, details: Mapping[str, str]) -> tuple[Number, str] | No
 
 
 def _compressed(details: Mapping[str, str]) -> tuple[Number, str] | None:
-    """compressed-tensors: every group has to keep its weights in as many bits."""
+    """compressed-tensors: the format of the files where it tells, else every group has to have as many bits."""
+    if (of_format := _FORMATS.get(details.get("format", ""))) is not None:
+        return of_format
     widths = {v for k, v in details.items() if k.endswith("weights.num_bits")}
     kinds = {v.lower() for k, v in details.items() if k.endswith("weights.type")}
     inputs = {v for k, v in details.items() if k.endswith("input_activations.num_bits")}

@@ -7,6 +7,7 @@ where it is computed from what was recorded (parameters counted from config.json
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -25,12 +26,24 @@ T = TypeVar("T")
 
 CONFIG_FILE = "config.json"
 INDEX_FILE = "safetensors index"
+HEADERS = "safetensors header"
 REPORTED = ("/server_info", "/info", "/v1/models", "metric label")
 COMMAND_LINE = ("command line", "given at import")
 ENVIRONMENT = "environment"
 
 QUANTIZATION_KEYS = ("quantization",)
 DTYPE_KEYS = ("dtype", "torch_dtype")
+
+LANGUAGE_PARTS = ("text_config", "language_config", "llm_config", "thinker_config")
+"""Where the config.json of a model with more than text keeps its language part."""
+
+PACKED = "pack-quantized"
+"""Format of compressed-tensors for weights alone, as integers packed into 32 bits."""
+
+_PATH = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
+
+FLOAT_BYTES = {"bytes_bf16": 2, "bytes_f16": 2, "bytes_f32": 4, "bytes_f64": 8}
+"""Bytes of an element by the recorded sum of a file's tensors of that type (safetensors format)."""
 
 TOLERANCE = Fraction(5, 100)
 """Catalogue counts are rounded (70e9 for 70.6e9): a difference within 5 % is no conflict."""
@@ -91,11 +104,9 @@ def model_facts(rows: Iterable[Recorded], catalogue: Catalogue) -> ModelFacts:
     fields = config_fields(recorded)
     name = _first(recorded, ("model",))
     row = next((r for n in _names(recorded) if (r := catalogue.model(n)) is not None), None)
-    text_part = "num_hidden_layers" not in fields and "text_config.num_hidden_layers" in fields
-    if text_part:
-        fields |= {k.removeprefix("text_config."): v for k, v in fields.items() if k.startswith("text_config.")}
+    text_part = "" in fields
     counted = architecture.counted(fields)
-    kind = weight_type(claims(recorded, fields, row, name), _quantization_fields(fields))
+    kind = _packed(weight_type(claims(recorded, fields, row, name), _quantization_fields(fields)), recorded, counted)
     conflicts: list[str] = []
     total = _total(recorded, None if text_part else counted, kind, row, conflicts)
     active = _active(counted, text_part, total, row)
@@ -120,13 +131,20 @@ def model_facts(rows: Iterable[Recorded], catalogue: Catalogue) -> ModelFacts:
 
 
 def config_fields(recorded: Sequence[Recorded]) -> dict[str, str]:
-    """Fields of the model's config.json: by key, and by path where the detail gives one."""
+    """Fields of the model's config.json by path; those of the language part of a larger model stand in for its own.
+
+    ``""`` as a key says which part that was.
+    """
     out: dict[str, str] = {}
     for r in recorded:
         if r.source == CONFIG_FILE:
-            out.setdefault(r.key, r.value)
-            if r.detail and " " not in r.detail and "/" not in r.detail:
-                out.setdefault(r.detail, r.value)
+            path = r.detail if _PATH.match(r.detail) else r.key
+            out.setdefault(path, r.value)
+    if "num_hidden_layers" not in out:
+        for part in LANGUAGE_PARTS:
+            inner = {k.removeprefix(f"{part}."): v for k, v in out.items() if k.startswith(f"{part}.")}
+            if "num_hidden_layers" in inner:
+                return out | inner | {"": part}
     return out
 
 
@@ -180,6 +198,32 @@ def _index(recorded: Sequence[Recorded], *keys: str) -> int | None:
     return next((n for k in keys if (n := _number(found, k)) is not None), None)
 
 
+def _file_bytes(recorded: Sequence[Recorded]) -> tuple[int | None, str]:
+    """Bytes of all tensors of the model's files, and who says so."""
+    sizes = [_number({"": r.value}, "") for r in recorded if r.source == HEADERS and r.key.startswith("bytes_")]
+    if sizes and None not in sizes:
+        return sum(n for n in sizes if n is not None), f"{HEADERS}: bytes of all tensors"
+    return _index(recorded, "total_size"), f"{INDEX_FILE}: total_size"
+
+
+def _file_params(recorded: Sequence[Recorded], fields: dict[str, str]) -> tuple[int | None, str]:
+    """Elements of all tensors of files that keep every weight as a plain float."""
+    sizes = {r.key: _number({"": r.value}, "") for r in recorded if r.source == HEADERS and r.key.startswith("bytes_")}
+    plain = "quantization_config.quant_method" not in fields and sizes and set(sizes) <= set(FLOAT_BYTES)
+    if plain and all(n is not None and n % FLOAT_BYTES[k] == 0 for k, n in sizes.items()):
+        return sum((n or 0) // FLOAT_BYTES[k] for k, n in sizes.items()), f"{HEADERS}: elements of all tensors"
+    return _index(recorded, "total_parameters"), f"{INDEX_FILE}: total_parameters"
+
+
+def _packed(kind: WeightType, recorded: Sequence[Recorded], counted: architecture.Counted | None) -> WeightType:
+    """Bits of packed integers of a width that nobody tells: bytes of the files over the parameters counted."""
+    size, who = _file_bytes(recorded)
+    told = {r.detail: r.value for r in recorded if r.source == CONFIG_FILE}
+    if kind.bits is not None or told.get("quantization_config.format") != PACKED or size is None or counted is None:
+        return kind
+    return WeightType(Fraction(size * 8, counted.total), "bf16", kind.name, f"{who} over counted parameters")
+
+
 def _total(
     recorded: Sequence[Recorded],
     counted: architecture.Counted | None,
@@ -188,13 +232,14 @@ def _total(
     conflicts: list[str],
 ) -> Fact[int] | None:
     size, plain = _index(recorded, "total_size"), kind.bits in {16, 32} and not kind.fallback
-    candidates = [
-        (_index(recorded, "total_parameters"), f"{INDEX_FILE}: total_parameters", "measured"),
+    elements, who = _file_params(recorded, config_fields(recorded))
+    candidates: list[tuple[int | None, str, Provenance]] = [
+        (elements, who, "measured"),
         (counted.total if counted else None, f"counted from {CONFIG_FILE}", "derived"),
         (_whole(size, kind.bits) if plain else None, f"{INDEX_FILE}: total_size by {kind.name}", "derived"),
         (row.total_params if row else None, _row_source(row), provenance(row) if row else "estimated"),
     ]
-    known: list[Fact[int]] = [Fact(v, s, p) for v, s, p in candidates if v is not None]  # type: ignore[arg-type]
+    known = [Fact(v, s, p) for v, s, p in candidates if v is not None]
     for other in known[1:]:
         if abs(other.value - known[0].value) > TOLERANCE * known[0].value:
             conflicts.append(
@@ -222,11 +267,11 @@ def _weights(
     recorded: Sequence[Recorded], fields: dict[str, str], total: Fact[int] | None, kind: WeightType
 ) -> Fact[Fraction] | None:
     """Bytes of the files where the engine loads them as they are, else parameters times bits."""
-    size = _index(recorded, "total_size")
-    own = kind.source.startswith((CONFIG_FILE, "catalogue")) or kind.fallback
+    size, who = _file_bytes(recorded)
+    own = kind.source.startswith((CONFIG_FILE, "catalogue", HEADERS, INDEX_FILE)) or kind.fallback
     same = fields.get("quantization_config.quant_method", "").lower() == kind.name
     if size is not None and (own or same or _same_type(fields, kind)):
-        return Fact(Fraction(size, 10**9), f"{INDEX_FILE}: total_size", "measured")
+        return Fact(Fraction(size, 10**9), who, "measured")
     gb = weight_gb(total.value if total else None, kind.bits)
     if gb is None or total is None:
         return None
