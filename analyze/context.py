@@ -15,7 +15,7 @@ from gpuaudit.analyze import collectives, gpu_time, lateness, waits
 from gpuaudit.analyze.catalogue import Catalogue
 from gpuaudit.analyze.collectives import Collectives
 from gpuaudit.analyze.evidence import EvidenceBook
-from gpuaudit.analyze.finding import Chain, Finding, Group
+from gpuaudit.analyze.finding import Chain, Finding, Group, RuleOutcome
 from gpuaudit.analyze.gpu_time import GpuTime
 from gpuaudit.analyze.inference.model import EngineRun
 from gpuaudit.analyze.intervals import Intervals
@@ -66,7 +66,8 @@ class Context:
     prices: PriceBook = field(default_factory=PriceBook)
     findings: list[Finding] = field(default_factory=list)
     groups: list[Group] = field(default_factory=list)
-    """Numbered findings and their groups, for sections: empty while rules are evaluated."""
+    outcomes: list[RuleOutcome] = field(default_factory=list)
+    """Numbered findings, their groups, and what became of each rule, for sections: empty while rules are evaluated."""
     names: dict[int, str] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -83,7 +83,7 @@ def analyze_store(store: Store, verification: Verification, options: AnalyzeOpti
         store, window, quality, EvidenceBook(store), options.policy or Policy.default(), catalogue, prices
     )
     findings, chains, outcomes = _evaluate(context)
-    context.findings, context.groups = findings, root_causes(context, findings)
+    context.findings, context.groups, context.outcomes = findings, root_causes(context, findings), outcomes
     document = Document(
         tool=dict(tool_facts()),
         options={

@@ -175,7 +175,7 @@ class Teller:
                 **values,
                 "impact_level": Quantity(impact, "count", "assumed", (), "impact of the rule, 1 to 5"),
                 "confidence": Quantity(
-                    Fraction(confidence), "ratio", "derived", evidence, "see the rule's declaration"
+                    Fraction(confidence), "share", "derived", evidence, "see the rule's declaration"
                 ),
             },
             subject=subject_of(self.run),

@@ -53,9 +53,9 @@ def prefix_caching(tell: Teller) -> Fix | None:
 
 
 def fp8_kv(tell: Teller) -> Fix | None:
-    """Half the bytes per cached token: only where the type is known and has two bytes."""
+    """Half the bytes per cached token: only where the type is known and has two bytes, on a GPU that is known."""
     found = tell.run.text("kv_cache_dtype")
-    if found is None or any(name in found.lower() for name in ONE_BYTE):
+    if tell.run.gpu_name is None or found is None or any(name in found.lower() for name in ONE_BYTE):
         return None
     return Fix(
         "Keep the KV cache in FP8, so that twice as many tokens fit.",
@@ -82,6 +82,18 @@ def more_memory(tell: Teller, headroom_gb: Number | None) -> Fix | None:
         "gpu_memory_utilization", decimal(current), decimal(new),
         "Less room for activations, CUDA graphs and other processes: an out-of-memory error ends the server.",
         {"vram_free": tell.measured(total - peak, "bytes", "memory of the GPUs − highest use", "running")},
+    )  # fmt: skip
+
+
+def no_override(tell: Teller) -> Fix | None:
+    """Let the engine size its own pool: only where an override is told."""
+    found = tell.run.text("num_gpu_blocks_override")
+    if found is None or found.strip().lower() in {"none", "0", ""}:
+        return None
+    return Fix(
+        "Remove the override of the number of KV blocks, so that the pool takes the memory that is there.",
+        "num_gpu_blocks_override", found, "none",
+        "The engine takes as much memory as gpu_memory_utilization allows; others on that GPU may need it.",
     )  # fmt: skip
 
 

@@ -12,7 +12,9 @@ from fractions import Fraction
 from typing import Literal
 
 from gpuaudit.analyze.finding import Threshold
-from gpuaudit.analyze.inference.model import Number
+from gpuaudit.analyze.inference import physics
+from gpuaudit.analyze.inference.aggregate import over
+from gpuaudit.analyze.inference.model import EngineRun, Number
 from gpuaudit.analyze.inference.persistence import Limit, declared
 
 _SOURCE = "rules of the reference profiler for vLLM (2026-08), limiter without findings: "
@@ -104,3 +106,23 @@ def _engine(s: Signals, limit: Limit) -> Limiter:
     if s.chunked_prefill and s.ratio is not None and s.ratio >= limit(PREFILL_RATIO):
         return Limiter("prefill", "chunks of prompts run between the tokens", limit(PREFILL_RATIO))
     return Limiter("framework", "what the engine does besides: scheduling, sampling, launches, the host")
+
+
+def signals_of(run: EngineRun) -> Signals:
+    """The signals of a recorded engine: means over its active windows, over all evaluable ones where it was idle."""
+    totals = run.totals
+    windows = [w for w in run.windows if w.evaluable]
+    running, waiting = totals.running, totals.waiting
+    if not totals.active:
+        running, waiting = over(windows, lambda w: w.running), over(windows, lambda w: w.waiting)
+    mfu, tpot = physics.decode_mfu(run, totals.generation_tps), totals.tpot.mean
+    ratio = None
+    if totals.prompt_tps is not None and totals.generation_tps:
+        ratio = totals.prompt_tps / totals.generation_tps
+    return Signals(
+        windows=totals.evaluable, waiting=waiting, kv_mean=totals.kv_avg_share, running=running,
+        ridge=physics.ridge(run), speculative=physics.speculation(run) is not None,
+        headroom=None if mfu is None else 1 - mfu, tpot_ms=None if tpot is None else tpot * physics.MS_PER_S,
+        floor_ms=physics.tpot_floor_ms(run), no_floor=physics.why_no_ceiling(run),
+        chunked_prefill=run.switch("enable_chunked_prefill"), ratio=ratio,
+    )  # fmt: skip

@@ -197,6 +197,7 @@ def _finding(tell: Teller, sure: Fraction) -> Finding:
 def _fixes(tell: Teller, preempted: Number | None) -> Sequence[Fix]:
     """First what costs nothing, then what cuts throughput; a replica where no lever is left."""
     free = levers.present(
+        levers.no_override(tell),
         levers.prefix_caching(tell),
         levers.more_memory(tell, physics.headroom_gb(tell.run)),
         levers.shorter_length(tell),

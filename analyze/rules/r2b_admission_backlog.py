@@ -111,8 +111,8 @@ def _finding(tell: Teller) -> Finding:
     gated = [(w, _gate(run, w, tell.limit)) for w in tell.fired]
     window, worst = max(gated, key=lambda g: (g[1].demand_tokens or 0) - (g[1].free_tokens or 0))
     fixes = levers.present(
-        levers.more_memory(tell, physics.headroom_gb(run)), levers.fp8_kv(tell), levers.shorter_length(tell),
-        levers.offload(tell),
+        levers.no_override(tell), levers.more_memory(tell, physics.headroom_gb(run)), levers.fp8_kv(tell),
+        levers.shorter_length(tell), levers.offload(tell),
     )  # fmt: skip
     return tell.finding(
         "r2b_admission_backlog",

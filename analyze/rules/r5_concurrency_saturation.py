@@ -52,7 +52,8 @@ DECLARATION = Declaration(
     texts={
         "r5_concurrency_saturation": "Engine {engine} ran {running} sequences on average on {seats} seats "
         "({seats_from}) while {waiting} requests waited ({queue} of the load); KV use peaked at {kv_peak}, time to "
-        "first token was {ttft} on average. The gate held in {fired} of {active} windows with traffic. Seats to set: {target}."
+        "first token was {ttft} on average. The gate held in {fired} of {active} windows with traffic. Seats "
+        "to set: {target}."
     },
     never_claims="Where the seats were not told by a setting, which setting held them: only that something did.",
     assumptions=(
