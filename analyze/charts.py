@@ -26,7 +26,9 @@ NVML_SERIES = (
     ("power_mw", "mW"),
     ("power_limit_mw", "mW"),
     ("temperature_c", "°C"),
+    ("temperature_memory_c", "°C"),
     ("clock_sm_mhz", "MHz"),
+    ("clock_sm_cap_mhz", "MHz"),
     ("clock_memory_mhz", "MHz"),
 )  # fmt: skip
 

@@ -86,8 +86,10 @@ def bounded(column: str) -> str:
 
 
 def read_gpus(store: Store, asleep: Intervals = intervals.EMPTY) -> list[GpuTime]:
-    """Every GPU with samples, by NVML index and UUID."""
-    names = store.sql("SELECT gpu_uuid, min(gpu_index) FROM nvml_samples GROUP BY gpu_uuid ORDER BY 2, 1")
+    """Every physical GPU with samples, by NVML index and UUID; the time of a MIG device is within its parent's."""
+    names = store.sql(
+        "SELECT gpu_uuid, min(gpu_index) FROM nvml_samples WHERE parent_uuid IS NULL GROUP BY gpu_uuid ORDER BY 2, 1"
+    )
     return [_read_gpu(store, str(uuid), int(index), asleep) for uuid, index in names]
 
 

@@ -14,10 +14,14 @@ from gpuaudit.bundle.errors import BundleInvalid
 
 SOURCE_TABLES = {
     "cuda": ("cuda_calls",), "cudart": ("cuda_calls",), "nccl": ("nccl_calls", "nccl_comms"), "off_cpu": ("off_cpu",),
-    "nvml": ("nvml_samples", "nvml_processes", "nvml_health", "nvml_links", "nvml_accounting", "nvml_events"),
+    "nvml": ("nvml_samples", "nvml_processes", "nvml_health", "nvml_links", "nvml_accounting", "nvml_events",
+             "gpm_samples"),
     "gpm": ("gpm_samples",), "engines": ("engine_scrapes", "engine_samples"), "clock": ("clock",),
 }  # fmt: skip
 """Tables that a source, or a library of the probe table, fills."""
+
+NOT_SUPPORTED = 3
+"""NVML_ERROR_NOT_SUPPORTED of nvml.h, as ``nvml_samples.unavailable`` has it."""
 
 MAX_NAMED = 5
 """Reasons of one kind that are spelled out; the rest are counted, so that page 1 stays one page."""
@@ -171,8 +175,18 @@ def _no_identity(store: Store) -> list[Reason]:
 
 
 def _refused(store: Store) -> list[Reason]:
+    """Fields that NVML refused; what a GPU does not support, its evidence cannot lack, but for process lists."""
     rows = store.sql("SELECT unavailable, count(*) FROM nvml_samples WHERE unavailable <> '' GROUP BY 1 ORDER BY 1")
-    out = [Reason("B", f"NVML refused fields in {n} samples: {fields}", ("source:nvml_fields",)) for fields, n in rows]
+    counts: dict[str, int] = {}
+    for unavailable, n in rows:
+        fields = str(unavailable).split(",")
+        refused = ",".join(f for f in fields if "_processes=" in f or not f.endswith(f"={NOT_SUPPORTED}"))
+        if refused:
+            counts[refused] = counts.get(refused, 0) + int(n)
+    out = [
+        Reason("B", f"NVML refused fields in {n} samples: {fields}", ("source:nvml_fields",))
+        for fields, n in sorted(counts.items())
+    ]
     return _capped(out, "sets of fields that NVML refused")
 
 
