@@ -147,7 +147,7 @@ class _Ends:
             return total
         gain, count = _difference(h.sum[a], h.sum[b]), _difference(h.count[a], h.count[b])
         return HistogramDelta(
-            gain, None if count is None else int(count), total.total_sum, total.total_count, _bucket_delta(h, a, b)
+            gain, None if count is None else int(count), total.total_sum, total.total_count, bucket_delta(h, a, b)
         )
 
 
@@ -180,8 +180,8 @@ def _whole(value: float) -> int | None:
     return int(value) if np.isfinite(value) and value == int(value) else None
 
 
-def _bucket_delta(h: HistogramAt, a: int, b: int) -> Buckets:
-    """Bucket by bucket; empty where an end is missing or is no count."""
+def bucket_delta(h: HistogramAt, a: int, b: int) -> Buckets:
+    """What each bucket gained from row ``a`` to row ``b``; empty where an end is missing or is no count."""
     pair = h.buckets[[a, b]]
     if not h.edges or not bool(np.isfinite(pair).all()) or bool((pair != np.floor(pair)).any()):
         return Buckets()
