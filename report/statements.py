@@ -186,7 +186,7 @@ def verdict(document: Document, made: tuple[Statement, ...]) -> tuple[Text, ...]
     second = f"{looked} of {_plural(looked + blind, 'rule')} and detectors looked at the evidence"
     held = sum(bool(s.held) for s in made)
     if held:
-        first += f" {_plural(held, 'finding')} of them only support another."
+        first += f" {_plural(held, 'finding')} of them only {'supports' if held == 1 else 'support'} another."
     second += f"; {blind} could not, and their answer is unknown." if blind else "."
     return (words(first), words(second))
 

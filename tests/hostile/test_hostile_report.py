@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gpuaudit.analyze.finding import Document, Evidence
+from gpuaudit.analyze.finding import Document, Evidence, Fix, SectionChart, Statement
 from gpuaudit.bundle.canonical import dumps
 from gpuaudit.bundle.errors import AuditError
 from gpuaudit.report.html import render
@@ -20,6 +20,7 @@ from gpuaudit.report.pdf import print_pdf
 from gpuaudit.report.typesetter import fetcher_class
 from gpuaudit.report.view import build_view
 from tests.documents import document
+from tests.engine_documents import engine_document
 
 HOSTILE = {
     "script": "<script>document.title='PWNED'</script>",
@@ -79,6 +80,79 @@ def poisoned() -> Document:
                   "windows": [{n: n} for n in names]},
         evidence=[*base.evidence, *(Evidence(n, n, (1,), 1, n) for n in names)],
     )  # fmt: skip
+
+
+def poisoned_sections() -> Document:
+    """The engine's document with hostile text in every place of a section, a group and a fix that holds text."""
+    names = list(HOSTILE.values())
+    every = " ".join(n.replace("{", "").replace("}", "") for n in names)
+    base = engine_document()
+    made = []
+    for section in base.sections:
+        charts = tuple(replace(c, title=every, data=_with_labels(c, names)) for c in section.charts)
+        tables = tuple(
+            replace(t, title=every, notes=tuple(names), columns=tuple((k, n) for (k, _), n in
+                    zip(t.columns, names, strict=False)), rows=(*(tuple(n for _ in t.columns) for n in names), *t.rows))
+            for t in section.tables
+        )  # fmt: skip
+        made.append(replace(
+            section, title=every, question=every, reason=every, notes=tuple(names), charts=charts, tables=tables,
+            definitions=tuple((n, n) for n in names),
+            statements=(*section.statements, Statement("{name}" + every, {"name": names[0]})),
+        ))  # fmt: skip
+    fixes = tuple(Fix(every, n, n, n, every, {"x": n}) for n in names)
+    return engine_document(
+        sections=made, groups=[replace(base.groups[0], kind=every, supporting=tuple((f, every) for f, _ in
+                               base.groups[0].supporting))],
+        findings=[*base.findings[:2], *(replace(f, fixes=fixes) for f in base.findings[2:])],
+    )  # fmt: skip
+
+
+def _with_labels(chart: SectionChart, names: list[str]) -> dict[str, Any]:
+    """The chart's data with every label replaced; a stack's parts are ``[key, label, amount]``."""
+    data = chart.data
+    if chart.kind == "stack":
+        bars = [{**b, "label": n, "parts": [[k, n, a] for k, _, a in b["parts"]]}
+                for b, n in zip(data["bars"], names, strict=False)]  # fmt: skip
+        return {**data, "bars": bars}
+    key = {"roofline": "points", "strips": "series", "bands": "rows"}[chart.kind]
+    out = {**data, key: [{**x, "label": n} for x, n in zip(data[key], names, strict=False)]}
+    if chart.kind == "roofline":
+        out["ceilings"] = [{**c, "label": n, "basis": n} for c, n in zip(data["ceilings"], names, strict=False)]
+    if chart.kind == "strips":
+        out["marks"] = [[m[0], m[1], n] for m, n in zip(data["marks"], names, strict=False)]
+    if chart.kind == "bands":
+        out["bounds"] = [[v, n] for (v, _), n in zip(data["bounds"], names, strict=False)]
+    return out
+
+
+def test_no_element_and_no_attribute_comes_from_a_section() -> None:
+    plain, hostile = (
+        Tags(render(build_view(d()))) for d in (engine_document, poisoned_sections)
+    )  # fmt: skip
+    assert set(hostile.seen) == set(plain.seen)
+    assert hostile.seen["script"] == hostile.seen["style"] == 1
+    assert hostile.attributes <= plain.attributes
+    assert not [v for v in hostile.values if "PWNED" in v or "192.0.2.1" in v or "passwd" in v]
+
+
+def test_hostile_text_in_cells_labels_and_fixes_is_shown_and_inert() -> None:
+    text = render(build_view(poisoned_sections())).decode().replace("<wbr>", "")
+    assert "&lt;script&gt;document.title=&#39;PWNED&#39;&lt;/script&gt;" in text
+    assert text.count("\\u{202e}") > 20
+    assert not set("\x00\x1b\u202e\u2066\ufffe") & set(text)
+    assert "A" * 513 not in text
+
+
+def test_hostile_sections_can_be_typeset_and_fetch_nothing() -> None:
+    weasyprint = pytest.importorskip("weasyprint")
+    fonts = {
+        f"report-font:{stem}": b"" for stem in ("IBMPlexSans-Regular", "IBMPlexSans-SemiBold", "IBMPlexMono-Regular")
+    }
+    fetcher = fetcher_class()(fonts)
+    some = engine_document(sections=poisoned_sections().sections[:2])
+    weasyprint.HTML(string=render(build_view(some), "pdf").decode(), url_fetcher=fetcher).render()
+    assert fetcher.refused == []
 
 
 @pytest.fixture(scope="module")
