@@ -19,7 +19,7 @@ from gpuaudit.analyze.finding import Declaration, Finding, Fix, Quantity, Thresh
 from gpuaudit.analyze.inference import gates, levers, physics
 from gpuaudit.analyze.inference.gates import Look, Teller
 from gpuaudit.analyze.inference.model import EngineRun, Number
-from gpuaudit.analyze.inference.persistence import Limit
+from gpuaudit.analyze.inference.persistence import Limit, declared
 
 GIGA = 10**9
 """Bytes of a decimal GB."""
@@ -120,7 +120,8 @@ def _finding(tell: Teller, seen: Gate, facts: physics.MemoryFacts) -> Finding:
         return Quantity(size, "bytes", "estimated", (config,), formula, told)
 
     request = None if facts.request_bytes is None else Fraction(facts.request_bytes) / GIGA
-    fixes = _fix_weights(tell, facts) if kind == "weights" else _fix_request(tell, facts)
+    run = tell.run
+    fixes = fixes_of(kind, facts, run.number("gpu_memory_utilization"), run.number("max_model_len"), tell.limit)
     return tell.finding(
         "r4_oom_risk",
         {
@@ -138,14 +139,25 @@ def _finding(tell: Teller, seen: Gate, facts: physics.MemoryFacts) -> Finding:
     )  # fmt: skip
 
 
-def _fix_weights(tell: Teller, facts: physics.MemoryFacts) -> Sequence[Fix]:
+def fixes_of(
+    kind: Kind | None, facts: physics.MemoryFacts, utilization: Number | None, max_model_len: Number | None,
+    limit: Limit = declared,
+) -> Sequence[Fix]:  # fmt: skip
+    """What to change; ``utilization`` and ``max_model_len`` are the settings, None where no source tells them."""
+    if kind is None:
+        return ()
+    now = Fraction(utilization) if utilization is not None else physics.DEFAULT_UTILIZATION
+    return _fix_weights(facts, now) if kind == "weights" else _fix_request(facts, now, max_model_len, limit)
+
+
+def _fix_weights(facts: physics.MemoryFacts, utilization: Fraction) -> Sequence[Fix]:
     """More GPUs, as many as the weights need; where they are enough already, the cache and activations are it."""
     needed, current = facts.min_tp, facts.tp
     if needed is None:
         return (
             Fix(
                 "Use a GPU with more memory, or give the engine more of it: not even the activation buffer fits.",
-                "gpu_memory_utilization", _utilization(tell.run), "", "Another GPU costs more per hour.",
+                "gpu_memory_utilization", levers.decimal(utilization), "", "Another GPU costs more per hour.",
             ),
         )  # fmt: skip
     if current is not None and current >= needed:
@@ -164,43 +176,38 @@ def _fix_weights(tell: Teller, facts: physics.MemoryFacts) -> Sequence[Fix]:
     )  # fmt: skip
 
 
-def _fix_request(tell: Teller, facts: physics.MemoryFacts) -> Sequence[Fix]:
-    """raise gpu_memory_utilization by what is missing, while it stays below the bound; else a shorter max_model_len."""
-    current = tell.run.number("gpu_memory_utilization")
-    raised = raised_utilization(facts, current, tell.limit)
+def _fix_request(
+    facts: physics.MemoryFacts, utilization: Fraction, max_model_len: Number | None, limit: Limit
+) -> Sequence[Fix]:
+    """raise gpu_memory_utilization by what is missing, while it stays below the bound, and a shorter max_model_len."""
+    raised = raised_utilization(facts, utilization, limit)
     fixes = []
     if raised is not None:
         fixes.append(
             Fix(
                 "Raise gpu-memory-utilization, so that one request of the longest length fits.",
-                "gpu_memory_utilization", _utilization(tell.run), levers.decimal(raised),
+                "gpu_memory_utilization", levers.decimal(utilization), levers.decimal(raised),
                 "Less room for activations, CUDA graphs and other processes: an out-of-memory error ends the server.",
             )
         )  # fmt: skip
-    length = tell.run.number("max_model_len")
-    if length is not None and facts.headroom_gb is not None and facts.request_bytes:
-        fits = int(length * facts.headroom_gb * GIGA / facts.request_bytes)
+    if max_model_len is not None and facts.headroom_gb is not None and facts.request_bytes:
+        fits = int(max_model_len * facts.headroom_gb * GIGA / facts.request_bytes)
         if fits > 0:
             fixes.append(
                 Fix(
-                    "Allow no longer requests than fit.", "max_model_len", levers.decimal(length), str(fits),
+                    "Allow no longer requests than fit.", "max_model_len", levers.decimal(max_model_len), str(fits),
                     "Longer requests are refused at once instead of waiting for ever.",
                 )
             )  # fmt: skip
     return fixes
 
 
-def raised_utilization(facts: physics.MemoryFacts, current: Number | None, limit: Limit) -> Fraction | None:
+def raised_utilization(facts: physics.MemoryFacts, current: Fraction, limit: Limit) -> Fraction | None:
     """The next step of gpu_memory_utilization at which the request fits; None where none up to the bound does."""
     if facts.vram_gb is None or facts.headroom_gb is None or facts.request_bytes is None:
         return None
-    now = Fraction(current) if current is not None else physics.DEFAULT_UTILIZATION
     missing = (Fraction(facts.request_bytes) / GIGA - facts.headroom_gb) / facts.vram_gb
     step = Fraction(limit(levers.UTILIZATION_STEP))
     steps = max(1, -int(-missing // step)) if step > 0 else 1
-    new = min(now + steps * step, Fraction(limit(UTILIZATION_MOST)))
-    return new if new > now and new - now >= missing else None
-
-
-def _utilization(run: EngineRun) -> str:
-    return run.text("gpu_memory_utilization") or levers.decimal(physics.DEFAULT_UTILIZATION)
+    new = min(current + steps * step, Fraction(limit(UTILIZATION_MOST)))
+    return new if new > current and new - current >= missing else None
