@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from gpuaudit.capture.engine_names import KINDS
 from gpuaudit.capture.exposition import Sample
 
 INFO_METRICS = (
@@ -15,6 +16,7 @@ KEYS = {"cache_dtype": "kv_cache_dtype", "model_name": "model"}
 """Labels that go under another key; the others keep their own name."""
 
 MAX_VALUE_CHARS = 1024
+_PREFIXES = tuple(p for kind in KINDS for p in kind.prefixes)
 _NOT_SAID = frozenset({"", "None"})
 
 
@@ -26,12 +28,14 @@ def from_samples(samples: Iterable[Sample]) -> list[dict[str, str | None]]:
     out: list[dict[str, str | None]] = []
     model = None
     for sample in samples:
-        prefix, _, rest = sample.metric.rpartition(":")
-        if model is None and (prefix or sample.metric.startswith(("vllm_", "sglang_"))):
+        prefix = next((p for p in _PREFIXES if sample.metric.startswith(p)), None)
+        if prefix is None:  # python_info has labels too
+            continue
+        if model is None:
             model = sample.labels.get("model_name")
             if model is not None:
                 out.append(_row("model", model, sample.metric, "model_name"))
-        if (rest if prefix else sample.metric.partition("_")[2]) in INFO_METRICS:
+        if sample.metric.removeprefix(prefix) in INFO_METRICS:
             out += [
                 _row(KEYS.get(label, label), value, sample.metric, label)
                 for label, value in sorted(sample.labels.items())
