@@ -78,6 +78,21 @@ class Catalogue:
         """The on-demand price of a product, None where it is not listed."""
         return None if gpu is None else next((p for p in self.prices if p.gpu == gpu.name), None)
 
+    def clashes(self) -> list[str]:
+        """Rows that their own words do not find, or not alone, and prices of products that no row has."""
+        out = []
+        for kind, rows in (("GPU", self.gpus), ("model", self.models)):
+            for origin in ("user", "catalogue"):
+                mine = [r for r in rows if r.origin == origin]
+                out += [
+                    f"{kind} {r.name!r}: the words {' '.join(sorted(words))} do not find this row alone"
+                    for r in mine
+                    for words in r.pattern.alternatives
+                    if best(mine, words) is not r
+                ]
+        names = {g.name for g in self.gpus}
+        return out + [f"price of {p.gpu!r}: no GPU of this name" for p in self.prices if p.gpu not in names]
+
 
 def _user_first(rows: Sequence[Found], words: frozenset[str], spare: frozenset[str]) -> Found | None:
     """The best row of the user's, else of ours."""
