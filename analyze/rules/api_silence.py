@@ -19,6 +19,7 @@ from gpuaudit.analyze.context import UNNUMBERED, Context, Found, NotEvaluated, O
 from gpuaudit.analyze.finding import Declaration, Finding, Quantity, Severity, Threshold
 from gpuaudit.analyze.gpu_time import UNKNOWN
 from gpuaudit.analyze.intervals import Intervals
+from gpuaudit.analyze.lives import lives
 from gpuaudit.analyze.store import NOT_OWN, Store
 from gpuaudit.analyze.words import duration
 
@@ -96,15 +97,15 @@ class _Seen:
 
 
 def _observe(context: Context, pid: int, count: int, lossy: Intervals) -> _Seen:
-    lives = _lives(context, pid)
-    end = max((b for _, b in lives), default=0)
+    lived_at = lives(context, pid)
+    end = max((b for _, b in lived_at), default=0)
     calls = " UNION ALL ".join(
         f"SELECT start_ns::BIGINT AS a, coalesce(end_ns, {end})::BIGINT AS b FROM {t} WHERE pid = {pid}" for t in TABLES
     )
     a = context.store.arrays(f"SELECT a, greatest(b, a + 1) AS b FROM ({calls}) ORDER BY a, b")
     inside = intervals.from_bounds(a["a"], a["b"])
-    lives = lives or [(0, int(a["b"].max()))]  # nothing is known of it but its calls
-    lived = intervals.union(inside, *(_from_first(a["a"], start, end) for start, end in lives))
+    lived_at = lived_at or [(0, int(a["b"].max()))]  # nothing is known of it but its calls
+    lived = intervals.union(inside, *(_from_first(a["a"], start, end) for start, end in lived_at))
     blind = intervals.union(_gaps(context, pid), lossy, context.window.asleep)
     return _Seen(pid, count, a["a"], inside, intervals.subtract(lived, blind))
 
@@ -176,20 +177,6 @@ def _severity(context: Context, silent: int, busy: Quantity, observed: int) -> S
         grave = severity.of_share(silent, observed, context.policy, DECLARATION.id)
         return "warning" if grave == "critical" else grave
     return severity.of_share(silent - int(busy.value), observed, context.policy, DECLARATION.id)
-
-
-def _lives(context: Context, pid: int) -> list[tuple[int, int]]:
-    """(start, end) of every process that had this id: to its exit, or to the end of the capture while it lived."""
-    end = context.window.end_ns
-    rows = context.store.sql(
-        f"SELECT start_ns, max(end_ns) FROM processes WHERE pid = {pid} GROUP BY start_ns ORDER BY start_ns"
-    )
-    starts = [int(start) for start, _ in rows]
-    following = [*starts[1:], end][: len(starts)]
-    return [
-        (start, min(end, upto if told is None else int(told)))
-        for start, (_, told), upto in zip(starts, rows, following, strict=True)
-    ]
 
 
 def _gaps(context: Context, pid: int) -> Intervals:

@@ -82,7 +82,7 @@ def _of_gpu(context: Context, gpu: GpuTime) -> Finding | None:
     by_reason = {
         name: intervals.measure(gpu.time(known & (gpu.event_reasons & bit != 0))) for name, bit in REASONS.items()
     }
-    deficit = _deficit(gpu, chosen)
+    deficit = missing_clock_ns(gpu, chosen)
     return Finding(
         id=UNNUMBERED,
         rule=DECLARATION.id,
@@ -108,7 +108,7 @@ def _of_gpu(context: Context, gpu: GpuTime) -> Finding | None:
     )
 
 
-def _deficit(gpu: GpuTime, chosen: npt.NDArray[np.bool_]) -> int:
+def missing_clock_ns(gpu: GpuTime, chosen: npt.NDArray[np.bool_]) -> int:
     """ns at the highest SM clock that the chosen samples went without, rounded down."""
     total = Fraction(0)
     pairs = np.stack([gpu.clock_sm_mhz, gpu.clock_sm_max_mhz], axis=1)

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import string
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,17 +34,16 @@ def everything() -> Scene:
     return scene
 
 
-@pytest.fixture(scope="module")
-def made() -> dict[str, list[Finding | Chain]]:
-    whole = everything().context()
-    out: dict[str, list[Finding | Chain]] = {}
-    for p in PLUGINS:
-        out[p.declaration.id] = []
-        for context in [s.context() for s in scenes_of(p.declaration.id)] or [whole]:
-            outcome = p.evaluate(context)
-            assert isinstance(outcome, Found), (p.declaration.id, outcome)
-            out[p.declaration.id] += outcome.items
-    return out
+@cache
+def made(rule_id: str) -> tuple[Finding | Chain, ...]:
+    """What a rule finds in its own scenes, or in ``everything()`` where it has none."""
+    plugin = next(p for p in PLUGINS if p.declaration.id == rule_id)
+    out: list[Finding | Chain] = []
+    for scene in scenes_of(rule_id) or [everything()]:
+        outcome = plugin.evaluate(scene.context())
+        assert isinstance(outcome, Found), outcome
+        out += outcome.items
+    return tuple(out)
 
 
 def test_the_folder_is_the_registry() -> None:
@@ -82,9 +82,9 @@ def test_the_inputs_exist(plugin: Plugin) -> None:
 
 
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda p: p.declaration.id)
-def test_the_texts_and_the_values_fit(plugin: Plugin, made: dict[str, list[Finding | Chain]]) -> None:
+def test_the_texts_and_the_values_fit(plugin: Plugin) -> None:
     d = plugin.declaration
-    items = made[d.id]
+    items = made(plugin.declaration.id)
     assert items, "the scene makes every rule find something"
     for item in items:
         names = {name for _, name, _, _ in string.Formatter().parse(d.texts[item.text]) if name}
@@ -95,8 +95,8 @@ def test_the_texts_and_the_values_fit(plugin: Plugin, made: dict[str, list[Findi
 
 
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda p: p.declaration.id)
-def test_every_value_has_evidence(plugin: Plugin, made: dict[str, list[Finding | Chain]]) -> None:
-    for item in made[plugin.declaration.id]:
+def test_every_value_has_evidence(plugin: Plugin) -> None:
+    for item in made(plugin.declaration.id):
         assert item.evidence
         for name, value in item.values.items():
             if isinstance(value, Quantity) and value.provenance != "assumed":

@@ -1,0 +1,128 @@
+"""Rule: the applications clock keeps a GPU below the SM clock that it could reach.
+
+Looked at is the time of NVML samples in which something ran, the applications clock allowed less than the highest SM
+clock, the SM clock was not above what it allows, and no power or thermal reason was named (those are the rule
+``throttling``'s). Impact: that time × (1 − allowed clock / highest clock). Unit: GPU-nanoseconds.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+
+from gpuaudit.analyze import coverage, intervals, severity
+from gpuaudit.analyze.context import Context, NotEvaluated, Outcome
+from gpuaudit.analyze.drafts import about_gpu, derived
+from gpuaudit.analyze.finding import Declaration, Finding, Fix, Quantity, Threshold
+from gpuaudit.analyze.gpu_time import UNKNOWN, GpuTime
+from gpuaudit.analyze.nvml_values import Device, of_samples, refusal
+from gpuaudit.analyze.rules.throttling import MASK
+
+CAP = Threshold(
+    "cap_share", Fraction(99, 100), "share",
+    "chosen: an applications clock within a hundredth of the highest SM clock is the step below it, not a cap",
+)  # fmt: skip
+MIN_SHARE = Threshold(
+    "capped_share", Fraction(1, 10), "share",
+    "chosen: of the time in which something ran, a tenth; less is the moment before a setting was changed",
+)  # fmt: skip
+
+DECLARATION = Declaration(
+    id="clock_caps",
+    kind="rule",
+    title="Applications clock below the highest clock",
+    question="Did a setting of the applications clock keep a GPU below the SM clock that it can reach?",
+    inputs=(
+        ("nvml_samples", ("start_ns", "duration_ns", "gpu_uuid", "gpu_utilization_percent", "event_reasons",
+                          "clock_sm_mhz", "clock_sm_max_mhz", "clock_sm_cap_mhz")),
+    ),
+    thresholds=(CAP, MIN_SHARE, coverage.JUDGED, *severity.THRESHOLDS),
+    texts={
+        "clock_caps": "GPU {gpu} ran for {capped} of the {busy} in which something ran ({share}) at or below the "
+        "{clock_cap} that its applications clock allows, of {clock_max} that it can reach: it went without "
+        "{clock_deficit} at the highest clock. NVML named the setting as the reason for {named} of it.",
+    },
+    never_claims="That the work would have run faster: the clock that it went without is an upper bound, for work that "
+    "the SM clock limits; nor who set the clock or why.",
+    assumptions=(
+        "What NVML tells at a sample holds until the next one.",
+        "An SM clock above the applications clock shows that the setting did not bind; such samples are left out.",
+    ),
+)  # fmt: skip
+
+SETTING = 0x2
+"""nvmlClocksEventReasonApplicationsClocksSetting of nvml.h."""
+
+COLUMN = "clock_sm_cap_mhz"
+
+
+def evaluate(context: Context) -> Outcome:
+    """One finding per GPU."""
+    if not context.gpus:
+        return NotEvaluated(f"no NVML sample of any GPU: {context.quality.source_reason('nvml') or 'none recorded'}")
+    caps = {g.uuid: of_samples(context.store, g, (COLUMN,))[COLUMN] for g in context.gpus}
+    known = {g.uuid: g.time(_known(g, caps[g.uuid])) for g in context.gpus}
+    if not any(len(t) for t in known.values()):
+        why = refusal(context.store, "nvml_samples", context.gpus[0].where, COLUMN)
+        return NotEvaluated(f"NVML told no applications clock together with utilisation and SM clocks: {why}")
+    items = [f for g in context.gpus if (f := _of_gpu(context, g, caps[g.uuid])) is not None]
+    return coverage.outcome(context, items, known, "the applications clock", DECLARATION.id)
+
+
+def _known(gpu: GpuTime, cap: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    told = (gpu.utilization != UNKNOWN) & (gpu.clock_sm_mhz != UNKNOWN)
+    out: npt.NDArray[np.bool_] = told & (cap > 0) & (gpu.clock_sm_max_mhz > 0)
+    return out
+
+
+def _of_gpu(context: Context, gpu: GpuTime, cap: npt.NDArray[np.int64]) -> Finding | None:
+    busy = _known(gpu, cap) & (gpu.utilization > 0)
+    below = _below(gpu, cap, Fraction(context.policy.value(CAP, DECLARATION.id)))
+    free = (gpu.event_reasons == UNKNOWN) | (gpu.event_reasons & MASK == 0)
+    chosen = busy & below & free & (gpu.clock_sm_mhz <= cap)
+    capped, ran = intervals.measure(gpu.time(chosen)), intervals.measure(gpu.time(busy))
+    if not capped or Fraction(capped, ran) < context.policy.value(MIN_SHARE, DECLARATION.id):
+        return None
+    named = chosen & (gpu.event_reasons != UNKNOWN) & (gpu.event_reasons & SETTING != 0)
+    deficit = _deficit(gpu, cap, chosen)
+    lowest, highest = int(cap[chosen].min()), int(gpu.clock_sm_max_mhz[chosen].max())
+    rows = (context.book.where("nvml_samples", f"{gpu.where} AND {COLUMN} < clock_sm_max_mhz"),)
+    told = (context.book.where("nvml_samples", f"{gpu.where} AND {COLUMN} IS NOT NULL"),)
+    missing = derived(deficit, "gpu_ns", rows, "sum of time × (1 − allowed clock / highest clock), rounded down")
+    values: dict[str, Quantity | str] = {
+        "capped": derived(capped, "gpu_ns", rows, "time of samples at or below the allowed clock, no other reason"),
+        "busy": derived(ran, "gpu_ns", told, "time of samples with utilisation above 0 that tell the clocks"),
+        "share": derived(Fraction(capped, ran), "share", (*rows, *told), "capped / busy"),
+        "clock_cap": derived(lowest, "MHz", rows, "lowest applications clock of those samples"),
+        "clock_max": derived(highest, "MHz", rows, "highest SM clock that NVML names"),
+        "clock_deficit": missing,
+        "named": derived(
+            intervals.measure(gpu.time(named)), "gpu_ns", rows, "time of those with the reason applications clocks"
+        ),
+    }
+    fix = Fix(
+        "Reset the applications clock, unless it was lowered on purpose", "applications clock", f"{lowest} MHz",
+        f"{highest} MHz", "more power and heat; a power or thermal limit may take its place",
+    )  # fmt: skip
+    grave = severity.of_share(deficit, ran, context.policy, DECLARATION.id)
+    return about_gpu(
+        context, DECLARATION, Device(gpu.uuid, gpu.index), text="clock_caps", severity=grave, values=values,
+        impact=missing, fixes=(fix,),
+    )  # fmt: skip
+
+
+def _below(gpu: GpuTime, cap: npt.NDArray[np.int64], limit: Fraction) -> npt.NDArray[np.bool_]:
+    """Samples whose allowed clock is less than ``limit`` of the highest."""
+    pairs, at = np.unique(np.stack([cap, gpu.clock_sm_max_mhz], axis=1), axis=0, return_inverse=True)
+    return np.array([c < limit * m for c, m in pairs.tolist()], dtype=bool)[at.reshape(-1)]
+
+
+def _deficit(gpu: GpuTime, cap: npt.NDArray[np.int64], chosen: npt.NDArray[np.bool_]) -> int:
+    total = Fraction(0)
+    pairs = np.stack([cap, gpu.clock_sm_max_mhz], axis=1)
+    for allowed, highest in np.unique(pairs[chosen], axis=0).tolist():
+        time = intervals.measure(gpu.time(chosen & (pairs == (allowed, highest)).all(axis=1)))
+        total += time * Fraction(highest - allowed, highest)
+    return int(total)
