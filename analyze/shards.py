@@ -80,3 +80,17 @@ def calls_seen(context: Context, pid: int) -> tuple[Intervals, str]:
     )
     blind = intervals.from_bounds(gaps["a"], gaps["b"])
     return intervals.subtract(intervals.single(begin, window.end_ns), blind), ""
+
+
+def descendants(context: Context, pid: int) -> frozenset[int]:
+    """A process and all that descend from it, as far as processes were recorded: servers start their workers."""
+    children: dict[int, set[int]] = {}
+    rows = context.store.sql("SELECT DISTINCT pid, parent_pid FROM processes WHERE parent_pid IS NOT NULL")
+    for child, parent in rows:
+        children.setdefault(int(parent), set()).add(int(child))
+    found, todo = {pid}, [pid]
+    while todo:
+        more = children.get(todo.pop(), set()) - found
+        found |= more
+        todo += sorted(more)
+    return frozenset(found)

@@ -1,0 +1,72 @@
+"""Memory of a GPU that could be given back: KV cache above its peak use, and what idle processes hold. Bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gpuaudit.analyze.context import Context
+from gpuaudit.analyze.finding import Provenance
+from gpuaudit.analyze.gpu_time import GpuTime
+from gpuaudit.analyze.vram import KV_CACHE, LAST, Part, Topology
+
+
+@dataclass(frozen=True)
+class Reclaimable:
+    """Bytes of one GPU that could be given back, and by which definition."""
+
+    gpu: GpuTime
+    what: str
+    bytes: int
+    provenance: Provenance
+    formula: str
+    tables: tuple[tuple[str, str], ...]
+
+
+def read_reclaimable(context: Context, topologies: list[Topology]) -> list[Reclaimable]:
+    """KV cache above its peak use, and memory of processes that were idle throughout, at the last sample."""
+    out = []
+    for t in topologies:
+        if t.when != LAST:
+            continue
+        for p in t.parts:
+            if p.category == KV_CACHE and p.pid is not None:
+                out += _unused_kv(context, t, p)
+        idle = {pid: why for pid in {p.pid for p in t.parts if p.pid is not None} if (why := _idle(context, t, pid))}
+        for pid in sorted(idle):
+            held = sum(p.bytes for p in t.parts if p.pid == pid)
+            where = (("nvml_processes", f"{t.gpu.where} AND pid = {pid} AND start_ns >= {t.at_ns}"),)
+            if held:
+                what = f"process {pid} ({context.process_name(pid)}), idle: {idle[pid]}"
+                out.append(Reclaimable(t.gpu, what, held, "derived", "memory of the process at the last sample", where))
+    return out
+
+
+def _unused_kv(context: Context, t: Topology, part: Part) -> list[Reclaimable]:
+    out = []
+    for run in context.engine_runs:
+        peak = run.totals.kv_peak_share
+        if t.gpu.uuid not in run.gpus or peak is None or not 0 <= peak < 1:
+            continue
+        size = int(part.bytes * (1 - peak))
+        what = f"KV cache of engine {run.engine} above its peak use"
+        formula = (
+            "KV cache × (1 − highest use of any scrape); a peak of this capture, without a margin for another load"
+        )
+        where = (*part.tables, ("engine_scrapes", run.where))
+        out.append(Reclaimable(t.gpu, what, size, part.provenance, formula, where))
+    return out[:1]
+
+
+def _idle(context: Context, t: Topology, pid: int) -> str:
+    """Why a process counts as idle throughout, or nothing."""
+    rows = context.store.sql(
+        "SELECT count(*), count(sm_utilization_percent), coalesce(max(sm_utilization_percent), 0) "
+        f"FROM nvml_processes WHERE {t.gpu.where} AND pid = {pid}"
+    )[0]
+    if rows[1] and rows[1] == rows[0]:
+        return "NVML told a utilisation of 0 of it in every sample" if rows[2] == 0 else ""
+    held = [i for i, who in enumerate(t.gpu.holders) if pid in who]
+    told = t.gpu.utilization[held]
+    if len(told) and (told == 0).all():
+        return "no kernel ran on the GPU in any sample that lists it"
+    return ""

@@ -1,0 +1,157 @@
+"""Section: what the memory of each GPU holds, adding up to NVML's number to the byte, and what could be given back.
+
+Bytes, at the last sample of each GPU that tells its memory and at the one with most used. Definition: ``vram.py``.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from gpuaudit.analyze.context import Context
+from gpuaudit.analyze.finding import Json, Quantity, Section, SectionChart, SectionTable, Statement
+from gpuaudit.analyze.reclaimable import Reclaimable, read_reclaimable
+from gpuaudit.analyze.vram import LABELS, LAST, Part, Topology, read_topologies
+
+ORDER = 40
+
+ID = "vram"
+MAX_ROWS = 1_024
+MAX_BARS = 32
+MAX_PARTS = 64
+
+COLUMNS = (
+    ("gpu", "GPU"), ("when", "at"), ("pid", "process"), ("category", "category"), ("precision", "precision"),
+    ("bytes", "bytes"), ("share", "of the total"), ("cut", "claimed, does not fit"), ("source", "from"),
+)  # fmt: skip
+TOTALS = (
+    ("gpu", "GPU"), ("when", "at"), ("at_ns", "after the start"), ("used", "used by NVML"),
+    ("reserved", "reserved by the driver"), ("total", "sum of the parts"), ("capacity", "memory of the GPU"),
+)  # fmt: skip
+RECLAIM = (("gpu", "GPU"), ("what", "what"), ("bytes", "bytes"))
+
+DEFINITIONS = (
+    ("total", "NVML's used memory and, where NVML tells it apart, what the driver reserves beside it. The parts add up "
+     "to it exactly; a claim larger than what is left for it is cut, and the cut is told."),
+    ("weights", "Of a process whose load was seen: its allocations filled once by copies from the host. Else of an "
+     "engine: bytes of its files, or parameters × bits, over its tensor-parallel degree."),
+    ("KV cache", "Blocks × block size × bytes per token over the tensor-parallel degree, as the engine and its model "
+     "tell them. Where no engine tells it, large allocations after the load are a reserved pool of unknown purpose."),
+    ("other allocations seen", "Device memory that recorded calls allocated and did not free, less the parts above."),
+    ("activations, workspace, context", "What NVML says the process holds, less all that is known of it: not told "
+     "apart further. Of a process of which nothing is known it is all it holds (other processes)."),
+    ("driver reserved", "NVML's reserved memory (memory info v2); 0 with the reason where NVML did not tell it."),
+    ("unattributed", "NVML's used memory less that of all processes it lists: context of the driver, processes that "
+     "NVML cannot name, and what NVML does not assign."),
+    ("reclaimable", "KV cache × (1 − its highest use at any scrape), and all memory of processes that were idle in "
+     "every sample. What this capture did not use; another load may need it."),
+)  # fmt: skip
+
+
+def evaluate(context: Context) -> Section:
+    """One bar per GPU and moment."""
+    title, question = "Memory of the GPUs", "What does the memory of each GPU hold, and what of it was not used?"
+    topologies = read_topologies(context)
+    if not topologies:
+        why = context.quality.source_reason("nvml") or "no sample of NVML tells the memory used on any GPU"
+        return Section(ID, title, question, "not evaluated", why, definitions=DEFINITIONS)
+    freed = read_reclaimable(context, topologies)
+    rows = [_row(context, t, p) for t in topologies for p in _sorted(t)]
+    tables = [
+        SectionTable("totals", "Totals", TOTALS, tuple(_total(context, t) for t in topologies)),
+        SectionTable("topology", "Parts", COLUMNS, tuple(rows[:MAX_ROWS]), (), max(0, len(rows) - MAX_ROWS)),
+    ]
+    if freed:
+        tables.append(SectionTable("reclaimable", "Reclaimable", RECLAIM, tuple(_freed(context, r) for r in freed)))
+    seen = sum(1 for t in topologies if t.when == LAST)
+    chart = SectionChart(
+        "stack", "vram", "Memory by category", {"unit": "bytes", "bars": [_bar(t) for t in topologies[:MAX_BARS]]}
+    )  # fmt: skip
+    return Section(
+        ID, title, question, "evaluated", f"{seen} of {len(context.gpus)} GPUs told their memory",
+        tuple(_statements(context, topologies, freed)), tuple(tables), (chart,), DEFINITIONS,
+    )  # fmt: skip
+
+
+def _sorted(t: Topology) -> list[Part]:
+    order = list(LABELS)
+    return sorted(t.parts, key=lambda p: (order.index(p.category), -1 if p.pid is None else p.pid))
+
+
+def _evidence(context: Context, tables: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(context.book.where(table, where) for table, where in tables))
+
+
+def _sample(context: Context, t: Topology) -> tuple[str, ...]:
+    return _evidence(context, (("nvml_samples", f"{t.gpu.where} AND start_ns = {t.at_ns}"),))
+
+
+def _gpu(t: Topology) -> str:
+    return f"{t.gpu.index} ({t.gpu.uuid})"
+
+
+def _total(context: Context, t: Topology) -> tuple[Quantity | str | None, ...]:
+    evidence = _sample(context, t)
+
+    def told(value: int | None, formula: str) -> Quantity:
+        why = "" if value is not None else "NVML did not tell it"
+        return Quantity(value, "bytes", "measured", evidence, formula, why)
+
+    return (
+        _gpu(t), t.when,
+        Quantity(t.at_ns - context.window.start_ns, "ns", "measured", evidence, "start of the sample − of the capture"),
+        told(t.used, "memory_used_bytes"), told(t.reserved, "memory_reserved_bytes"),
+        Quantity(sum(p.bytes for p in t.parts), "bytes", "derived", evidence, "sum of the parts = used + reserved"),
+        told(t.capacity, "memory_total_bytes"),
+    )  # fmt: skip
+
+
+def _row(context: Context, t: Topology, p: Part) -> tuple[Quantity | str | None, ...]:
+    evidence = _evidence(context, p.tables)
+    share = Fraction(p.bytes, t.total) if t.total else None
+    cut = Quantity(p.cut, "bytes", p.provenance, evidence, "claimed − fitted") if p.cut else None
+    return (
+        _gpu(t), t.when, "" if p.pid is None else f"{p.pid} ({context.process_name(p.pid)})", p.category, p.precision,
+        Quantity(p.bytes, "bytes", p.provenance, evidence, p.source),
+        Quantity(share, "share", p.provenance, evidence, "bytes / total", "" if t.total else "NVML told 0 bytes used"),
+        cut, p.source,
+    )  # fmt: skip
+
+
+def _freed(context: Context, r: Reclaimable) -> tuple[Quantity | str | None, ...]:
+    evidence = _evidence(context, r.tables)
+    return f"{r.gpu.index} ({r.gpu.uuid})", r.what, Quantity(r.bytes, "bytes", r.provenance, evidence, r.formula)
+
+
+def _bar(t: Topology) -> Json:
+    """Parts by category and precision, over processes; what is past :data:`MAX_PARTS` is put together."""
+    sums: dict[tuple[str, str], int] = {}
+    for p in _sorted(t):
+        if p.bytes or p.pid is None:
+            sums[p.category, p.precision] = sums.get((p.category, p.precision), 0) + p.bytes
+    parts = [
+        [key, LABELS[key] + (f", {precision}" if precision else ""), str(amount)]
+        for (key, precision), amount in sums.items()
+    ]
+    rest = sum(int(p[2]) for p in parts[MAX_PARTS:])
+    more = [["other", "other", str(rest)]] if rest else []
+    return {"label": f"GPU {t.gpu.index}, {t.when}", "total": str(t.total), "parts": parts[:MAX_PARTS] + more}
+
+
+def _statements(context: Context, topologies: list[Topology], freed: list[Reclaimable]) -> list[Statement]:
+    out = []
+    for t in topologies:
+        if t.when == LAST and t.overshoot:
+            evidence = _sample(context, t)
+            out.append(Statement(
+                "GPU {gpu}: {cut} that settings, models or processes claim do not fit into what NVML tells; they were "
+                "cut from the parts.",
+                {"gpu": str(t.gpu.index), "cut": Quantity(t.overshoot, "bytes", "estimated", evidence,
+                                                          "sum of what was cut")},
+            ))  # fmt: skip
+    if freed:
+        evidence = tuple(dict.fromkeys(i for r in freed for i in _evidence(context, r.tables)))
+        kinds = {r.provenance for r in freed}
+        worst = next(k for k in ("assumed", "estimated", "derived", "measured") if k in kinds)
+        total = Quantity(sum(r.bytes for r in freed), "bytes", worst, evidence, "sum of the rows")
+        out.append(Statement("{total} could be given back, judged by this capture.", {"total": total}))
+    return out
