@@ -13,11 +13,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpuaudit.analyze.finding import Chain, Document, Finding, Quantity
+from gpuaudit.analyze.finding import Chain, Document, Finding, Quantity, Section, SectionTable
 from gpuaudit.analyze.load import quantity
 from gpuaudit.analyze.registry import plugins
 from gpuaudit.analyze.run import AnalyzeOptions, analyze
-from gpuaudit.analyze.words import amount, duration, sentence
+from gpuaudit.analyze.words import amount, duration, filled, marked, sentence
 from gpuaudit.bundle.display import printable
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ WIDTHS = (60, 120)
 
 OPERATIONS_SHOWN = 8
 """Operations with the most time; the document has all."""
+
+ROWS_SHOWN = 12
+"""Rows of a section's table; the document has all."""
 
 _SEVERITY = {"critical": "CRITICAL", "warning": "WARNING", "notice": "NOTICE"}
 
@@ -59,12 +62,18 @@ def _paragraphs(d: Document) -> Iterator[Line]:
     yield 0, ""
     yield from _found(d)
     yield 0, ""
+    for section in d.sections:
+        if section.state == "evaluated":
+            yield from _section(section)
+            yield 0, ""
     yield from _unseen(d)
     yield 0, ""
     yield from _time(d)
 
 
 def _what(d: Document) -> Iterator[Line]:
+    if d.bundle["imported"]:
+        yield 0, "IMPORTED: this evidence was read from files of other tools; the seal covers it from the import on."
     if d.bundle["synthetic"]:
         yield 0, "SYNTHETIC: this evidence was made up by a scenario, it was not recorded on a GPU host."
     start, end = int(d.window["start_ns"]), int(d.window["end_ns"])
@@ -89,6 +98,7 @@ def _utc(ns: str | None) -> str:
 def _found(d: Document) -> Iterator[Line]:
     items: list[Finding | Chain] = [*d.chains, *d.findings]
     items.sort(key=lambda x: list(_SEVERITY).index(x.severity))
+    held = {f: (g.primary, reason) for g in d.groups for f, reason in g.supporting}
     if not items:
         asked = [o for o in d.outcomes if o.state != "not evaluated"]
         clear = f"{len(asked)} of {len(d.outcomes)} rules and detectors could be evaluated, without a finding"
@@ -102,6 +112,10 @@ def _found(d: Document) -> Iterator[Line]:
         yield 4, sentence(x, declaration)
         if isinstance(x, Chain):
             yield from _chain(x)
+        else:
+            yield from _fixes(x)
+            if x.id in held:
+                yield 4, f"It only supports {held[x.id][0]}: {held[x.id][1]}"
         yield 4, f"It does not say: {declaration.never_claims}"
         yield 4, f"Rows: audit show FINDINGS {x.id} --bundle BUNDLE"
 
@@ -114,10 +128,49 @@ def _chain(c: Chain) -> Iterator[Line]:
     yield 4, f"Next: {c.next_step}"
 
 
+def _fixes(f: Finding) -> Iterator[Line]:
+    for fix in f.fixes:
+        change = f": {fix.setting} from {fix.current or 'unknown'} to {fix.new or 'another'}" if fix.setting else ""
+        yield 4, f"Could be changed: {filled(fix.action, fix.values)}{change}"
+        for name, value in fix.values.items():
+            yield 6, f"{name.replace('_', ' ')}: {_made(value)}"
+        if fix.side_effects:
+            yield 6, f"side effects: {filled(fix.side_effects, fix.values)}"
+
+
+def _made(value: Quantity | str | None) -> str:
+    """A value of a table or fix, marked where a catalogue or a person gave part of it."""
+    return marked(value) if isinstance(value, Quantity) else value or "–"
+
+
+def _section(s: Section) -> Iterator[Line]:
+    yield 0, f"{s.title}: {s.question}"
+    for statement in s.statements:
+        yield 2, filled(statement.text, statement.values)
+    for table in s.tables:
+        yield from _table(table)
+    yield 2, f"Rows: audit show FINDINGS {s.id} --bundle BUNDLE"
+
+
+def _table(t: SectionTable) -> Iterator[Line]:
+    yield 2, f"{t.title}:"
+    for row in t.rows[:ROWS_SHOWN]:
+        cells = (
+            f"{heading} {_made(c)}" for (_, heading), c in zip(t.columns[1:], row[1:], strict=True) if c is not None
+        )
+        yield 4, f"{_made(row[0])}: {'; '.join(cells)}"
+    left = len(t.rows) - ROWS_SHOWN + t.omitted if len(t.rows) > ROWS_SHOWN else t.omitted
+    if left:
+        yield 4, f"and {left:,} more rows in the findings"
+
+
 def _unseen(d: Document) -> Iterator[Line]:
     yield 0, "Rules and detectors:"
     for o in d.outcomes:
         yield 2, f"{o.id}: {o.state}. {o.reason}"
+    for section in d.sections:
+        if section.state != "evaluated":
+            yield 2, f"{section.title}: not evaluated. {section.reason}"
     yield 0, "Records:"
     for t in d.quality["tables"]:
         if int(t["seen"]) or int(t["rows"]):

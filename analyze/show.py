@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpuaudit.analyze.finding import Document, Evidence
+from gpuaudit.analyze.finding import Document, Evidence, Quantity, Section
 from gpuaudit.analyze.query import Cell, run_queries
 from gpuaudit.bundle.errors import NegativeAnswer, UsageError
 from gpuaudit.bundle.verify import verify
@@ -25,7 +25,8 @@ class Shown:
 
 
 def evidence_rows(document: Document, id: str, bundle_path: Path | str) -> list[Shown]:
-    """The rows behind a finding (F1), a chain (C1), an evidence entry (E3), an operation or a key of the waste ledger.
+    """The rows behind a finding (F1), a chain (C1), a group (G1), an evidence entry (E3), a section (engines) or one of
+    its tables (engines.windows), an operation, or a key of the waste ledger.
 
     The bundle must be the one that the document names, and every query must give as many rows as the document says:
     NegativeAnswer otherwise. The queries of a document are run like a stranger's.
@@ -54,9 +55,9 @@ def evidence_of(document: Document, id: str) -> list[Evidence]:
     known = {e.id: e for e in document.evidence}
     wanted = _ids(document, id)
     if wanted is None:
-        names = [*(f.id for f in document.findings), *(c.id for c in document.chains)]
+        names = [x.id for x in (*document.findings, *document.chains, *document.groups, *document.sections)]
         raise UsageError(
-            f"no finding, chain, evidence, operation or waste key is called {id[:80]!r}",
+            f"no finding, chain, group, section, evidence, operation or waste key is called {id[:80]!r}",
             hint=f"there is: {', '.join(names) or 'no finding'}, E1 to E{len(known)}, and the operations by name",
         )
     return [known[i] for i in dict.fromkeys(wanted)]
@@ -69,8 +70,26 @@ def _ids(document: Document, id: str) -> Iterable[str] | None:
     for c in document.chains:
         if c.id == id:
             return [*c.evidence, *(i for link in c.links for i in link.evidence)]
+    for g in document.groups:
+        if g.id == id:
+            ids = {g.primary, *(s for s, _ in g.supporting)}
+            return [i for f in document.findings if f.id in ids for i in f.evidence]
     if any(e.id == id for e in document.evidence):
         return [id]
+    for s in document.sections:
+        if id.partition(".")[0] == s.id and (found := _of_section(s, id.partition(".")[2])) is not None:
+            return found
     operations = [i for o in document.operations if o["op"] == id for i in o["count"].get("evidence", [])]
     waste = [i for r in document.waste["rows"] if r["key"] == id for i in r["gpu_time"].get("evidence", [])]
     return operations or waste or None
+
+
+def _of_section(section: Section, table: str) -> list[str] | None:
+    """Evidence of a whole section, or of one of its tables by id; None when it has no such table."""
+    tables = [t for t in section.tables if table in ("", t.id)]
+    if table and not tables:
+        return None
+    cells = [c for t in tables for row in t.rows for c in row]
+    if not table:
+        cells = [*(v for s in section.statements for v in s.values.values()), *cells]
+    return [i for c in cells if isinstance(c, Quantity) for i in c.evidence]

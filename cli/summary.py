@@ -20,28 +20,60 @@ SEVERITIES = ("critical", "warning", "notice")
 
 
 def summary_lines(document: Document) -> Iterator[str]:
-    """Origin and seal, grade with its reasons, every statement in one sentence, and what was not evaluated."""
-    bundle, quality, window = document.bundle, document.quality, document.window
+    """Origin and seal, grade with its reasons, every statement and section in one sentence, what was not evaluated."""
+    yield from _head(document)
+    yield from _statements(document)
+    yield from _sections(document)
+    yield from _outcomes(document)
+
+
+def _head(document: Document) -> Iterator[str]:
+    bundle, quality = document.bundle, document.quality
+    if bundle["imported"]:
+        yield "IMPORTED: read from files of other tools; the seal covers them from the import on"
     if bundle["synthetic"]:
         yield "SYNTHETIC: invented rows of an embedded scenario, not a recording of any host"
     yield f"bundle    {bundle['origin']}, {bundle['status']}"
-    yield f"host      {document.host['hostname']}, {len(document.host['gpus'])} GPUs, {_length(window)} recorded"
+    length = _length(document.window)
+    yield f"host      {document.host['hostname']}, {len(document.host['gpus'])} GPUs, {length} recorded"
     yield f"grade     {quality['grade']}"
     for reason in quality["reasons"]:
         yield f"          {reason}"
+
+
+def _statements(document: Document) -> Iterator[str]:
+    """Every statement, but not those that only support another: these are named with their group."""
     texts = {d["id"]: d["texts"] for d in document.appendix["declarations"]}
-    made: list[Finding | Chain] = [*document.chains, *document.findings]
+    held = {finding for g in document.groups for finding, _ in g.supporting}
+    made: list[Finding | Chain] = [*document.chains, *(f for f in document.findings if f.id not in held)]
     made.sort(key=lambda s: SEVERITIES.index(s.severity))
     for statement in islice(made, MOST_STATEMENTS):
         yield f"{statement.severity:<9} {statement.id}: {_sentence(statement, texts)}"
     if len(made) > MOST_STATEMENTS:
         yield f"          and {len(made) - MOST_STATEMENTS} more, in the findings"
+    for group in document.groups:
+        if group.supporting:
+            supporting = ", ".join(finding for finding, _ in group.supporting)
+            yield f"group     {group.id} {group.kind}: {group.primary}, supported by {supporting}"
+
+
+def _sections(document: Document) -> Iterator[str]:
+    for section in document.sections:
+        if section.state == "evaluated":
+            told = filled(section.statements[0].text, section.statements[0].values) if section.statements else ""
+            yield f"section   {section.title}{': ' if told else ''}{told}"
+
+
+def _outcomes(document: Document) -> Iterator[str]:
     states = Counter(o.state for o in document.outcomes)
     found, clear, not_evaluated = (states[s] for s in ("finding", "clear", "not evaluated"))
     yield f"rules     {found} found something, {clear} clear, {not_evaluated} not evaluated"
     for outcome in document.outcomes:
         if outcome.state == "not evaluated":
             yield f"          {outcome.id} not evaluated: {outcome.reason}"
+    for section in document.sections:
+        if section.state != "evaluated":
+            yield f"          {section.title} not evaluated: {section.reason}"
 
 
 def _sentence(statement: Finding | Chain, texts: Mapping[str, Mapping[str, str]]) -> str:
