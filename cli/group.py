@@ -9,8 +9,8 @@ import keyword
 import click
 
 SUBCOMMANDS = (
-    "capture", "import", "analyze", "report", "verify", "check", "explain", "show", "query", "roi", "catalog", "probes",
-    "keys",
+    "capture", "import", "analyze", "report", "diff", "export", "verify", "check", "explain", "show", "query", "roi",
+    "catalog", "probes", "keys",
 )  # fmt: skip
 """In the order of the help: the road first, then what looks at it. ``gpuaudit/cli/<name>.py`` holds ``command``
 (``import_.py`` for ``import``, which Python keeps for itself)."""
