@@ -60,8 +60,13 @@ def analyze(path: Path | str, options: AnalyzeOptions | None = None) -> Document
     page 1, and graded C at best.
     """
     options = options or AnalyzeOptions()
-    path = Path(path)
-    verification = verify(path, trust=options.trust, decode=False)
+    verification, store = read_evidence(Path(path), options.trust)
+    return analyze_store(store, verification, options)
+
+
+def read_evidence(path: Path, trust: Sequence[Identity]) -> tuple[Verification, Store]:
+    """A verified bundle decoded into a store: the very bytes that were verified, or BundleInvalid."""
+    verification = verify(path, trust=trust, decode=False)
     with Bundle.open(path) as bundle:
         bundle.check_root(verification.root_b64)
         store = Store.from_bundle(bundle)
@@ -69,7 +74,7 @@ def analyze(path: Path | str, options: AnalyzeOptions | None = None) -> Document
     with path.open("rb") as f:
         if hashlib.file_digest(f, "sha256").hexdigest() != verification.file_sha256:
             raise BundleInvalid(f"{path.name} was changed while it was being analysed")
-    return analyze_store(store, verification, options)
+    return verification, store
 
 
 def analyze_store(store: Store, verification: Verification, options: AnalyzeOptions) -> Document:

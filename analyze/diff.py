@@ -1,0 +1,225 @@
+"""Before and after: the engines of two bundles, paired and compared (``inference/compare.py`` decides).
+
+Both bundles are verified before anything is read. An engine is paired by its URL, else by its model where only one on
+each side has it, else by its number. Where what a ceiling depends on was changed, the efficiency is not compared: the
+baseline is another one. The result is plain JSON in the units of a findings document; ``docs/reference/diff.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpuaudit.analyze.catalogue import Catalogue
+from gpuaudit.analyze.context import Context
+from gpuaudit.analyze.evidence import EvidenceBook
+from gpuaudit.analyze.finding import Json
+from gpuaudit.analyze.inference import compare, gates
+from gpuaudit.analyze.inference.compare import Direction
+from gpuaudit.analyze.inference.diff_figures import Figure, figures
+from gpuaudit.analyze.inference.model import EngineRun
+from gpuaudit.analyze.quality import read_quality
+from gpuaudit.analyze.run import read_evidence
+from gpuaudit.analyze.window import read_window
+from gpuaudit.bundle import canonical
+from gpuaudit.bundle.errors import InputUnusable
+from gpuaudit.bundle.tool import tool_facts
+from gpuaudit.bundle.verify import Verification
+
+if TYPE_CHECKING:
+    from decimal import Decimal
+
+    from gpuaudit.bundle.keys import Identity
+
+SCHEMA = "gpu-audit/diff/1"
+
+NOT_COMPARABLE = "NotComparable"
+RESET = "Config changed. Baseline reset."
+
+BASELINE_KEYS = (
+    "model", "dtype", "quantization", "kv_cache_dtype", "max_model_len", "block_size", "gpu_memory_utilization",
+    "tensor_parallel_size", "data_parallel_size", "pipeline_parallel_size",
+)  # fmt: skip
+"""Settings that ceilings, or what fits into memory, depend on: a change of one resets the baseline."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One bundle: what was verified of it, and its engines."""
+
+    verification: Verification
+    context: Context
+
+    def to_json(self) -> Json:
+        v, body = self.verification, self.context.store.open_body
+        return {
+            "origin": v.origin, "root": v.root_b64, "status": v.status, "file_sha256": v.file_sha256,
+            "synthetic": body.get("synthetic") is not False, "imported": body.get("imported") is not None,
+            "grade": self.context.quality.grade_of(gates.TABLES), "engines": len(self.context.engine_runs),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An engine before and after, and by what the two were paired."""
+
+    before: EngineRun
+    after: EngineRun
+    by: str
+
+
+@dataclass(frozen=True)
+class Drift:
+    """A setting that differs; ``resets`` says whether ceilings depend on it."""
+
+    key: str
+    before: str
+    after: str
+    resets: bool
+
+    def to_json(self) -> Json:
+        return {"key": self.key, "before": self.before, "after": self.after, "resets_baseline": self.resets}
+
+
+def diff(
+    before: Path, after: Path, *, trust: Sequence[Identity] = (), overlays: Sequence[Path] = (),
+    rate: Decimal | None = None, currency: str = "USD",
+) -> dict[str, Json]:  # fmt: skip
+    """The comparison of two bundles. BundleInvalid where one was changed; InputUnusable where one has no engine."""
+    catalogue = Catalogue.load(overlays)
+    sides = [_read(path, trust, catalogue) for path in (before, after)]
+    price = None if rate is None else (Fraction(rate), currency)
+    return compare_sides(sides[0], sides[1], price)
+
+
+def _read(path: Path, trust: Sequence[Identity], catalogue: Catalogue) -> Side:
+    verification, store = read_evidence(path, trust)
+    window = read_window(store)
+    quality = read_quality(store, window, verification.status)
+    side = Side(verification, Context(store, window, quality, EvidenceBook(store), catalogue=catalogue))
+    if not any(run.windows for run in side.context.engine_runs):
+        raise InputUnusable(
+            f"{path.name} has no metrics of an inference engine",
+            hint="capture with --engine URL, or compare two bundles that were",
+        )
+    return side
+
+
+def compare_sides(before: Side, after: Side, price: tuple[Fraction, str] | None = None) -> dict[str, Json]:
+    """The comparison of two sides that were read; a pure function of them. ``price`` is per GPU-hour."""
+    found = pairs(before.context.engine_runs, after.context.engine_runs)
+    paired = {id(run) for p in found for run in (p.before, p.after)}
+    engines = [_pair(before, after, p, price) for p in found]
+    return {
+        "schema": SCHEMA, "tool": dict(tool_facts()), "before": before.to_json(), "after": after.to_json(),
+        "engines": engines,
+        "unpaired": [
+            {"side": name, "engine": gates.name_of(run)}
+            for name, side in (("before", before), ("after", after))
+            for run in side.context.engine_runs
+            if id(run) not in paired
+        ],
+        "thresholds": [t.to_json() for t in (*compare.THRESHOLDS, *(n.bound for n in compare.NOTES))],
+        "evidence": {
+            name: [e.to_json() for e in side.context.book.entries()]
+            for name, side in (("before", before), ("after", after))
+        },
+    }  # fmt: skip
+
+
+def document_bytes(document: dict[str, Json]) -> bytes:
+    """Canonical JSON (RFC 8785)."""
+    return canonical.dumps(document)
+
+
+def pairs(before: Sequence[EngineRun], after: Sequence[EngineRun]) -> list[Pair]:
+    """Engines put side by side: by URL, then by a model that one engine of each side has, then by number."""
+    left, right = list(before), list(after)
+    out: list[Pair] = []
+
+    def take(by: str, key: Any) -> None:
+        for one in list(left):
+            mine = [r for r in left if key(r) == key(one)]
+            theirs = [r for r in right if key(r) == key(one)]
+            if key(one) is not None and len(mine) == len(theirs) == 1:
+                out.append(Pair(one, theirs[0], by))
+                left.remove(one)
+                right.remove(theirs[0])
+
+    take("URL", lambda r: r.url or None)
+    take("model", lambda r: r.model)
+    take("number", lambda r: r.engine)
+    return sorted(out, key=lambda p: p.before.engine)
+
+
+def drifts(before: EngineRun, after: EngineRun) -> list[Drift]:
+    """Settings that both sides tell, and tell differently, and GPUs of another kind or number."""
+    out = []
+    for key in sorted(set(before.config) & set(after.config)):
+        a, b = before.config[key].value, after.config[key].value
+        if a != b:
+            out.append(Drift(key, a, b, key in BASELINE_KEYS))
+    hardware = (("GPU", before.gpu_name, after.gpu_name), ("GPUs", _count(before), _count(after)))
+    out += [Drift(key, x, y, True) for key, x, y in hardware if x is not None and y is not None and x != y]
+    return out
+
+
+def _count(run: EngineRun) -> str | None:
+    return str(len(run.gpus)) if run.gpus else None
+
+
+def _pair(before: Side, after: Side, pair: Pair, price: tuple[Fraction, str] | None) -> Json:
+    """One engine: the verdict or why there is none, the figures with their notes, what was changed."""
+    drift = drifts(pair.before, pair.after)
+    reset = any(d.resets for d in drift)
+    shown = figures(before.context, pair.before, after.context, pair.after, price)
+    refused = compare.comparable(_load(pair.before), _load(pair.after))
+    found = None if refused else _direction(shown, reset=reset)
+    return {
+        "engine": {"before": gates.name_of(pair.before), "after": gates.name_of(pair.after), "paired_by": pair.by},
+        "verdict": NOT_COMPARABLE if found is None else found.verdict,
+        "reason": refused if found is None else found.reason,
+        "baseline": RESET if reset else "",
+        "arms": None if found is None else _arms(found, reset=reset),
+        "figures": [f.to_json() for f in shown.values()],
+        "drift": [d.to_json() for d in drift],
+        "notes": _notes(shown),
+    }
+
+
+def _notes(shown: dict[str, Figure]) -> list[str]:
+    """What makes a verdict say less than it seems to: requests of another shape."""
+    told = [f.name.lower() for f in (shown["Prompt mean"], shown["Generated mean"]) if _moved(f)]
+    if not told:
+        return []
+    return [f"the requests are not alike ({' and '.join(told)} changed by more than a tenth), which moves every figure"]
+
+
+def _moved(figure: Figure) -> bool:
+    change = figure.change.value
+    return change is not None and abs(Fraction(change)) > compare.LOAD_BAND.value
+
+
+def _load(run: EngineRun) -> compare.Load:
+    totals = run.totals
+    concurrency = None
+    if totals.running is not None and totals.waiting is not None:
+        concurrency = totals.running + totals.waiting
+    return compare.Load(totals.active, concurrency, totals.requests_per_s)
+
+
+def _direction(shown: dict[str, Figure], *, reset: bool) -> Direction:
+    """The table's row; after a change of the baseline the efficiency says nothing."""
+    efficiency, ttft, throughput = shown["Efficiency"], shown["TTFT p99"], shown["Throughput"]
+    return compare.direction(
+        None if reset else efficiency.change.value, throughput.change.value, ttft.before.value, ttft.after.value
+    )
+
+
+def _arms(found: Direction, *, reset: bool) -> Json:
+    return {
+        "efficiency": "ignored" if reset else found.efficiency, "ttft_p99": found.ttft, "throughput": found.throughput,
+    }  # fmt: skip
