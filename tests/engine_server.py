@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ENGINE_TEXT = b'# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running{engine="0",model_name="m"} 1\n'
@@ -36,10 +36,10 @@ def answer(body: bytes, *, status: str = "200 OK", headers: Sequence[str] = (), 
 class EngineServer:
     """Listens on loopback, or on a Unix socket at ``path``. ``requests`` counts per path what was asked."""
 
-    def __init__(self, handler: Handler, path: Path | None = None, *, host: str = "127.0.0.1") -> None:
+    def __init__(self, handler: Handler, path: Path | None = None, *, host: str = "127.0.0.1", port: int = 0) -> None:
         self._handler = handler
         if path is None:
-            self._sock = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+            self._sock = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
             self.port = int(self._sock.getsockname()[1])
             self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
         else:
@@ -64,6 +64,8 @@ class EngineServer:
     def close(self) -> None:
         """Stop listening; what is under way is let go."""
         self.closing.set()
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts; only then is the port free again
         self._sock.close()
 
     def _accept(self) -> None:
@@ -91,6 +93,12 @@ class EngineServer:
                     self._handler(connection, path, self)
             except (OSError, Close):
                 return
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 on which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as s:
+        return int(s.getsockname()[1])
 
 
 @contextmanager
