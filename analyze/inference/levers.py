@@ -177,7 +177,9 @@ def target_quantity(tell: Teller, target: seats.SeatTarget | None) -> Quantity:
     """The seats to set, or why there is no number."""
     formula = "floor(0.80 × min(ridge, full-length sequences that the KV cache holds))"
     if target is None:
-        return Quantity(None, "count", "derived", (), formula, "neither the ridge nor the KV cache's size is known")
+        return tell.measured(
+            None, "count", formula, "running", reason="neither the ridge nor the KV cache's size is known"
+        )
     if target.kind == "ridge" or (target.bound is not None and target.bound.source == "derived"):
         return tell.estimated(target.target, "count", formula, "running", "kv_use")
     return tell.measured(target.target, "count", formula, "running", "kv_use")

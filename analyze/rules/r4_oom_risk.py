@@ -78,13 +78,14 @@ class Gate:
 
 
 def gate(
-    headroom_gb: Number | None, source: physics.WeightSource, request_bytes: Number | None = None, tp: int | None = 1
-) -> Gate:
+    headroom_gb: Number | None, source: physics.WeightSource, request_bytes: Number | None = None,
+    tp: int | None = 1, limit: Limit = declared,
+) -> Gate:  # fmt: skip
     """The gate of one configuration; headroom is per GPU, ``request_bytes`` are of one request of max_model_len."""
     if headroom_gb is None:
         return Gate(None)
     kind: Kind | None = None
-    if headroom_gb < HEADROOM.value:
+    if headroom_gb < limit(HEADROOM):
         kind = "weights"
     elif request_bytes is not None and tp is not None and tp <= 1 and headroom_gb * GIGA < request_bytes:
         kind = "request"
@@ -102,7 +103,7 @@ def _look(context: Context, run: EngineRun, limit: Limit) -> Look:
     facts = physics.memory_facts(run)
     if facts is None or facts.headroom_gb is None:
         return gates.unknown(f"headroom for the KV cache is not known: {physics.why_no_headroom(run)}")
-    seen = gate(facts.headroom_gb, facts.source, facts.request_bytes, facts.tp)
+    seen = gate(facts.headroom_gb, facts.source, facts.request_bytes, facts.tp, limit)
     if seen.advisory:
         return gates.unknown(f"it would not fit {seen.advisory}, but no source tells the type of the weights")
     if seen.kind is None:
