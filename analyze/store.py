@@ -2,7 +2,8 @@
 
 Schema ``raw`` holds the decoded columns; the views are those of :func:`gpuaudit.bundle.tables.sql_view`, and two more:
 ``leaves`` (what each sealed leaf says of itself) and ``artefacts`` (named bodies, such as the cost of the recording).
-One thread, no extensions, no files: the same bundle gives the same answers anywhere.
+One thread, no extensions, no files: the same bundle gives the same answers anywhere. Columns are held compressed: a
+day of four engines polled at 4 Hz is a hundred million rows.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ MAX_TIME_NS = 1 << 62
 
 MAX_RAW_BYTES = 64 << 30
 """Decoded size past which a bundle is refused before decoding; a bundle of a day on 8 GPUs has less than a tenth."""
+
+COMPRESS_ROWS = 4_000_000
+"""Rows after which what is held is compressed: about 150 MB as they come, and a tenth of that for good."""
 
 NOT_OWN = "pid NOT IN (SELECT pid FROM processes WHERE role IN ('recorder', 'attacher'))"
 """SQL condition that keeps the recorder's and the attacher's own rows out of what is said of the workload."""
@@ -79,6 +83,9 @@ class Store:
 
     def __init__(self) -> None:
         self._con = duckdb.connect(":memory:", config=_CONFIG)
+        self._con.execute("ATTACH ':memory:' AS evidence (COMPRESS)")
+        self._con.execute("USE evidence")
+        self._uncompressed = 0
         self.leaves: list[Leaf] = []
         self.artefacts: list[Artefact] = []
         self.open_body: dict[str, Any] = {}
@@ -187,6 +194,10 @@ class Store:
         self._con.register("batch", pa.table(columns))
         self._con.execute(f'INSERT INTO raw."{table.name}" SELECT * FROM batch')
         self._con.unregister("batch")
+        self._uncompressed += count
+        if self._uncompressed >= COMPRESS_ROWS:
+            self._con.execute("CHECKPOINT evidence")
+            self._uncompressed = 0
 
     def _finish(self) -> None:
         for leaf in self.leaves:

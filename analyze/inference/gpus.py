@@ -80,7 +80,7 @@ def gpu_windows(store: Store, uuids: tuple[str, ...], where: Cut, scrapes: Scrap
 
 @dataclass(frozen=True)
 class _OneGpu:
-    """One GPU in one window: per column the mean, the last value and the peak of its polls, and when the last one was."""
+    """One GPU in one window: per column mean, last value and peak of its polls, and when the last one was."""
 
     means: dict[str, Fraction | None]
     last: dict[str, int | None]
@@ -125,7 +125,8 @@ class _Column:
     def _part(self, i: int) -> I64:
         """The known values of a window."""
         part = self.values[int(self.low[i]) : int(self.high[i])]
-        return part[part != UNKNOWN]
+        known: I64 = part[part != UNKNOWN]
+        return known
 
     def mean(self, i: int) -> Fraction | None:
         """Mean of the polls that have a value."""
