@@ -1,4 +1,4 @@
-"""Steady traffic of a made-up vLLM server on one H100, for the rules on engines: 40 s of it, one poll per second.
+"""Steady traffic of a made-up vLLM server on one H100, for the rules on engines: 12 s of it, one poll per second.
 
 Rates are per second and exact, so that what a rule says of them can be computed by hand. Settings and gauges are given
 per scene; what is not given is not exported.
@@ -52,7 +52,7 @@ class Traffic:
     model: str | None = MODEL
     gpu: str | None = H100
     memory_used: int = VRAM_BYTES * 9 // 10
-    seconds: int = 40
+    seconds: int = 12
     url_port: int = 8000
 
     def scene(self) -> Served:

@@ -134,6 +134,8 @@ def test_a_policy_at_either_end_of_the_range_is_evaluated(plugin: Plugin) -> Non
     """The least and the largest value that a policy file may set for each threshold, one at a time."""
     d = plugin.declaration
     context = (scenes_of(d.id) or [everything()])[0].context()
+    plugin.evaluate(context)
+    read = {k: v for k, v in vars(context).items() if k == "engine_runs"}  # costly, and no policy changes it
     for t in (t for t in d.thresholds if not t.fixed):
         low = -MAX_NUMBER if t.value < 0 else t.least
         assert low <= t.value <= (1 if t.unit == "share" else MAX_NUMBER), t.name
@@ -145,4 +147,5 @@ def test_a_policy_at_either_end_of_the_range_is_evaluated(plugin: Plugin) -> Non
             changed = Context(
                 context.store, context.window, context.quality, context.book, Policy({(d.id, t.name): value}, "0" * 64)
             )
+            vars(changed).update(read)
             assert isinstance(plugin.evaluate(changed), Found | NotEvaluated), t.name
