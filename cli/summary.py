@@ -68,12 +68,15 @@ def _outcomes(document: Document) -> Iterator[str]:
     states = Counter(o.state for o in document.outcomes)
     found, clear, not_evaluated = (states[s] for s in ("finding", "clear", "not evaluated"))
     yield f"rules     {found} found something, {clear} clear, {not_evaluated} not evaluated"
+    why: dict[str, list[str]] = {}
     for outcome in document.outcomes:
         if outcome.state == "not evaluated":
-            yield f"          {outcome.id} not evaluated: {outcome.reason}"
+            why.setdefault(outcome.reason, []).append(outcome.id)
     for section in document.sections:
         if section.state != "evaluated":
-            yield f"          {section.title} not evaluated: {section.reason}"
+            why.setdefault(section.reason, []).append(section.title)
+    for reason, names in why.items():
+        yield f"          {', '.join(names)} not evaluated: {reason}"
 
 
 def _sentence(statement: Finding | Chain, texts: Mapping[str, Mapping[str, str]]) -> str:

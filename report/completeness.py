@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,8 @@ COUNTERS = (("seen", "seen"), ("written", "written"), ("lost", "lost"))
 ALL_COUNTERS = (*COUNTERS, ("rows", "rows read"), ("leaves", "leaves"))
 """Those of the appendix: rows that were read back, and the sealed leaves that hold them, too."""
 
+_OF_A_SOURCE = re.compile(r"source ([a-z_0-9]+)( .*)\Z", re.S)
+
 GAPS_ON_PAGE_ONE = 4
 """Gaps listed in the box; the appendix lists all of them, so that page 1 stays one page."""
 
@@ -59,7 +62,7 @@ def completeness(document: Document) -> Completeness:
     return Completeness(
         grade=quality["grade"],
         meaning=GRADES[quality["grade"]],
-        reasons=tuple(prose(r) for r in quality["reasons"]),
+        reasons=tuple(prose(r) for r in _together(quality["reasons"])),
         seal=join(data(bundle["status"]), words(f": {SEALS.get(bundle['status'], UNKNOWN_SEAL)}")),
         notices=tuple(prose(n) for n in bundle["notices"]),
         counts=_two_up(quality["tables"]),
@@ -81,7 +84,8 @@ def nanoseconds(value: Any, reason: str = "open until the end") -> Quantity:
 
 
 def _two_up(tables: list[dict[str, Any]]) -> tuple[Table, ...]:
-    """The counters in two tables side by side: page 1 has room for half as many rows."""
+    """Counters of tables that hold something, in two tables side by side: page 1 has room for half as many rows."""
+    tables = [t for t in tables if any(int(t[key] or 0) for key, _ in ALL_COUNTERS[:-1])]
     half = (len(tables) + 1) // 2
     parts = [p for p in (tables[:half], tables[half:]) if p]
     captions = ("Records seen by the probes, written to the bundle, lost", "The same, continued")
@@ -98,14 +102,29 @@ def _counts(caption: str, tables: list[dict[str, Any]], keys: tuple[tuple[str, s
     )
 
 
+def _together(reasons: list[str]) -> list[str]:
+    """Reasons that say the same of several sources said once, where the first of them stood."""
+    names: dict[str, list[str]] = {}
+    for r in reasons:
+        match = _OF_A_SOURCE.match(r)
+        names.setdefault(match[2] if match else r, []).append(match[1] if match else "")
+    return [
+        rest if n == [""] else f"source {n[0]}{rest}" if len(n) == 1 else f"sources {', '.join(n)}{rest}"
+        for rest, n in names.items()
+    ]
+
+
 def _source_lines(sources: list[dict[str, Any]]) -> tuple[Text, ...]:
-    """What was recorded in one line, then each source that was not, with its reason."""
+    """What was recorded in one line, then what was not, sources with one reason together."""
     whole = [data(s["source"]) for s in sources if s["state"] == "recorded"]
     lines = [join(words("recorded: "), listed(whole))] if whole else []
+    others: dict[tuple[str, str], list[Text]] = {}
     for s in sources:
         if s["state"] != "recorded":
-            reason = join(words(": "), prose(s["reason"])) if s["reason"] else ()
-            lines.append(join(data(s["source"]), words(" "), prose(s["state"]), reason))
+            others.setdefault((s["state"], s["reason"]), []).append(data(s["source"]))
+    for (state, why), names in others.items():
+        reason = join(words(": "), prose(why)) if why else ()
+        lines.append(join(listed(names), words(" "), prose(state), reason))
     return tuple(lines) or (words("none is listed"),)
 
 

@@ -17,13 +17,16 @@ from gpuaudit.report.charts.stack import stack
 from gpuaudit.report.charts.strips import strips
 from gpuaudit.report.statements import EvidenceLinks
 from gpuaudit.report.tables import Cell, Column, Raw, Table, build
-from gpuaudit.report.text import Text, data, fill, inert, join, listed, mark, prose, words
+from gpuaudit.report.text import Text, data, fill, inert, join, listed, mark, marked, plain, prose, words
 
 MOST_COLUMNS_WITH_EVIDENCE = 7
 """A table of more columns names its evidence below it: an A4 page is 174 mm wide."""
 
 IDS_IN_A_CELL = 4
 """References in one cell; the others are counted, and `audit show` with the section's id gives all rows."""
+
+TURNED_ROWS, TURNED_COLUMNS = 4, 8
+"""A table of at most so many rows and more columns is printed turned: its columns become rows."""
 
 WIDE_TEXT = 28
 """Characters from which on a text column may break its lines."""
@@ -154,9 +157,18 @@ def _table(t: SectionTable, links: EvidenceLinks) -> SectionTableView:
         columns.append(Column("evidence"))
     if not per_row and _ids(_of_table(t)):
         below.append(join(words("Evidence: "), _few(_ids(_of_table(t)), links, 24), words(".")))
+    if len(columns) > TURNED_COLUMNS and 0 < len(rows) <= TURNED_ROWS:
+        columns, rows = _turned(columns, rows)
     if t.omitted:
         below.append(words(f"{half_even(t.omitted)} more rows are not printed."))
     return SectionTableView(build(inert(t.title), columns, rows, empty="no row", marks=True), tuple(below))
+
+
+def _turned(columns: list[Column], rows: list[list[Raw]]) -> tuple[list[Column], list[list[Raw]]]:
+    """Columns as rows: the first column's cells head the new columns, as far as they are text."""
+    texts = [[c.text if isinstance(c, Cell) else marked(c) if isinstance(c, Quantity) else c for c in r] for r in rows]
+    heads = [Column(columns[0].title, whole=True), *(Column(plain(r[0]), wide=True) for r in texts)]
+    return heads, [[words(c.title), *(r[at] for r in texts)] for at, c in enumerate(columns) if at > 0]
 
 
 def _column(heading: str, cells: list[Quantity | str | None]) -> Column:

@@ -163,7 +163,7 @@ def outcomes(document: Document) -> Table:
     titles = {d["id"]: d["title"] for d in document.appendix["declarations"]}
     return build(
         "Every rule and detector, and what became of it",
-        [Column("rule or detector"), Column("state"), Column("reason", wide=True)],
+        [Column("rule or detector"), Column("state", whole=True), Column("reason", wide=True)],
         [
             [join(prose(titles.get(o.id, "")), words(" "), data(o.id)), data(o.state), prose(o.reason or "–")]
             for o in document.outcomes

@@ -24,6 +24,8 @@ class Column:
     title: str
     numeric: bool = False
     wide: bool = False
+    whole: bool = False
+    """Never broken into lines: a column of a few short words."""
 
 
 @dataclass(frozen=True)

@@ -163,8 +163,7 @@ def _created(document: Document) -> str:
 def _cover(document: Document) -> tuple[tuple[str, Text], ...]:
     bundle, host, window = document.bundle, document.host, document.window
     lines: list[tuple[str, Text]] = [
-        ("Host", join(data(host["hostname"]), words(", "), data(host["machine"]),
-                      words(f", {int(host['cpus'])} CPUs, kernel "), data(host["kernel"]))),
+        ("Host", _host(host)),
         ("GPUs", _gpus(host["gpus"])),
         ("Recorded", _recorded(window)),
         ("Bundle", data(bundle["origin"])),
@@ -175,6 +174,14 @@ def _cover(document: Document) -> tuple[tuple[str, Text], ...]:
         ("Analysed by", join(data(document.tool["name"]), words(" "), data(document.tool["version"]))),
     ]  # fmt: skip
     return tuple(lines)
+
+
+def _host(host: dict[str, Any]) -> Text:
+    """A host without a CPU is one that nobody recorded: of an import, only its name may be known."""
+    if not int(host["cpus"]):
+        return data(host["hostname"])
+    return join(data(host["hostname"]), words(", "), data(host["machine"]),
+                words(f", {int(host['cpus'])} CPUs, kernel "), data(host["kernel"]))  # fmt: skip
 
 
 def _asked(document: Document) -> list[tuple[str, Text]]:
@@ -207,7 +214,7 @@ def _recorded(window: dict[str, Any]) -> Text:
     if window["start_utc_ns"] is None or window["end_utc_ns"] is None:
         return words(f"{length}; the clock was not recorded, so no date is known")
     text = f"{utc(int(window['start_utc_ns']))} to {utc(int(window['end_utc_ns']))}, {length}"
-    if window["utc_uncertainty_ns"] is not None:
+    if int(window["utc_uncertainty_ns"] or 0):
         text += f"; wall-clock times are uncertain by {duration(int(window['utc_uncertainty_ns']))}"
     return words(text)
 

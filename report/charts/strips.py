@@ -128,7 +128,8 @@ def _marks(figure: Figure, axis: TimeAxis, marks: list[tuple[int, int, str]], bo
 def _strip(figure: Figure, axis: TimeAxis, series: Series, times: list[int], y: int) -> None:
     low, high = series.limits()
     smallest, largest = _ends(series)
-    figure.label(0, y + 18, fitted(series.name, LABEL_SIZE, Fraction(_WIDEST_NAME)))
+    for line, text in enumerate(lines := _lines(series.name)):
+        figure.label(0, y + 18 + 13 * line - 6 * (len(lines) - 1), fitted(text, LABEL_SIZE, Fraction(_WIDEST_NAME)))
     edge = Fraction(axis.left) - 5
     figure.label(edge, y + 9, largest, "end", "quiet")
     if smallest != largest:
@@ -150,6 +151,17 @@ def _strip(figure: Figure, axis: TimeAxis, series: Series, times: list[int], y: 
         figure.path([*((x, top) for x, _, _, top in known), *((x, b) for x, b, _, _ in reversed(known))], "band",
                     closed=True)  # fmt: skip
         figure.path([(x, mean) for x, _, mean, _ in known], "line")
+
+
+def _lines(name: str) -> list[str]:
+    """A name on one line, or on two where it is too wide for one."""
+    if text_width(name, LABEL_SIZE) <= _WIDEST_NAME:
+        return [name]
+    parts = name.split(" ")
+    at = max(
+        (n for n in range(1, len(parts)) if text_width(" ".join(parts[:n]), LABEL_SIZE) <= _WIDEST_NAME), default=0
+    )
+    return [" ".join(parts[:at]), " ".join(parts[at:])] if at else [name]
 
 
 def _runs(series: Series) -> list[list[int]]:

@@ -120,9 +120,19 @@ def test_rows_left_out_are_counted(view: View) -> None:
 
 def test_a_wide_table_names_its_evidence_below() -> None:
     cells = tuple(q(i, "count", evidence=("E2",)) for i in range(9))
-    made = with_table(cells).tables[0]
+    made = with_table(*[cells] * 5).tables[0]
     assert len(made.table.columns) == 9
     assert plain(made.below[-1]) == "Evidence: E2."
+
+
+def test_a_wide_table_of_few_rows_is_turned() -> None:
+    """Eleven columns do not fit a page; eleven rows do."""
+    cells = ("engine 0", *(q(i, "count") for i in range(9)), q(None, "count", reason="not told"))
+    made = with_table(cells, ("engine 1", *cells[1:])).tables[0]
+    assert [c.title for c in made.table.columns] == ["head 0", "engine 0", "engine 1"]
+    assert [[plain(c.text) for c in row] for row in made.table.rows][:2] == [["head 1", "0", "0"], ["head 2", "1", "1"]]
+    assert plain(made.table.rows[-1][1].text) == "– 1"
+    assert "not recorded: not told" in plain(made.below[0])
 
 
 def test_a_long_list_of_evidence_is_cut_and_counted() -> None:
