@@ -20,6 +20,7 @@ from gpuaudit.bundle.errors import HostUnfit
 from gpuaudit.capture import libbpf, processes
 from gpuaudit.capture.attach import MECHANISMS, TRACEPOINTS, Mechanism, Place, Programs, cookie
 from gpuaudit.capture.discovery import Scanner
+from gpuaudit.capture.nvml_check import try_everything
 from gpuaudit.capture.nvml_source import NvmlSource
 from gpuaudit.capture.privileges import FOREIGN_PIDS, FOREIGN_PIDS_HINT, in_initial_pid_namespace, missing_for_bpf
 from gpuaudit.capture.probed_files import ProbedFiles
@@ -47,15 +48,19 @@ class CheckResult:
 
 def check_host() -> list[CheckResult]:
     """Try everything a capture does. Never raises; what depends on something that failed is left out."""
-    results = [_nvml(), _privileges(), _btf(), _libbpf()]
+    results = [*_nvml(), _privileges(), _btf(), _libbpf()]
     return results + _bpf() if results[-1].ok else results
 
 
-def _nvml() -> CheckResult:
+def _nvml() -> list[CheckResult]:
     source = NvmlSource()
     capability = source.probe()
-    detail = f"{len(source.gpus)} GPUs" if capability.available else capability.reason
-    return CheckResult("NVML", capability.available, detail, capability.hint or "install the NVIDIA driver")
+    if not capability.available:
+        hint = capability.hint or "install the NVIDIA driver"
+        return [CheckResult("NVML", False, capability.reason, hint)]
+    lacking = "what NVML refuses will be missing, with the reason, in the evidence"
+    lines = [CheckResult(line.name, line.ok, line.detail, lacking) for line in try_everything(source.gpus)]
+    return [CheckResult("NVML", True, f"{len(source.gpus)} GPUs"), *lines]
 
 
 def _bpf() -> list[CheckResult]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import pynvml  # type: ignore[import-untyped]
@@ -51,13 +52,12 @@ class AccountingReader:
 
     def _row(self, handle: Any, pid: int) -> Row | None:
         try:
-            stats = pynvml.nvmlDeviceGetAccountingStats(handle, pid)
+            stats = _stats(handle, pid)
         except Exception as e:
             return None if code_of(e) == pynvml.NVML_ERROR_NOT_FOUND else self._refused(pid, code_of(e))
         row: Row = {**self._gpu.identity(), "pid": pid, "running": int(stats.isRunning)}
         for column, field, bits in _FIELDS:
-            value = getattr(stats, field)  # the binding turns the sentinel of the memory into None
-            row[column] = None if value is None else known(int(value), bits)
+            row[column] = known(int(getattr(stats, field)), bits)
         running_without_time = stats.isRunning and stats.time == 0  # nvml.h: 0 while the process is not terminated
         row["run_time_ms"] = None if running_without_time else known(int(stats.time), 64)
         missing = [c for c in (*(c for c, _, _ in _FIELDS), "run_time_ms") if row[c] is None]
@@ -68,3 +68,11 @@ class AccountingReader:
         columns = (*(c for c, _, _ in _FIELDS), "run_time_ms", "running")
         row: Row = {**self._gpu.identity(), "pid": pid}
         return {**row, "running": None, "unavailable": ",".join(f"{c}={code}" for c in columns)}
+
+
+def _stats(handle: Any, pid: int) -> Any:
+    """nvmlDeviceGetAccountingStats; the binding's own wrapper raises TypeError where the memory is not available."""
+    stats = pynvml.c_nvmlAccountingStats_t()
+    call = pynvml._nvmlGetFunctionPointer("nvmlDeviceGetAccountingStats")
+    pynvml._nvmlCheckReturn(call(handle, ctypes.c_uint(pid), ctypes.byref(stats)))
+    return stats

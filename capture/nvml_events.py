@@ -22,7 +22,8 @@ MOST_AT_ONCE = 256
 """Events that one round takes; the rest are taken by the next, a moment later."""
 
 RETRY_NS = 1_000_000_000
-"""After an error the event set is made anew: without the GPU that was lost, the others are still heard."""
+"""After an error the event set is made anew at once: without the GPU that was lost, the others are still heard. A
+second error within this time is waited out."""
 
 NAMES: dict[int, str] = {
     0x1: "ecc_single_bit", 0x2: "ecc_double_bit", 0x4: "performance_state", 0x8: "xid", 0x10: "clock",
@@ -43,19 +44,20 @@ class EventReader:
         self._now_ns = now_ns
         self._by_handle = {_address(gpu.handle): gpu for gpu in gpus}
         self._set: Any = None
-        self._retry_ns = 0
-        self._deaf_told: set[tuple[int, int]] = set()
+        self._failed_ns: int | None = None
+        self._wait_until_ns = 0
+        self._told: set[tuple[int | None, int]] = set()
         self.notes: Notes = deque()
 
     def __call__(self) -> dict[str, list[Row]]:
         """Rows of ``nvml_events`` with their own times; returns after :data:`WAIT_MS` at the latest."""
-        if self._set is None:
-            if self._now_ns() < self._retry_ns:
-                time.sleep(WAIT_MS / 1000)
-                return {}
-            self._register()
+        if self._now_ns() < self._wait_until_ns:
+            time.sleep(WAIT_MS / 1000)
+            return {}
         rows: list[Row] = []
         try:
+            if self._set is None:
+                self._register()
             while len(rows) < MOST_AT_ONCE:
                 data = pynvml.nvmlEventSetWait_v2(self._set, 0 if rows else WAIT_MS)
                 if (row := self._row(data)) is not None:
@@ -78,19 +80,27 @@ class EventReader:
                 self._cannot_hear(gpu, code_of(e))
 
     def _cannot_hear(self, gpu: Gpu, code: int) -> None:
-        if code != NOT_SUPPORTED and (gpu.index, code) not in self._deaf_told:
-            self._deaf_told.add((gpu.index, code))
-            self.notes.append((f"events of GPU {gpu.index} are not heard: NVML code {code}", self._now_ns(), None))
+        if code != NOT_SUPPORTED:
+            self._note(gpu.index, code, f"events of GPU {gpu.index} are not heard: NVML code {code}")
 
     def _start_again(self, code: int) -> None:
-        if code != pynvml.NVML_ERROR_GPU_IS_LOST:  # of a lost GPU, registering it again will tell
-            now = self._now_ns()
-            self.notes.append((f"waiting for events failed with NVML code {code}", now, now + RETRY_NS))
-        try:
-            pynvml.nvmlEventSetFree(self._set)
-        except Exception as e:
-            code_of(e)
-        self._set, self._retry_ns = None, self._now_ns() + RETRY_NS
+        now = self._now_ns()
+        if self._failed_ns is not None and now - self._failed_ns < RETRY_NS:
+            self._wait_until_ns = now + RETRY_NS
+            self._note(None, code, f"waiting for events fails again and again: NVML code {code}")
+        self._failed_ns = now
+        if self._set is not None:
+            try:
+                pynvml.nvmlEventSetFree(self._set)
+            except Exception as e:
+                code_of(e)
+        self._set = None
+
+    def _note(self, index: int | None, code: int, reason: str) -> None:
+        """Once for each GPU (None: all) and code."""
+        if (index, code) not in self._told:
+            self._told.add((index, code))
+            self.notes.append((reason, self._now_ns(), None))
 
     def _row(self, data: Any) -> Row | None:
         gpu = self._by_handle.get(_address(data.device))

@@ -18,6 +18,7 @@ import pytest
 from gpuaudit.bundle.reader import Bundle
 from gpuaudit.bundle.receipt import Receipt
 from gpuaudit.bundle.verify import verify
+from gpuaudit.capture.source import TABLES_OF_SOURCE
 from tests.doubles.build import build, compiler
 from tests.integration.sessions import Session, capture, command_line, environment, rows, trust
 
@@ -91,6 +92,24 @@ def test_ordinary_user_captures_what_needs_no_privilege(folder: Path, env: dict[
     assert "made a new identity" not in again.stderr
 
 
+def test_an_xid_is_sealed_at_once_as_a_leaf_of_its_own(folder: Path, env: dict[str, str]) -> None:
+    out = folder / "a.db"
+    Path(env["DOUBLE_NVML_SCRIPT"]).write_text("gpus 1\n0 0 utilization 90\n500 0 event 8 79\n900 0 event 8 31\n")
+    done = capture(["--out", out, "--duration", "2", "--source", "nvml"], env)
+    assert done.returncode == 0, done.stderr
+    check_sealed(out, folder)
+    assert [(r["op"], r["event_data"]) for r in rows(out, "nvml_events")] == [("xid", 79), ("xid", 31)]
+    with Bundle.open(out) as bundle:
+        events = [h for h in bundle.headers if h.table == "nvml_events"]
+        first_sample = min(h.idx for h in bundle.headers if h.table == "nvml_samples")
+        artefacts = {name: json.loads(data) for _, name, data in bundle.artefacts()}
+    assert {h.kind for h in events} == {"event"}
+    assert max(h.idx for h in events) < first_sample, "sealed before any segment was closed by age or at the end"
+    assert artefacts["gpus"]["gpus"][0]["facts"]["architecture"] == {"value": "Hopper"}
+    assert len(rows(out, "nvml_health")) == 2
+    assert rows(out, "gpm_samples")
+
+
 def test_synthetic_needs_neither_gpu_nor_privilege(folder: Path) -> None:
     out = folder / "s.db"
     done = capture(["--out", out, "--synthetic", "late-rank"], environment(folder / "keys"))
@@ -122,7 +141,7 @@ def test_nvml_absent_is_a_gap(folder: Path) -> None:
     if rows(out, "nvml_samples"):
         pytest.skip("this host has an NVIDIA driver")
     gaps = [g for g in rows(out, "gaps") if g["source"] == "nvml"]
-    assert {g["table_name"] for g in gaps} == {"nvml_samples", "nvml_processes"}
+    assert {g["table_name"] for g in gaps} == set(TABLES_OF_SOURCE["nvml"])
     assert all("libnvidia-ml.so.1" in g["reason"] for g in gaps)
     strict = capture(["--out", folder / "b.db", "--duration", "1", "--source", "nvml", "--strict"], env)
     assert strict.returncode == 5
