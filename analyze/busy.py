@@ -9,6 +9,7 @@ stands for: from its start to its end, never past the next row; time without a r
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +58,14 @@ class Busy:
         return Busy(spans, share, self.source, self.table, self.where, self.reason)
 
     @property
+    def mean(self) -> Fraction:
+        """Mean share over the time it tells of, 0–1; 0 where it tells of none."""
+        length = (self.spans[:, 1] - self.spans[:, 0]).tolist()
+        total = sum(length)
+        weighted = sum(n * s for n, s in zip(length, self.share.tolist(), strict=True))
+        return Fraction(weighted, SCALE * total) if total else Fraction(0)
+
+    @property
     def covered(self) -> Intervals:
         """All time that is told of."""
         return intervals.from_bounds(self.spans[:, 0], self.spans[:, 1])
@@ -69,11 +78,21 @@ def _member(spans: Intervals, at: Array) -> Array:
     return np.where(inside, i, -1)
 
 
+def alone(gpu: GpuTime, pid: int) -> Intervals:
+    """Time in which NVML listed one process, and no other, on the GPU."""
+    return gpu.time(np.array([h == {pid} for h in gpu.holders], dtype=bool) & gpu.listed)
+
+
+def gpm(context: Context, gpu: GpuTime, column: str) -> Busy:
+    """A percentage of ``gpm_samples``."""
+    return _rows(context, "gpm_samples", column, gpu.where, GPM)
+
+
 def of_gpu(context: Context, gpu: GpuTime) -> Busy:
     """GPM where it covers at least half of what NVML covers, else NVML's utilisation."""
-    gpm = _rows(context, "gpm_samples", "sm_activity_percent", gpu.where, GPM)
-    if 2 * intervals.measure(gpm.covered) >= max(1, intervals.measure(gpu.covered)):
-        return gpm
+    sm = gpm(context, gpu, "sm_activity_percent")
+    if 2 * intervals.measure(sm.covered) >= max(1, intervals.measure(gpu.covered)):
+        return sm
     known = (gpu.utilization != UNKNOWN) & (gpu.spans[:, 0] < gpu.spans[:, 1])
     if not known.any():
         return Busy(intervals.EMPTY, _none(), reason="NVML told no utilisation for any interval between two samples")
@@ -83,18 +102,18 @@ def of_gpu(context: Context, gpu: GpuTime) -> Busy:
 
 def of_process(context: Context, gpu: GpuTime, pid: int) -> Busy:
     """The GPU's GPM while the process had it alone, else NVML's utilisation of it, else the GPU's while alone."""
-    alone = gpu.time(np.array([h == {pid} for h in gpu.holders], dtype=bool) & gpu.listed)
+    own_time = alone(gpu, pid)
     whole = of_gpu(context, gpu)
-    if whole.source == GPM and len(alone):
-        return whole.within(alone)
+    if whole.source == GPM and len(own_time):
+        return whole.within(own_time)
     condition = f"{gpu.where} AND pid = {int(pid)}"
     own = _rows(context, "nvml_processes", "sm_utilization_percent", condition, PROCESS)
     if len(own.spans):
         return own
-    if not len(alone):
+    if not len(own_time):
         why = "NVML told no utilisation of the process, and it never had the GPU to itself"
         return Busy(intervals.EMPTY, _none(), reason=why)
-    return whole.within(alone)
+    return whole.within(own_time)
 
 
 def _rows(context: Context, table: str, column: str, where: str, source: str) -> Busy:

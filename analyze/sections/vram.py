@@ -17,7 +17,7 @@ ORDER = 40
 ID = "vram"
 MAX_ROWS = 1_024
 MAX_BARS = 32
-MAX_PARTS = 64
+MAX_PARTS = 15
 
 COLUMNS = (
     ("gpu", "GPU"), ("when", "at"), ("pid", "process"), ("category", "category"), ("precision", "precision"),
@@ -133,7 +133,7 @@ def _bar(t: Topology) -> Json:
         for (key, precision), amount in sums.items()
     ]
     rest = sum(int(p[2]) for p in parts[MAX_PARTS:])
-    more = [["other", "other", str(rest)]] if rest else []
+    more = [["other", "other, see the table", str(rest)]] if rest else []
     return {"label": f"GPU {t.gpu.index}, {t.when}", "total": str(t.total), "parts": parts[:MAX_PARTS] + more}
 
 

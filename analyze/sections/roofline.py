@@ -1,0 +1,165 @@
+"""Section: achieved rate and intensity of every subject against the roofs of its GPU. Definitions: ``roofline.py``.
+
+FLOP/s, bytes/s and FLOP/byte of one GPU. Every point stands in the table with its numerator and its denominator.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from gpuaudit.analyze.context import Context
+from gpuaudit.analyze.finding import Json, Provenance, Quantity, Section, SectionChart, SectionTable
+from gpuaudit.analyze.roofline import Point, Roof, engine_points, gpm_points, gpu_rows, roofs
+from gpuaudit.analyze.transfers import Transfer, read_transfers
+
+ORDER = 20
+
+ID = "roofline"
+MAX_ROWS = 512
+MAX_POINTS = 64
+MAX_CEILINGS = 12
+
+ROOFS = (
+    ("gpu", "product"), ("dtype", "type"), ("flops", "dense tensor-core peak"), ("bandwidth", "memory bandwidth"),
+    ("knee", "knee"), ("basis", "source"),
+)  # fmt: skip
+POINTS = (
+    ("gpu", "GPU"), ("pid", "process"), ("shard", "shard"), ("work", "work"), ("rate", "rate"),
+    ("traffic", "memory traffic"), ("intensity", "intensity"), ("share", "of what the roofs allow"),
+    ("bound", "bound by"), ("dtype", "against"), ("numerator", "numerator"), ("denominator", "denominator"),
+    ("reason", "why not told"),
+)  # fmt: skip
+COPIES = (
+    ("pid", "process"), ("shard", "shard"), ("gpu", "GPU"), ("direction", "direction"), ("copies", "copies"),
+    ("bytes", "bytes"), ("blocking_bytes", "of them blocking"), ("blocking_ns", "time inside blocking copies"),
+    ("rate", "rate"), ("link", "link"), ("link_rate", "rate of the link"), ("share", "of the link"),
+    ("reason", "why not told"),
+)  # fmt: skip
+
+DEFINITIONS = (
+    ("roof", "Memory bandwidth, and dense tensor-core peak of a type without sparsity, of a data sheet: estimated."),
+    ("knee", "Peak / bandwidth, FLOP per byte: below it memory bounds the rate, above it the tensor cores do."),
+    ("rate and memory traffic, tensor pipes", "GPM: time that tensor pipes were active × their dense peak, and DRAM "
+     "activity × bandwidth, means over the time that all of them cover; of a process while it had the GPU to itself. "
+     "An active pipe need not issue at its full rate: an upper bound. Vector pipes are left out."),
+    ("rate and memory traffic, decode", "Tokens/s × (2·P + 2·c·L·len), and tokens/s / B × (weights read + B·len·kv): "
+     "P parameters a token uses, c·L FLOP of attention per square of a prompt, B mean running requests (at least 1), "
+     "len mean prompt and half the mean output, kv bytes of cache per token. Of a mixture the weights of the experts "
+     "that B tokens touch. Over active windows, by tensor-parallel degree for one GPU."),
+    ("rate and memory traffic, prefill", "Prompts/s × (1 − prefix hits) × (2·P·s + c·L·s²), and × (weights read + "
+     "s·kv): one prompt of s tokens per pass. Several in one pass have a higher intensity."),
+    ("of what the roofs allow", "Rate / min(peak, intensity × bandwidth)."),
+    ("rate of the link", "Lanes × transfers/s × coding / 8 of the fastest generation and width that NVML told: "
+     "theoretical, one direction."),
+)  # fmt: skip
+
+
+def evaluate(context: Context) -> Section:
+    """A row per roof, per point, and per process and direction of copies."""
+    title, question = "Roofline", "How far from what the GPU allows is the work, and which roof is above it?"
+    rows = gpu_rows(context)
+    ceilings = {(r.gpu, r.dtype): r for row in rows.values() for r in roofs(row)}
+    points = gpm_points(context, rows) + [p for run in context.engine_runs for p in engine_points(run)]
+    for p in points:
+        if p.roof is not None:
+            ceilings.setdefault((p.roof.gpu, p.roof.dtype), p.roof)
+    copies = read_transfers(context)
+    told = [p for p in points if p.intensity is not None]
+    tables = [
+        SectionTable("roofs", "Roofs", ROOFS, tuple(_roof(context, r) for r in ceilings.values())),
+        SectionTable("points", "Points", POINTS, tuple(_point(context, p) for p in points[:MAX_ROWS]),
+                     (), max(0, len(points) - MAX_ROWS)),
+        SectionTable("copies", "Copies over PCIe", COPIES, tuple(_copy(context, t) for t in copies[:MAX_ROWS]),
+                     (), max(0, len(copies) - MAX_ROWS)),
+    ]  # fmt: skip
+    reason = f"{len(told)} of {len(points)} points have a rate and a denominator"
+    without = [p.reason for p in points if p.reason]
+    reason = (reason if points else "no GPU was sampled and no engine was scraped") + "".join(
+        f"; {w}" for w in without[:1]
+    )
+    state = bool(told) or any(t.rate is not None for t in copies)
+    return Section(
+        ID, title, question, "evaluated" if state else "not evaluated", reason, (),
+        tuple(t for t in tables if t.rows), _charts(list(ceilings.values()), told) if told else (), DEFINITIONS,
+    )  # fmt: skip
+
+
+def _evidence(context: Context, tables: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+    return tuple(context.book.where(table, where) for table, where in tables)
+
+
+def _roof(context: Context, r: Roof) -> tuple[Quantity | str | None, ...]:
+    evidence = (context.book.where("leaves", "leaf = 0"),)
+    return (
+        r.gpu, r.dtype, Quantity(r.flops, "flop/s", r.provenance, evidence, "catalogue, for the name in leaf 0"),
+        Quantity(r.bandwidth, "bytes/s", r.provenance, evidence, "catalogue, for the name in leaf 0"),
+        Quantity(r.knee, "flop/byte", r.provenance, evidence, "peak / bandwidth"), r.basis,
+    )  # fmt: skip
+
+
+def _point(context: Context, p: Point) -> tuple[Quantity | str | None, ...]:
+    if p.rate is None or p.traffic is None or p.roof is None:
+        return (p.gpu, p.pid, p.shard, p.work, *[None] * 5, None, None, None, p.reason)
+    evidence, kind = _evidence(context, p.tables), _kind(p)
+
+    def q(value: Fraction | None, unit: str, formula: str) -> Quantity:
+        return Quantity(value, unit, kind, evidence, formula, "" if value is not None else p.reason)
+
+    return (
+        p.gpu, p.pid, p.shard, p.work, q(p.rate, "flop/s", p.numerator), q(p.traffic, "bytes/s", p.denominator),
+        q(p.intensity, "flop/byte", "rate / memory traffic"),
+        q(p.of_attainable, "share", "rate / min(peak, intensity × bandwidth)"), p.bound or None,
+        f"{p.roof.gpu}, {p.roof.dtype}", p.numerator, p.denominator, p.reason or None,
+    )  # fmt: skip
+
+
+def _kind(p: Point) -> Provenance:
+    return "assumed" if p.roof is not None and p.roof.provenance == "assumed" else p.provenance
+
+
+def _copy(context: Context, t: Transfer) -> tuple[Quantity | str | None, ...]:
+    evidence = (context.book.where("cuda_calls", t.where),)
+    link = (context.book.where("nvml_samples", t.gpu.where),) if t.gpu is not None else evidence
+
+    def q(value: Fraction | int | None, unit: str, formula: str, why: str = "") -> Quantity:
+        return Quantity(value, unit, "derived", evidence, formula, "" if value is not None else why)
+
+    none = "no copy in this direction was blocking"
+    return (
+        f"{t.pid} ({context.process_name(t.pid)})", t.shard, "" if t.gpu is None else f"{t.gpu.index} ({t.gpu.uuid})",
+        t.direction, q(t.copies, "count", "copies that succeeded"), q(t.bytes, "bytes", "sum of their sizes"),
+        q(t.blocking_bytes, "bytes", "sum of the sizes of blocking ones"),
+        q(t.blocking_ns, "ns", "union of the time inside them"),
+        q(t.rate, "bytes/s", "bytes of blocking copies / time inside them", none), t.link,
+        Quantity(t.link_bytes_per_s, "bytes/s", "derived", link, "lanes × transfers/s × coding / 8", t.reason),
+        Quantity(t.of_link, "share", "derived", (*evidence, *link), "rate / rate of the link",
+                 "" if t.of_link is not None else t.reason or none), t.reason or None,
+    )  # fmt: skip
+
+
+def _charts(ceilings: list[Roof], told: list[Point]) -> tuple[SectionChart, ...]:
+    used = {p.roof.gpu for p in told if p.roof is not None}
+    shown = [r for r in ceilings if r.gpu in used][:MAX_CEILINGS]
+    data: dict[str, Json] = {
+        "ceilings": [
+            {"label": f"{r.gpu}, {r.dtype} dense ({_word(r.provenance)})", "flops": str(round(r.flops)),
+             "bandwidth": str(round(r.bandwidth)), "basis": r.basis}
+            for r in shown
+        ],
+        "points": [_dot(p) for p in told[:MAX_POINTS] if p.intensity is not None and p.rate is not None],
+    }  # fmt: skip
+    return (SectionChart("roofline", "roofline", "Rate against intensity", data),)
+
+
+def _dot(p: Point) -> Json:
+    assert p.intensity is not None  # noqa: S101 - told points have one
+    assert p.rate is not None  # noqa: S101
+    who = p.shard or (f"process {p.pid}" if p.pid else f"GPU {p.gpu.partition(' ')[0]}")
+    return {
+        "label": f"{who}, {p.work}", "intensity": [str(p.intensity.numerator), str(p.intensity.denominator)],
+        "rate": str(round(p.rate)), "kind": "estimated",
+    }  # fmt: skip
+
+
+def _word(provenance: Provenance) -> str:
+    return "est" if provenance == "estimated" else "user's"
