@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -14,7 +15,7 @@ from gpuaudit.analyze.catalogue import Catalogue
 from gpuaudit.analyze.charts import charts
 from gpuaudit.analyze.context import Context, Found
 from gpuaudit.analyze.evidence import EvidenceBook
-from gpuaudit.analyze.finding import Chain, Document, Finding, Json, RuleOutcome
+from gpuaudit.analyze.finding import Chain, Document, Finding, Json, RuleOutcome, number_to_json
 from gpuaudit.analyze.host import cost, host
 from gpuaudit.analyze.inference.grouping import groups as root_causes
 from gpuaudit.analyze.operations import operations
@@ -42,7 +43,8 @@ class AnalyzeOptions:
     """What is asked of an analysis; ``trust`` are the pinned identities, ``rate`` a price per GPU-hour.
 
     ``policy`` overrides thresholds of rules and detectors (``analyze/policy.py``), ``prices`` is a price file in
-    ``currency`` (``analyze/prices.py``), ``overlays`` are files of rows that come before the catalogue's.
+    ``currency`` (``analyze/prices.py``), ``overlays`` are files of rows that come before the catalogue's,
+    ``duty_cycle`` is the share of all time in which the host works as in the capture: without it nothing is projected.
     """
 
     rate: Decimal | None = None
@@ -51,6 +53,7 @@ class AnalyzeOptions:
     policy: Policy | None = None
     prices: Path | None = None
     overlays: Sequence[Path] = ()
+    duty_cycle: Fraction | None = None
 
 
 def analyze(path: Path | str, options: AnalyzeOptions | None = None) -> Document:
@@ -94,6 +97,7 @@ def analyze_store(store: Store, verification: Verification, options: AnalyzeOpti
         options={
             "rate": None if rate is None else f"{rate.per_hour:f}",
             "currency": options.currency if prices.given else "",
+            "duty_cycle": None if options.duty_cycle is None else number_to_json(options.duty_cycle),
             "policy_sha256": context.policy.sha256,
             "prices_sha256": prices.listed.sha256 if prices.listed is not None else "",
             "catalogue_sha256": [o.sha256 for o in catalogue.overlays],
@@ -107,7 +111,7 @@ def analyze_store(store: Store, verification: Verification, options: AnalyzeOpti
         outcomes=outcomes,
         findings=findings,
         chains=chains,
-        waste=waste(context, rate),
+        waste=waste(context, options.duty_cycle),
         cost={"rows": cost(store, context.book)},
         charts=charts(context, chains),
         appendix=appendix(context, rate),

@@ -101,18 +101,24 @@ QUALITY = record(
 )  # fmt: skip
 _STATISTICS = ("count", "open", "errors", "total", "p50", "p99", "max")
 OPERATION = record({"table": NAME, "op": text(256), **dict.fromkeys(_STATISTICS, QUANTITY)})
-_WASTE_KEY = one_of("idle_allocated", "idle_unallocated", "waiting_for_peers", "host_blocked", "not_classified")
-_AMOUNTS: dict[str, Shape] = {"key": _WASTE_KEY, "gpu_time": QUANTITY, "share": QUANTITY, "money": optional(QUANTITY)}
+_WASTE_KEY = one_of(
+    "useful", "waiting_for_peers", "host_blocked", "starved", "over_allocated", "idle_allocated", "idle_unallocated",
+    "throttled", "memory_bound", "not_classified",
+)  # fmt: skip
+_AMOUNTS: dict[str, Shape] = {
+    **dict.fromkeys(("gpu_time", "low", "high", "share"), QUANTITY), "money": optional(QUANTITY),
+}  # fmt: skip
 _CURRENCY = pattern("([A-Z]{3})?", "three capital letters, or nothing")
 _RATE = optional(pattern(r"[0-9]{1,7}(\.[0-9]{1,30})?", "a decimal number"))
 WASTE = record(
     {
         "rows": array(
-            record({**_AMOUNTS, "gpu": optional(text(256)), "gpu_index": optional(integer()),
+            record({**_AMOUNTS, "key": _WASTE_KEY, "gpu": optional(text(256)), "gpu_index": optional(integer()),
             "pid": optional(integer()),
                     "definition": text()}), MAX_ITEMS
         ),
-        "by_key": array(record(_AMOUNTS), 10),
+        "by_key": array(record({**_AMOUNTS, "key": _WASTE_KEY}), 10), "total": record(_AMOUNTS), "prices": TEXTS,
+        "projection": optional(record(dict.fromkeys(("duty_cycle", "coverage", "month", "year"), QUANTITY))),
         "observed": QUANTITY, "rate": _RATE, "currency": _CURRENCY, "notes": TEXTS,
     }
 )  # fmt: skip
@@ -217,7 +223,7 @@ DOCUMENT = record(
         "tool": record({"name": text(64), "version": text(64), "digest": DIGEST}),
         "options": record(
             {"rate": _RATE, "currency": _CURRENCY},
-            {"policy_sha256": DIGEST, "prices_sha256": DIGEST, "catalogue_sha256": array(DIGEST, 100),
+            {"duty_cycle": number, "policy_sha256": DIGEST, "prices_sha256": DIGEST, "catalogue_sha256": array(DIGEST, 100),
              "trusted_identities": array(DIGEST, 1000)},
         ),
         "bundle": record(

@@ -1,188 +1,218 @@
-"""The waste ledger: what the observed time of each GPU went into, each nanosecond once.
+"""Section ``waste`` of the document: the ledger with its evidence, in money where there is a price, and projected.
 
-Observed time of a GPU is what its NVML samples cover. Every nanosecond of it stands in exactly one row, by this
-precedence: idle (utilisation 0), waiting for peers, host blocked in synchronisation, not classified. Unit: gpu_ns.
+What each part means and how it is computed: ``ledger.py``. Money is a part times the price of its own GPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 from gpuaudit.analyze import intervals
 from gpuaudit.analyze.context import Context
-from gpuaudit.analyze.finding import Json, Quantity
-from gpuaudit.analyze.gpu_time import GpuTime
-from gpuaudit.analyze.intervals import Intervals
-from gpuaudit.analyze.money import Rate
-from gpuaudit.analyze.syncs import SYNC_OPS
+from gpuaudit.analyze.finding import Json, Provenance, Quantity
+from gpuaudit.analyze.host_time import BLOCKING_OPS, CALL_TABLES
+from gpuaudit.analyze.ledger import KEYS, NOTHING, WASTE, Amount, Entry, ledger
+from gpuaudit.analyze.memory_wall import MemoryWall
+from gpuaudit.analyze.money import NS_PER_HOUR
+from gpuaudit.analyze.prices import Price
 from gpuaudit.analyze.words import duration
 
-KEYS: dict[str, str] = {
-    "idle_allocated": "utilisation was 0 and NVML listed at least one process on the GPU",
-    "idle_unallocated": "utilisation was 0 and NVML listed no process on the GPU; one that it cannot name may hold "
-    "memory",
-    "waiting_for_peers": "utilisation was not 0, and every process on the GPU had a thread in a collective, or in the "
-    "synchronisation after it, that not all observed ranks had entered yet; the GPU itself may have had other work",
-    "host_blocked": "utilisation was not 0, and every process on the GPU had a thread in a synchronisation call; the "
-    "GPU itself may have been working",
-    "not_classified": "none of the others, or not known: a busy GPU, several GPUs in one process, no utilisation or "
-    "list of processes told",
-}
-"""Rows in order of precedence, with their definitions."""
+HOURS_PER_YEAR = 8_760
+"""365 days; a month is a twelfth of it, 730 h."""
+
+HOURS_PER_MONTH = HOURS_PER_YEAR // 12
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One row before it is written: ``pid`` None where nobody, or several processes together, held the GPU."""
+class Money:
+    """Prices by GPU UUID in one currency, and the share of all time in which the host works as in the capture."""
 
-    key: str
-    gpu: GpuTime
-    pid: int | None
-    time: Intervals
+    prices: Mapping[str, Price]
+    currency: str
+    rate: str | None = None
+    duty_cycle: Fraction | None = None
 
+    @property
+    def provenance(self) -> Provenance:
+        """Estimated where a price is the catalogue's, else assumed."""
+        return "estimated" if any(p.provenance == "estimated" for p in self.prices.values()) else "assumed"
 
-def ledger(context: Context) -> list[Entry]:
-    """Every row; per GPU the times are disjoint and together exactly the observed time."""
-    hosts = _HostTime(context)
-    single = _single_gpu_processes(context.gpus)
-    out: list[Entry] = []
-    for gpu in context.gpus:
-        idle = gpu.time(gpu.utilization == 0)
-        left_of_gpu = gpu.covered
-        for pids, held in gpu.held_by():
-            pid = pids[0] if len(pids) == 1 else None
-            mine = intervals.intersect(left_of_gpu, held)
-            left_of_gpu = intervals.subtract(left_of_gpu, held)
-            known = bool(pids) and all(p in single for p in pids)
-            waiting = intervals.intersect_all(hosts.waiting(p) for p in pids) if known else intervals.EMPTY
-            inside = [intervals.union(hosts.waiting(p), hosts.blocked(p)) for p in pids]
-            blocked = intervals.intersect_all(inside) if known else intervals.EMPTY
-            for key, claim in (
-                ("idle_allocated" if pids else "idle_unallocated", idle),
-                ("waiting_for_peers", waiting),
-                ("host_blocked", blocked),
-                ("not_classified", mine),
-            ):
-                out.append(Entry(key, gpu, pid, intervals.intersect(mine, claim)))
-                mine = intervals.subtract(mine, claim)
-        out.append(Entry("not_classified", gpu, None, left_of_gpu))
-    return [e for e in _merged(out) if len(e.time)]
+    @property
+    def labels(self) -> list[str]:
+        """Whose prices they are, each once."""
+        return sorted({p.label for p in self.prices.values()})
+
+    def of(self, uuid: str, ns: Fraction) -> Fraction | None:
+        """What ``ns`` of a GPU cost; None where it has no price."""
+        price = self.prices.get(uuid)
+        return None if price is None else price.per_hour * ns / NS_PER_HOUR
+
+    @classmethod
+    def of_context(cls, context: Context, duty_cycle: Fraction | None = None) -> Money:
+        """Prices of the GPUs that leaf 0 names, from the context's price book."""
+        told = context.store.open_body.get("gpus")
+        gpus = [g for g in told if isinstance(g, dict)] if isinstance(told, list) else []
+        names = {str(g.get("uuid")): str(g.get("name")) for g in gpus}
+        prices = context.prices.of_names({g.uuid: names.get(g.uuid, "") for g in context.gpus})
+        rate = context.prices.rate
+        currency = context.prices.currency if prices or context.prices.given else ""
+        return cls(prices, currency, None if rate is None else f"{rate.per_hour:f}", duty_cycle)
 
 
-def waste(context: Context, rate: Rate | None) -> Json:
-    """Section ``waste`` of the document."""
-    entries = ledger(context)
-    observed = sum(intervals.measure(g.covered) for g in context.gpus)
-    samples = (context.book.where("nvml_samples"),)
-    if not observed:
-        reason = context.quality.source_reason("nvml") or "no two NVML samples of one GPU in the bundle"
-        total = Quantity(None, "gpu_ns", "derived", samples, "time covered by NVML samples, summed over GPUs", reason)
-    else:
-        total = Quantity(observed, "gpu_ns", "derived", samples, "time covered by NVML samples, summed over GPUs")
-    rows = [_row(context, e, observed, rate) for e in entries]
-    return {
-        "rows": rows,
-        "by_key": [
-            _sum(k, entries, observed, rate, _evidence_of(rows, k)) for k in KEYS if any(e.key == k for e in entries)
-        ],
-        "observed": total.to_json(),
-        "rate": None if rate is None else f"{rate.per_hour:f}",
-        "currency": "" if rate is None else rate.currency,
-        "notes": _notes(context, rate),
-    }
+def waste(context: Context, duty_cycle: Fraction | None = None) -> Json:
+    """The section; ``rows`` by GPU, process and key, ``by_key`` their sums, ``total`` of what is waste.
+
+    ``duty_cycle`` is the share of all time in which the host works as in the capture, as the user states it.
+    """
+    return _Section(context, Money.of_context(context, duty_cycle), ledger(context)).to_json()
 
 
-def _merged(entries: Sequence[Entry]) -> list[Entry]:
-    """One row per GPU, process and key, in that order."""
-    order = {k: i for i, k in enumerate(KEYS)}
-    out: dict[tuple[int, str, int, int], Entry] = {}
-    for e in entries:
-        place = (e.gpu.index, e.gpu.uuid, -1 if e.pid is None else e.pid, order[e.key])
-        old = out.get(place)
-        out[place] = e if old is None else Entry(e.key, e.gpu, e.pid, intervals.union(old.time, e.time))
-    return [out[place] for place in sorted(out)]
-
-
-def _single_gpu_processes(gpus: Sequence[GpuTime]) -> set[int]:
-    """Processes that held one GPU only: of the others it is not known for which GPU a thread waited."""
-    where: dict[int, set[str]] = {}
-    for gpu in gpus:
-        for who in gpu.holders:
-            for pid in who:
-                where.setdefault(pid, set()).add(gpu.uuid)
-    return {pid for pid, uuids in where.items() if len(uuids) == 1}
-
-
-class _HostTime:
-    """Time in which at least one thread of a process waited, per process, read once."""
-
-    def __init__(self, context: Context) -> None:
+class _Section:
+    def __init__(self, context: Context, money: Money, entries: Sequence[Entry]) -> None:
         self._context = context
-        self._blocked: dict[int, Intervals] = {}
+        self._money = money
+        self._entries = entries
+        self._observed = sum(intervals.measure(g.covered) for g in context.gpus)
+        self._walls = {g.uuid: MemoryWall(context, g).evidence for g in context.gpus}
 
-    def waiting(self, pid: int) -> Intervals:
-        return intervals.union(*(time for _, time in self._context.waiting.get(pid, [])))
+    def to_json(self) -> Json:
+        rows = [self._row(e) for e in self._entries]
+        by_key = [self._sum(k, rows) for k in KEYS if any(e.key == k for e in self._entries)]
+        total = self._total(rows)
+        return {
+            "rows": rows, "by_key": by_key, "total": total, "observed": self._observed_time().to_json(),
+            "rate": self._money.rate, "currency": self._money.currency, "prices": self._money.labels,
+            "projection": self._projection(total), "notes": self._notes(),
+        }  # fmt: skip
 
-    def blocked(self, pid: int) -> Intervals:
-        if pid not in self._blocked:
-            ops = ", ".join(f"'{op}'" for op in SYNC_OPS)
-            a = self._context.store.arrays(
-                f"SELECT start_ns::BIGINT AS a, coalesce(end_ns, {self._context.window.end_ns})::BIGINT AS b "
-                f"FROM cuda_calls "
-                f"WHERE op IN ({ops}) AND pid = {pid} ORDER BY 1, 2"
-            )
-            self._blocked[pid] = intervals.from_bounds(a["a"], a["b"])
-        return self._blocked[pid]
+    def _observed_time(self) -> Quantity:
+        samples = (self._context.book.where("nvml_samples"),)
+        formula = "time covered by NVML samples, summed over GPUs"
+        if self._observed:
+            return Quantity(self._observed, "gpu_ns", "derived", samples, formula)
+        reason = self._context.quality.source_reason("nvml") or "no two NVML samples of one GPU in the bundle"
+        return Quantity(None, "gpu_ns", "derived", samples, formula, reason)
+
+    def _row(self, e: Entry) -> Json:
+        evidence = _evidence(self._context, e, wall=self._walls[e.gpu.uuid])
+        cost = {e.gpu.uuid: e.amount}
+        return {
+            "key": e.key, "gpu": e.gpu.uuid, "gpu_index": e.gpu.index, "pid": e.pid, "definition": KEYS[e.key],
+            **self._amounts(e.amount, cost, evidence, f"observed time of the GPU: {KEYS[e.key]}"),
+        }  # fmt: skip
+
+    def _sum(self, key: str, rows: list[Json]) -> Json:
+        mine = [e for e in self._entries if e.key == key]
+        evidence = _evidence_of(rows, (key,))
+        return {"key": key, **self._amounts(*_together(mine), evidence, "sum of the rows with this key")}
+
+    def _total(self, rows: list[Json]) -> Json:
+        """Sum of what is waste; its upper bound is no more than what the rest leaves of the observed time."""
+        mine = [e for e in self._entries if e.key in WASTE]
+        amount, cost = _together(mine)
+        certain = sum((e.amount.low for e in self._entries if e.key == "useful"), Fraction(0))
+        amount = Amount(amount.expected, amount.low, min(amount.high, self._observed - certain))
+        formula = f"sum of the rows of {', '.join(WASTE)}"
+        return self._amounts(amount, cost, _evidence_of(rows, WASTE), formula)
+
+    def _amounts(
+        self, amount: Amount, by_gpu: Mapping[str, Amount], evidence: tuple[str, ...], formula: str
+    ) -> dict[str, Json]:
+        def time(value: Fraction, which: str = "") -> Json:
+            return Quantity(value, "gpu_ns", "derived", evidence, formula + which).to_json()
+
+        share = amount.expected / self._observed if self._observed else Fraction(0)
+        return {
+            "gpu_time": time(amount.expected),
+            "low": time(amount.low, ", at least"),
+            "high": time(amount.high, ", at most"),
+            "share": Quantity(share, "share", "derived", evidence, "gpu_time / observed").to_json(),
+            "money": self._cost({u: a.expected for u, a in by_gpu.items()}, evidence),
+        }
+
+    def _cost(self, by_gpu: Mapping[str, Fraction], evidence: tuple[str, ...]) -> Json:
+        """GPU time times the price of its GPU; null where no GPU of it has a price."""
+        costs = {u: self._money.of(u, ns) for u, ns in by_gpu.items()}
+        told = [c for c in costs.values() if c is not None]
+        if not told:
+            return None
+        missing = len(costs) - len(told)
+        formula = "gpu_time / 3.6e12 × price of the GPU" + (
+            f", without {missing} GPUs that have none" if missing else ""
+        )
+        return Quantity(
+            sum(told, Fraction(0)), self._money.currency, self._money.provenance, evidence, formula
+        ).to_json()
+
+    def _projection(self, total: Json) -> Json:
+        """The waste per month and year at a stated duty cycle; null without one, or without a price."""
+        duty, money = self._money.duty_cycle, total["money"]
+        window = self._context.window.length_ns
+        if duty is None or money is None or not self._observed or not window:
+            return None
+        _, cost = _together([e for e in self._entries if e.key in WASTE])
+        spent = sum(filter(None, (self._money.of(u, a.expected) for u, a in cost.items())), Fraction(0))
+        gpus = len(self._context.gpus)
+        per_hour = spent * NS_PER_HOUR * gpus / self._observed
+        evidence = tuple(total["gpu_time"]["evidence"])
+        unit, made = self._money.currency, self._money.provenance
+
+        def over(hours: int, per: str) -> Json:
+            formula = f"money of the total / observed GPU-hours × {gpus} GPUs × {hours} h × duty cycle"
+            return Quantity(per_hour * hours * duty, f"{unit}/{per}" if per == "year" else unit, made, evidence,
+                            formula).to_json()  # fmt: skip
+
+        covered = Fraction(self._observed, window * gpus)
+        return {
+            "duty_cycle": Quantity(duty, "share", "assumed").to_json(),
+            "coverage": Quantity(covered, "share", "derived", evidence, "observed / (window × GPUs)").to_json(),
+            "month": over(HOURS_PER_MONTH, "month"), "year": over(HOURS_PER_YEAR, "year"),
+        }  # fmt: skip
+
+    def _notes(self) -> list[str]:
+        return _notes(self._context, self._money)
 
 
-def _row(context: Context, e: Entry, observed: int, rate: Rate | None) -> Json:
-    time = intervals.measure(e.time)
-    evidence = _evidence(context, e)
-    formula = f"observed time of the GPU in which {KEYS[e.key]}"
-    return {
-        "key": e.key, "gpu": e.gpu.uuid, "gpu_index": e.gpu.index, "pid": e.pid,
-        "definition": KEYS[e.key],
-        **_amounts(time, observed, rate, evidence, formula),
-    }  # fmt: skip
+def _together(entries: Sequence[Entry]) -> tuple[Amount, dict[str, Amount]]:
+    """The sum, and the sum by GPU."""
+    by_gpu: dict[str, Amount] = {}
+    for e in entries:
+        by_gpu[e.gpu.uuid] = by_gpu.get(e.gpu.uuid, NOTHING) + e.amount
+    return sum(by_gpu.values(), NOTHING), by_gpu
 
 
-def _sum(key: str, entries: Sequence[Entry], observed: int, rate: Rate | None, evidence: tuple[str, ...]) -> Json:
-    time = sum(intervals.measure(e.time) for e in entries if e.key == key)
-    return {"key": key, **_amounts(time, observed, rate, evidence, "sum of the rows with this key")}
+def _evidence_of(rows: Sequence[Json], keys: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(i for r in rows if r["key"] in keys for i in r["gpu_time"]["evidence"]))
 
 
-def _amounts(time: int, observed: int, rate: Rate | None, evidence: tuple[str, ...], formula: str) -> dict[str, Json]:
-    return {
-        "gpu_time": Quantity(time, "gpu_ns", "derived", evidence, formula).to_json(),
-        "share": Quantity(Fraction(time, observed), "share", "derived", evidence, "gpu_time / observed").to_json(),
-        "money": None if rate is None else rate.of(time, evidence).to_json(),
-    }
-
-
-def _evidence_of(rows: Sequence[Json], key: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(i for r in rows if r["key"] == key for i in r["gpu_time"]["evidence"]))
-
-
-def _evidence(context: Context, e: Entry) -> tuple[str, ...]:
+def _evidence(context: Context, e: Entry, *, wall: bool) -> tuple[str, ...]:
     book = context.book
     out = [book.where("nvml_samples", e.gpu.where)]
     if e.key != "idle_unallocated":
         out.append(book.where("nvml_processes", e.gpu.where if e.pid is None else f"{e.gpu.where} AND pid = {e.pid}"))
     pids = [e.pid] if e.pid is not None else sorted({p for who in e.gpu.holders for p in who})
     who = f"pid IN ({', '.join(map(str, pids))})" if pids else "false"
-    if e.key == "waiting_for_peers":
+    host = e.key in ("waiting_for_peers", "host_blocked", "starved")
+    if host:
         mine = [c for c in context.collectives if set(pids) & set(c.pids) and not c.not_evaluated]
         out += [book.where("nccl_calls", c.where) for c in mine]
-    if e.key in ("waiting_for_peers", "host_blocked"):
-        ops = ", ".join(f"'{op}'" for op in SYNC_OPS)
-        out.append(book.where("cuda_calls", f"op IN ({ops}) AND {who}"))
-    return tuple(out)
+        ops = ", ".join(f"'{op}'" for op in BLOCKING_OPS)
+        out += book.present(("cuda_calls",), f"op IN ({ops}) AND {who}")
+    if e.key == "starved":
+        out += book.present(CALL_TABLES, who)
+        out += [book.where("engine_scrapes", r.where) for r in context.engine_runs if e.gpu.uuid in r.gpus]
+    if e.key in ("memory_bound", "useful") and wall:
+        out.append(book.where("gpm_samples", e.gpu.where))
+    return tuple(dict.fromkeys(out))
 
 
-def _notes(context: Context, rate: Rate | None) -> list[str]:
-    out = ["Each nanosecond of observed GPU time stands in one row; precedence: " + ", ".join(KEYS) + "."]
+def _notes(context: Context, money: Money) -> list[str]:
+    out = [
+        "Each nanosecond of observed GPU time stands in one row. Busy and idle time of a sample are spread evenly over "
+        "it; low and high are the bounds if they lay elsewhere."
+    ]
     window = context.window.length_ns
     for g in context.gpus:
         missing = window - intervals.measure(intervals.clip(g.covered, context.window.start_ns, context.window.end_ns))
@@ -205,6 +235,7 @@ def _notes(context: Context, rate: Rate | None) -> list[str]:
         out.append(f"In {refused} samples NVML refused the list of processes: their time is not classified.")
     if context.window.sleeps:
         out.append("Time between clock readings in which the host was suspended is not observed and not counted.")
-    if rate is not None:
-        out.append(f"Money assumes {rate.per_hour:f} {rate.currency} per GPU-hour, as given by the user.")
+    out += [f"Money: {label}." for label in money.labels]
+    unpriced = [g.uuid for g in context.gpus if money.prices and g.uuid not in money.prices]
+    out += [f"GPU {uuid} has no price: its time is not in the money." for uuid in unpriced]
     return out
