@@ -9,18 +9,17 @@ from typing import Any
 from gpuaudit.analyze.finding import Document, Quantity, number_from_json
 from gpuaudit.bundle.rounding import shown
 from gpuaudit.report.charts.canvas import Figure
-from gpuaudit.report.charts.waste_bars import waste_bars
+from gpuaudit.report.charts.waste_bars import Bar, waste_bars
 from gpuaudit.report.statements import EvidenceLinks
 from gpuaudit.report.tables import Cell, Column, Raw, Table, build
-from gpuaudit.report.text import Text, data, join, number, plain, prose, words
+from gpuaudit.report.text import Text, data, join, listed, marked, number, plain, prose, words
 
 KEYS = {
-    "idle_allocated": "idle, memory held",
-    "idle_unallocated": "idle, no memory held",
-    "waiting_for_peers": "waiting for peers",
-    "host_blocked": "host blocked in synchronisation",
+    "useful": "useful", "waiting_for_peers": "waiting for peers", "host_blocked": "host blocked", "starved": "starved",
+    "over_allocated": "over-allocated", "idle_allocated": "idle, memory held",
+    "idle_unallocated": "idle, no memory held", "throttled": "throttled", "memory_bound": "memory-bound headroom",
     "not_classified": "not classified",
-}
+}  # fmt: skip
 """What each key of the waste ledger is called."""
 
 
@@ -36,6 +35,7 @@ class Waste:
     rows: Table
     definitions: tuple[tuple[Text, Text], ...]
     rate: Text
+    projection: tuple[tuple[str, Text], ...]
     notes: tuple[Text, ...]
 
 
@@ -85,26 +85,13 @@ def waste(document: Document) -> Waste:
     section = document.waste
     observed = quantity(section["observed"])
     money = any(r["money"] is not None for r in section["by_key"])
-    sums = [(k["key"], quantity(k["gpu_time"]), quantity(k["share"]), k["money"]) for k in section["by_key"]]
-    bars = [
-        (key, plain(_name(key)), time.value, f"{shown(time).text} · {shown(share).text}")
-        for key, time, share, _ in sums
-        if time.value is not None and share.value is not None
-    ]
-    figure = None
-    if observed.value and bars:
-        figure = waste_bars(bars, observed.value, shown(observed).text)
-        figure.caption = join(
-            words("Each bar is a part of the observed GPU time, "),
-            number(observed),
-            words("; no time is counted twice."),
-        )
     return Waste(
-        figure,
-        _by_key(sums, observed, money),
+        _figure(section["by_key"], observed),
+        _by_key(section, observed, money),
         _rows(section["rows"], money, EvidenceLinks(document)),
         tuple((_name(k), prose(d)) for k, d in dict.fromkeys((r["key"], r["definition"]) for r in section["rows"])),
         _rate(section),
+        _projection(section["projection"]),
         tuple(prose(n) for n in section["notes"]),
     )
 
@@ -113,44 +100,73 @@ def _name(key: str) -> Text:
     return words(KEYS[key]) if key in KEYS else data(key)
 
 
-def _by_key(sums: list[tuple[str, Quantity, Quantity, Any]], observed: Quantity, money: bool) -> Table:
-    columns = [Column("what became of it"), Column("GPU time", numeric=True), Column("share of observed", numeric=True)]
-    rows: list[list[Any]] = [[_name(key), time, share, *([_money(m)] if money else [])] for key, time, share, m in sums]
+def _figure(by_key: list[dict[str, Any]], observed: Quantity) -> Figure | None:
+    bars = []
+    for k in by_key:
+        time, low, high, share = (quantity(k[name]) for name in ("gpu_time", "low", "high", "share"))
+        if time.value is not None and low.value is not None and high.value is not None:
+            label = f"{shown(time).text} · {shown(share).text}"
+            bars.append(Bar(k["key"], plain(_name(k["key"])), time.value, low.value, high.value, label))
+    if not observed.value or not bars:
+        return None
+    figure = waste_bars(bars, observed.value, shown(observed).text)
+    figure.caption = join(
+        words("Each bar is a part of the observed GPU time, "), number(observed), words("; no time is counted twice. "
+        "The line across its end reaches from the least to the most that the part can be."),
+    )  # fmt: skip
+    return figure
+
+
+_AMOUNTS = ("low", "gpu_time", "high", "share")
+_AMOUNT_COLUMNS = tuple(Column(t, numeric=True) for t in ("at least", "GPU time", "at most", "share of observed"))
+
+
+def _by_key(section: dict[str, Any], observed: Quantity, money: bool) -> Table:
+    columns = [Column("what became of it"), *_AMOUNT_COLUMNS, *([Column("money", numeric=True)] if money else [])]
+    named = [*((_name(k["key"]), k) for k in section["by_key"]), (words("avoidable in principle, in all"),
+             section["total"])]  # fmt: skip
+    rows: list[list[Any]] = [
+        [name, *(quantity(k[a]) for a in _AMOUNTS), *([_money(k["money"])] if money else [])] for name, k in named
+    ]
     caption = join(words("GPU time by what became of it, of "), number(observed), words(" observed"))
-    return build(plain(caption), [*columns, *([Column("money", numeric=True)] if money else [])], rows, sortable=False)
+    return build(plain(caption), columns, rows, sortable=False, marks=True)
 
 
 def _rows(rows: list[dict[str, Any]], money: bool, links: EvidenceLinks) -> Table:
-    columns = [Column("what became of it"), Column("GPU"), Column("process"), Column("GPU time", numeric=True),
-               Column("share of observed", numeric=True), Column("made"), Column("evidence")]  # fmt: skip
+    columns = [Column("what became of it"), Column("GPU", whole=True), Column("process"), *_AMOUNT_COLUMNS,
+               *([Column("money", numeric=True)] if money else []), Column("evidence")]  # fmt: skip
     out: list[list[Any]] = []
     for r in rows:
         gpu = words("not assigned") if r["gpu_index"] is None else words(f"GPU {int(r['gpu_index'])}")
         process = words("–") if r["pid"] is None else data(r["pid"])
-        time = quantity(r["gpu_time"])
-        line = [
-            _name(r["key"]),
-            gpu,
-            process,
-            time,
-            quantity(r["share"]),
-            data(time.provenance),
-            links.text(time.evidence),
-        ]
-        out.append([*line, *([_money(r["money"])] if money else [])])
-    return build("GPU time by GPU and process", [*columns, *([Column("money", numeric=True)] if money else [])], out)
+        amounts = [quantity(r[a]) for a in _AMOUNTS]
+        out.append([_name(r["key"]), gpu, process, *amounts, *([_money(r["money"])] if money else []),
+                    links.text(amounts[1].evidence)])  # fmt: skip
+    return build("GPU time by GPU and process", columns, out, marks=True)
 
 
-def _money(value: Any) -> Quantity:
-    return quantity(value) if value is not None else Quantity(None, "", "assumed")
+def _money(value: Any) -> Raw:
+    return quantity(value) if value is not None else Cell(words("no price"), -1)
 
 
 def _rate(section: dict[str, Any]) -> Text:
-    if section["rate"] is None:
-        return words("No rate was given, so nothing is said in money.")
-    return join(
-        words("Money is GPU time × a rate assumed by whoever asked: "), data(section["rate"]), words(" "),
-        data(section["currency"]), words(" for a GPU-hour."),
+    if not section["prices"]:
+        return words("No price of a GPU-hour was given or known, so nothing is said in money.")
+    prices = listed((prose(p) for p in section["prices"]), "; ")
+    return join(words("Money is GPU time × the price of its GPU: "), prices, words("."))
+
+
+def _projection(section: dict[str, Any] | None) -> tuple[tuple[str, Text], ...]:
+    """Waste per month and year, with the two shares that it stands on; nothing without a stated duty cycle."""
+    if section is None:
+        return ()
+    duty, coverage, month, year = (quantity(section[k]) for k in ("duty_cycle", "coverage", "month", "year"))
+    return (
+        ("In a month", join(marked(month), words(", if the host works as in the capture for "), marked(duty),
+                            words(" of all time"))),
+        ("In a year", marked(year)),
+        ("Resting on", join(number(coverage), words(" of the GPUs' time in the capture, which was observed: "),
+                            prose(month.formula))),
     )  # fmt: skip
 
 

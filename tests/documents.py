@@ -218,42 +218,59 @@ def _chain() -> Chain:
     )  # fmt: skip
 
 
+_TOLD = {
+    "useful": "a kernel ran, and nothing below claims its time",
+    "waiting_for_peers": "a rank waited in a collective for a late rank",
+    "host_blocked": "no kernel ran and the host was in a blocking call",
+    "idle_allocated": "no kernel ran, a process held the GPU, and why is not known",
+    "idle_unallocated": "no kernel ran and NVML listed no process",
+    "memory_bound": "what the busiest pipe did not use while memory was the limit",
+    "not_classified": "not known",
+}
+
+
+def _amounts(ns: int, spread: int, observed: int) -> dict[str, Any]:
+    rate = Fraction(299, 100 * 3600 * 10**9)
+    return {
+        "gpu_time": q(ns, "gpu_ns", "derived", evidence=("E4",)).to_json(),
+        "low": q(max(0, ns - spread), "gpu_ns", "derived", evidence=("E4",)).to_json(),
+        "high": q(ns + spread, "gpu_ns", "derived", evidence=("E4",)).to_json(),
+        "share": q(Fraction(ns, observed), "share", "derived", evidence=("E4",)).to_json(),
+        "money": q(ns * rate, "USD", "assumed", formula="gpu_time × price").to_json(),
+    }  # fmt: skip
+
+
 def _waste() -> dict[str, Any]:
     total = 4 * LENGTH
     parts = {
-        "idle_allocated": 21_400 * MS, "idle_unallocated": 3_100 * MS, "waiting_for_peers": 918 * MS,
-        "host_blocked": 8_882 * MS,
+        "useful": 0, "waiting_for_peers": 918 * MS, "host_blocked": 8_882 * MS, "idle_allocated": 21_400 * MS,
+        "idle_unallocated": 3_100 * MS, "memory_bound": 40_200 * MS, "not_classified": 1_400 * MS,
     }  # fmt: skip
-    parts["not_classified"] = total - sum(parts.values())
-
-    def line(ns: int) -> dict[str, Any]:
-        money = q(Fraction(ns * 299, 100 * 3600 * 10**9), "USD", "assumed", formula="gpu_time × rate").to_json()
-        return {"gpu_time": q(ns, "gpu_ns", "derived").to_json(),
-                "share": q(Fraction(ns, total), "share", "derived").to_json(), "money": money}  # fmt: skip
-
-    told = {
-        "idle_allocated": "no kernel ran in the NVML period and a process held memory",
-        "idle_unallocated": "no kernel ran and no process held memory",
-        "waiting_for_peers": "a rank waited in a synchronisation for a late rank",
-        "host_blocked": "the host was blocked in a synchronisation, peers aside",
-        "not_classified": "everything else; a kernel ran, as far as NVML tells",
-    }
+    parts["useful"] = total - sum(parts.values())
+    held = {"idle_allocated": (3, 4905), "idle_unallocated": (0, None), "host_blocked": (2, 4903)}
     rows = [
-        {"key": "idle_allocated", "gpu": UUIDS[3], "gpu_index": 3, "pid": 4905, "definition": told["idle_allocated"],
-         **line(21_400 * MS)},
-        {"key": "idle_unallocated", "gpu": UUIDS[0], "gpu_index": 0, "pid": None,
-         "definition": told["idle_unallocated"], **line(3_100 * MS)},
-        *({"key": "waiting_for_peers", "gpu": UUIDS[i], "gpu_index": i, "pid": 4901 + i,
-           "definition": told["waiting_for_peers"], **line(306 * MS)} for i in (0, 1, 3)),
-        {"key": "host_blocked", "gpu": None, "gpu_index": None, "pid": 4903, "definition": told["host_blocked"],
-         **line(8_882 * MS)},
-        {"key": "not_classified", "gpu": None, "gpu_index": None, "pid": None, "definition": told["not_classified"],
-         **line(parts["not_classified"])},
+        {"key": key, "gpu": UUIDS[gpu], "gpu_index": gpu, "pid": pid, "definition": _TOLD[key],
+         **_amounts(parts[key], parts[key] // 8, total)}
+        for key, (gpu, pid) in held.items()
     ]  # fmt: skip
+    rows += [
+        {"key": key, "gpu": UUIDS[i], "gpu_index": i, "pid": 4901 + i, "definition": _TOLD[key],
+         **_amounts(parts[key] // 3, 0, total)}
+        for key in ("waiting_for_peers", "useful", "memory_bound", "not_classified") for i in (0, 1, 3)
+    ]  # fmt: skip
+    waste = sum(ns for key, ns in parts.items() if key not in ("useful", "not_classified"))
     return {
         "rows": rows, "observed": q(total, "gpu_ns", "derived").to_json(), "rate": "2.99", "currency": "USD",
-        "by_key": [{"key": k, **line(ns)} for k, ns in parts.items()],
-        "notes": ["host_blocked is counted once per process and not per thread"],
+        "by_key": [{"key": k, **_amounts(ns, ns // 9, total)} for k, ns in parts.items()],
+        "total": _amounts(waste, waste // 9, total), "prices": ["rate given by the user: 2.99 USD per GPU-hour"],
+        "projection": {
+            "duty_cycle": q(Fraction(3, 5), "share", "assumed").to_json(),
+            "coverage": q(Fraction(97, 100), "share", "derived", evidence=("E4",)).to_json(),
+            "month": q(Fraction(161_420, 100), "USD", "assumed",
+                       formula="money of the total / observed GPU-hours × 4 GPUs × 730 h × duty cycle").to_json(),
+            "year": q(Fraction(1_937_040, 100), "USD/year", "assumed", formula="12 months").to_json(),
+        },
+        "notes": ["Each nanosecond of observed GPU time stands in one row."],
     }  # fmt: skip
 
 

@@ -78,12 +78,34 @@ def test_missing_value_is_a_dash_with_its_reason_below() -> None:
 
 def test_no_money_without_a_rate() -> None:
     waste = document().waste
-    waste = {**waste, "rate": None, "currency": ""}
+    waste = {**waste, "rate": None, "currency": "", "prices": [], "projection": None}
     waste["rows"] = [{**r, "money": None} for r in waste["rows"]]
     waste["by_key"] = [{**r, "money": None} for r in waste["by_key"]]
     view = build_view(document(waste=waste)).waste
     assert "money" not in [c.title for c in view.by_key.columns]
-    assert plain(view.rate) == "No rate was given, so nothing is said in money."
+    assert "money" not in [c.title for c in view.rows.columns]
+    assert plain(view.rate) == "No price of a GPU-hour was given or known, so nothing is said in money."
+    assert view.projection == ()
+
+
+def test_money_names_its_price_and_a_projection_its_duty_cycle() -> None:
+    view = build_view(document()).waste
+    assert plain(view.rate) == (
+        "Money is GPU time × the price of its GPU: rate given by the user: 2.99 USD per GPU-hour."
+    )
+    told = {name: plain(text) for name, text in view.projection}
+    assert (
+        told["In a month"] == "1,614.20 USD assumed, if the host works as in the capture for 60.0 % assumed of all time"
+    )
+    assert told["In a year"] == "19,370 USD/year assumed"
+    assert told["Resting on"].startswith("97.0 % of the GPUs' time in the capture")
+
+
+def test_every_part_of_the_ledger_has_bounds_and_the_sum_is_told() -> None:
+    table = build_view(document()).waste.by_key
+    assert [c.title for c in table.columns][1:4] == ["at least", "GPU time", "at most"]
+    assert cells(table)[-1][0] == "avoidable in principle, in all"
+    assert cells(table)[1][:4] == ["waiting for peers", "816 GPU-ms", "918 GPU-ms", "1.02 GPU-s"]
 
 
 def test_waste_bars_add_up_to_the_observed_time() -> None:
