@@ -6,13 +6,14 @@ user gives has the same. An empty cell is "not known", never 0.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
 from gpuaudit.analyze.csv_input import Row
 from gpuaudit.analyze.inference.memory import KvShape, LinearState
-from gpuaudit.analyze.matching import Pattern
+from gpuaudit.analyze.matching import Pattern, gpu_words, model_pattern_words
 
 GPU_COLUMNS = (
     "name", "arch", "bandwidth_gbs", "bf16_tflops", "fp8_tflops", "int8_tops", "fp4_tflops", "tf32_tflops",
@@ -112,8 +113,8 @@ def gpu_row(row: Row, origin: Origin) -> GpuRow:
     columns = {c: c.removesuffix("_tflops").removesuffix("_tops") for c in GPU_COLUMNS if c.endswith(("flops", "tops"))}
     peaks = {dtype: value for column, dtype in columns.items() if (value := row.positive(column)) is not None}
     return GpuRow(
-        row.text("name"), row.text("arch", required=False), bandwidth, peaks, _pattern(row), row.text("source"),
-        row.day("date"), row.flag("doubtful"), row.text("note", required=False), origin,
+        row.text("name"), row.text("arch", required=False), bandwidth, peaks, _pattern(row, gpu_words),
+        row.text("source"), row.day("date"), row.flag("doubtful"), row.text("note", required=False), origin,
     )  # fmt: skip
 
 
@@ -132,8 +133,8 @@ def model_row(row: Row, origin: Origin) -> ModelRow:
     return ModelRow(
         row.text("name"), total, active, layers, hidden, heads, dim, kv_layers, row.number("attention_coeff"),
         row.count("swa_window"), row.count("swa_layers"), _linear(row), experts, per_token,
-        row.text("weight_dtype", required=False), _pattern(row), row.text("source"), row.day("date"),
-        row.flag("doubtful"), row.text("note", required=False), origin,
+        row.text("weight_dtype", required=False), _pattern(row, model_pattern_words), row.text("source"),
+        row.day("date"), row.flag("doubtful"), row.text("note", required=False), origin,
     )  # fmt: skip
 
 
@@ -148,8 +149,11 @@ def price_row(row: Row) -> PriceRow:
     )  # fmt: skip
 
 
-def _pattern(row: Row) -> Pattern:
-    return Pattern.parse(row.text("match", required=False), row.text("also", required=False))
+def _pattern(row: Row, normal: Callable[[str], frozenset[str]]) -> Pattern:
+    try:
+        return Pattern.parse(row.text("match", required=False), row.text("also", required=False), normal)
+    except ValueError as e:
+        raise row.refuse(f"match is {row.cells['match'].strip()!r}: {e}") from None
 
 
 def _linear(row: Row) -> LinearState | None:

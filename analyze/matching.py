@@ -8,7 +8,7 @@ nothing about which product it is, is a doubt: ``Llama-3.2-11B`` is not Llama 3.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -44,6 +44,11 @@ def model_words(name: str) -> frozenset[str]:
     return frozenset(w for w in _words(own) if not _RELEASE.match(w)) - MODEL_NEUTRAL - QUANTISED
 
 
+def model_pattern_words(text: str) -> frozenset[str]:
+    """Words of a pattern for models: as of a name, and its release."""
+    return model_words(text) | release_words(text)
+
+
 def release_words(name: str) -> frozenset[str]:
     """Four-digit words of a model's own name: some rows are found by their release alone."""
     return frozenset(w for w in _words(name.rstrip("/").rsplit("/", 1)[-1]) if _RELEASE.match(w))
@@ -66,10 +71,15 @@ class Pattern:
     also: frozenset[str]
 
     @classmethod
-    def parse(cls, match: str, also: str) -> Pattern:
-        """Of the columns ``match`` (``h100+hbm3 | h100+sxm``; empty: never) and ``also`` (words with spaces)."""
-        sets = (frozenset(a.strip().lower().split("+")) for a in match.split("|") if a.strip())
-        return cls(tuple(sets), frozenset(also.lower().split()))
+    def parse(cls, match: str, also: str, normal: Callable[[str], frozenset[str]]) -> Pattern:
+        """Of the columns ``match`` (``h100+hbm3 | h100+sxm``; empty: never) and ``also`` (words with spaces).
+
+        ``normal`` makes words of a text as it does of a name. ValueError where an alternative has none that counts.
+        """
+        sets = tuple(normal(a.replace("+", " ")) for a in match.split("|") if a.strip())
+        if not all(sets):
+            raise ValueError("an alternative without a word that tells products apart")
+        return cls(sets, normal(also))
 
     def matched(self, words: frozenset[str], spare: frozenset[str] = frozenset()) -> int:
         """How many words an alternative explains, with nothing left over; 0 where none does.
