@@ -23,7 +23,9 @@ from tests.integration.sessions import Session, capture, environment, rows, trus
 
 SERIES = Path(__file__).parents[1] / "data" / "vllm" / "light.jsonl.gz"
 VLLM = Path(__file__).parents[1] / "doubles" / "engine" / "vllm"
-MODELS = {"/v1/models": {"object": "list", "data": [{"id": "tiny", "root": "/m", "max_model_len": 2048}]}}
+MODELS: dict[str, object] = {
+    "/v1/models": {"object": "list", "data": [{"id": "tiny", "root": "/m", "max_model_len": 2048}]}
+}
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
@@ -129,7 +131,7 @@ def test_an_engine_that_comes_later_is_scraped_when_it_is_there(folder: Path) ->
     assert engine["state"] == "scraped"
 
 
-def _vllm(folder: Path, *flags: str, prefix: tuple[str, ...] = (), **more: str) -> subprocess.Popen[str]:
+def _vllm(folder: Path, *flags: str, **more: str) -> subprocess.Popen[str]:
     series = folder / "series.jsonl.gz"
     if not series.exists():
         _thin(series)
@@ -140,7 +142,7 @@ def _vllm(folder: Path, *flags: str, prefix: tuple[str, ...] = (), **more: str) 
     answers = json.dumps(MODELS)
     env = {**os.environ, "ENGINE_SERIES": str(series), "ENGINE_ANSWERS": answers, "DTYPE": "half", **more}
     env["UNRELATED"] = "never to be seen"
-    command = [*prefix, sys.executable, str(VLLM), "serve", str(model), *flags]
+    command = [sys.executable, str(VLLM), "serve", str(model), *flags]
     process = start(*command, env=env)
     wait_for_line(process, "ready")
     return process
