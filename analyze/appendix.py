@@ -25,8 +25,13 @@ DEFINITIONS = (
     "the time from "
      "the median arrival to the late arrival."),
     ("explained", "Overlap divided by the effect's own duration; the rest is unexplained."),
-    ("waste ledger", "Observed GPU time by what it went into, each nanosecond once, in the order of precedence "
-    "given there."),
+    ("waste ledger", "Observed GPU time by what it went into, each nanosecond once. A sample of length t and "
+     "utilisation u stands for u·t of kernel time, spread evenly. Waiting for peers takes its time first; idle time of "
+     "the rest goes to blocked, starved and allocated as the host's own intervals lie; kernel time goes to the clock "
+     "that was missing, then to the memory wall that GPM tells, and the rest is useful. Low and high are the bounds if "
+     "kernel time lay elsewhere within samples that say the same."),
+    ("memory wall", "GPM tells DRAM at 60 % of its bandwidth or more, and no arithmetic pipe as busy; headroom is what "
+     "the busiest pipe left unused."),
     ("device-side lateness", "A rank whose GPU, not host, is slow. Not evaluated: no GPU timing was recorded."),
     ("preempted, blocked", "Off-CPU while runnable; off-CPU while asleep. Sleep is not evidence of a problem."),
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import click
@@ -10,7 +11,7 @@ import click
 from gpuaudit.cli.output import force_option, json_option, print_line, print_raw
 from gpuaudit.cli.report import print_packet, render
 from gpuaudit.cli.trust import key_option, trust_with
-from gpuaudit.cli.values import Currency, Rate
+from gpuaudit.cli.values import Currency, Rate, Share
 from gpuaudit.cli.waiting import waiting
 from gpuaudit.cli.write import write_output
 
@@ -34,6 +35,11 @@ from gpuaudit.cli.write import write_output
     help="CSV of GPUs or models before the catalogue's.",
 )
 @click.option(
+    "--duty-cycle",
+    type=Share(),
+    help="Share of all time in which the host works as in the capture; waste is projected only with it.",
+)
+@click.option(
     "--policy", "policy_file", type=click.Path(path_type=Path), help="JSON file that overrides thresholds of rules."
 )
 @click.option("--strict", is_flag=True, help="End with status 5 if the evidence is not complete (grade below A).")
@@ -42,8 +48,8 @@ from gpuaudit.cli.write import write_output
 @json_option
 def command(
     *, bundle: Path, out: Path | None, packet: Path | None, rate: Decimal | None, currency: str,
-    prices: Path | None, overlays: tuple[Path, ...], policy_file: Path | None, keys: tuple[Path, ...], strict: bool,
-    force: bool, as_json: bool,
+    prices: Path | None, overlays: tuple[Path, ...], duty_cycle: Fraction | None, policy_file: Path | None,
+    keys: tuple[Path, ...], strict: bool, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Verify a bundle, grade its completeness, and write findings: statistics, rules, chains, waste.
 
@@ -54,6 +60,7 @@ def command(
       audit analyze train.db
       audit analyze train.db --rate 2.10 --currency EUR --report packet/
       audit analyze train.db --policy ours.json
+      audit analyze train.db --rate 2.10 --duty-cycle 60%
       audit analyze serve.db --prices contract.csv --overlay our-models.csv
     """
     from gpuaudit.analyze.policy import Policy
@@ -64,7 +71,13 @@ def command(
     with waiting("verifying and analyzing"):
         policy = Policy.load(policy_file) if policy_file is not None else None
         options = AnalyzeOptions(
-            rate=rate, currency=currency, trust=trust_with(keys), policy=policy, prices=prices, overlays=overlays
+            rate=rate,
+            currency=currency,
+            trust=trust_with(keys),
+            policy=policy,
+            prices=prices,
+            overlays=overlays,
+            duty_cycle=duty_cycle,
         )
         document = analyze(bundle, options)
         data = document_bytes(document)
