@@ -21,6 +21,9 @@ MAX_INDEX_BYTES = 64 << 20
 """config.json of a real model has 1 to 100 kB, the index of one with 60,000 tensors 6 MB."""
 
 MAX_HEADER_BYTES = 16 << 20
+MAX_COMMAS = 65_536
+"""Bounds the objects that settings become in memory; an index has one per tensor and is given more room."""
+
 MAX_SHARDS = 512
 MAX_SETTINGS = 512
 """Per source: a file with more keys than this is no model's."""
@@ -47,11 +50,11 @@ class Unreadable(ValueError):
     """What was got is not what it should be; the text says why."""
 
 
-def read_json(raw: bytes, limit: int) -> dict[str, Any]:
-    """A JSON object of at most ``limit`` bytes. Unreadable otherwise."""
+def read_json(raw: bytes, limit: int, commas: int = MAX_COMMAS) -> dict[str, Any]:
+    """A JSON object of at most ``limit`` bytes and ``commas`` commas. Unreadable otherwise."""
     if len(raw) > limit:
         raise Unreadable(f"more than {limit} bytes")
-    if raw.count(b",") > MAX_JSON_COMMAS:
+    if raw.count(b",") > commas:
         raise Unreadable("more values than a settings file has")
     try:
         found = json.loads(raw, parse_int=_whole)
@@ -195,7 +198,7 @@ def _members(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _index_file(open_file: OpenFile) -> Iterator[Setting]:
-    index = read_json(_whole_file(open_file(INDEX_FILE), MAX_INDEX_BYTES), MAX_INDEX_BYTES)
+    index = read_json(_whole_file(open_file(INDEX_FILE), MAX_INDEX_BYTES), MAX_INDEX_BYTES, MAX_JSON_COMMAS)
     metadata = index.get("metadata")
     for key in ("total_size", "total_parameters"):
         value = metadata.get(key) if isinstance(metadata, dict) else None
@@ -220,7 +223,7 @@ def _headers(open_file: OpenFile) -> Iterator[Setting]:
 
 def _shards(open_file: OpenFile) -> list[str]:
     try:
-        index = read_json(_whole_file(open_file(INDEX_FILE), MAX_INDEX_BYTES), MAX_INDEX_BYTES)
+        index = read_json(_whole_file(open_file(INDEX_FILE), MAX_INDEX_BYTES), MAX_INDEX_BYTES, MAX_JSON_COMMAS)
     except FileNotFoundError:
         return [ONE_FILE]
     weights = index.get("weight_map")
@@ -236,7 +239,7 @@ def _header(fd: int) -> Counter[str]:
         length = int.from_bytes(f.read(8), "little")
         if not 2 <= length <= MAX_HEADER_BYTES:
             raise Unreadable(f"a header of {length} bytes")
-        header = read_json(f.read(length), MAX_HEADER_BYTES)
+        header = read_json(f.read(length), MAX_HEADER_BYTES, MAX_JSON_COMMAS)
         size = os.fstat(f.fileno()).st_size - 8 - length
     sizes: Counter[str] = Counter()
     for name, tensor in header.items():

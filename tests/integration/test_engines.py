@@ -26,7 +26,6 @@ VLLM = Path(__file__).parents[1] / "doubles" / "engine" / "vllm"
 MODELS: dict[str, object] = {
     "/v1/models": {"object": "list", "data": [{"id": "tiny", "root": "/m", "max_model_len": 2048}]}
 }
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
 @pytest.fixture
