@@ -94,11 +94,10 @@ class PriceBook:
     currency: str = "USD"
 
     @classmethod
-    def make(cls, catalogue: Catalogue, rate: Decimal | None, prices: Path | None, currency: str) -> PriceBook:
+    def make(cls, catalogue: Catalogue, rate: Decimal | None, listed: PriceFile | None, currency: str) -> PriceBook:
         """From what was asked for; UsageError where a rate and a price file are given together."""
-        if rate is not None and prices is not None:
+        if rate is not None and listed is not None:
             raise UsageError("--rate and --prices are both given", hint="one of them says what a GPU-hour costs")
-        listed = PriceFile.load(prices, currency) if prices is not None else None
         return cls(catalogue, Rate(rate, currency) if rate is not None else None, listed, currency)
 
     @property

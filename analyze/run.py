@@ -20,7 +20,7 @@ from gpuaudit.analyze.host import cost, host
 from gpuaudit.analyze.inference.grouping import groups as root_causes
 from gpuaudit.analyze.operations import operations
 from gpuaudit.analyze.policy import Policy
-from gpuaudit.analyze.prices import PriceBook
+from gpuaudit.analyze.prices import PriceBook, PriceFile
 from gpuaudit.analyze.quality import read_quality
 from gpuaudit.analyze.registry import plugins, section_makers
 from gpuaudit.analyze.store import Store
@@ -43,7 +43,7 @@ class AnalyzeOptions:
     """What is asked of an analysis; ``trust`` are the pinned identities, ``rate`` a price per GPU-hour.
 
     ``policy`` overrides thresholds of rules and detectors (``analyze/policy.py``), ``prices`` is a price file in
-    ``currency`` (``analyze/prices.py``), ``overlays`` are files of rows that come before the catalogue's,
+    ``currency`` (``analyze/prices.py``), ``catalogue`` the one to use, with the user's overlays,
     ``duty_cycle`` is the share of all time in which the host works as in the capture: without it nothing is projected.
     """
 
@@ -51,8 +51,8 @@ class AnalyzeOptions:
     currency: str = "USD"
     trust: Sequence[Identity] = ()
     policy: Policy | None = None
-    prices: Path | None = None
-    overlays: Sequence[Path] = ()
+    prices: PriceFile | None = None
+    catalogue: Catalogue | None = None
     duty_cycle: Fraction | None = None
 
 
@@ -82,7 +82,7 @@ def read_evidence(path: Path, trust: Sequence[Identity]) -> tuple[Verification, 
 
 def analyze_store(store: Store, verification: Verification, options: AnalyzeOptions) -> Document:
     """The findings of evidence that is in a store already; a pure function of its arguments."""
-    catalogue = Catalogue.load(options.overlays)
+    catalogue = options.catalogue or Catalogue.load()
     prices = PriceBook.make(catalogue, options.rate, options.prices, options.currency)
     rate = prices.rate
     window = read_window(store)

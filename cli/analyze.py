@@ -63,7 +63,9 @@ def command(
       audit analyze train.db --rate 2.10 --duty-cycle 60%
       audit analyze serve.db --prices contract.csv --overlay our-models.csv
     """
+    from gpuaudit.analyze.catalogue import Catalogue
     from gpuaudit.analyze.policy import Policy
+    from gpuaudit.analyze.prices import PriceFile
     from gpuaudit.analyze.run import AnalyzeOptions, analyze, document_bytes
     from gpuaudit.bundle.errors import Incomplete
     from gpuaudit.cli.summary import summary_lines
@@ -75,8 +77,8 @@ def command(
             currency=currency,
             trust=trust_with(keys),
             policy=policy,
-            prices=prices,
-            overlays=overlays,
+            prices=PriceFile.load(prices, currency) if prices is not None else None,
+            catalogue=Catalogue.load(overlays),
             duty_cycle=duty_cycle,
         )
         document = analyze(bundle, options)

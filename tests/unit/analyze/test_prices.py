@@ -26,7 +26,7 @@ def priced(folder: Path, *lines: str, header: str = HEADER) -> Path:
 
 
 def book(path: Path, currency: str = "USD") -> PriceBook:
-    return PriceBook.make(CATALOGUE, None, path, currency)
+    return PriceBook.make(CATALOGUE, None, PriceFile.load(path, currency), currency)
 
 
 def test_a_rate_is_the_price_of_every_gpu_and_assumed() -> None:
@@ -131,4 +131,4 @@ def test_the_file_is_in_the_currency_that_is_asked_for(tmp_path: Path) -> None:
 def test_a_rate_and_a_file_contradict_each_other(tmp_path: Path) -> None:
     path = priced(tmp_path, f"{H100},2.5,USD,2026-11-01,contract")
     with pytest.raises(UsageError, match="both given"):
-        PriceBook.make(CATALOGUE, Decimal(2), path, "USD")
+        PriceBook.make(CATALOGUE, Decimal(2), PriceFile.load(path, "USD"), "USD")

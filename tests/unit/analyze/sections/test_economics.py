@@ -10,7 +10,7 @@ from pathlib import Path
 from gpuaudit.analyze.catalogue import Catalogue
 from gpuaudit.analyze.context import Context
 from gpuaudit.analyze.finding import Quantity, Section
-from gpuaudit.analyze.prices import PriceBook
+from gpuaudit.analyze.prices import PriceBook, PriceFile
 from gpuaudit.analyze.sections.economics import evaluate
 from tests import recorded_engines
 from tests.engine_scene import EngineScene, gpu_rows, histogram, holder_row
@@ -52,7 +52,8 @@ def scene(
 
 def context(made: EngineScene, *, rate: str | None = None, prices: Path | None = None) -> Context:
     out = made.context(gpus=GPUS)
-    out.prices = PriceBook.make(Catalogue.load(), Decimal(rate) if rate else None, prices, "USD")
+    listed = PriceFile.load(prices, "USD") if prices else None
+    out.prices = PriceBook.make(Catalogue.load(), Decimal(rate) if rate else None, listed, "USD")
     return out
 
 
