@@ -8,12 +8,12 @@ import pytest
 
 from gpuaudit.analyze.inference.model import EngineRun
 from gpuaudit.analyze.inference.names import COUNTERS, KINDS, MEANINGS, plain
-from tests.engine_scene import EngineScene, histogram
+from tests.engine_scene import EngineScene, Values, histogram
 
 TTFT = "vllm:time_to_first_token_seconds"
 
 
-def _run(*scrapes: dict[str, float], every_s: int = 1) -> EngineRun:
+def _run(*scrapes: Values, every_s: int = 1) -> EngineRun:
     scene = EngineScene()
     for i, values in enumerate(scrapes):
         scene.scrape(i * every_s, {"vllm:num_requests_running": 1, **values})
@@ -181,7 +181,8 @@ def test_label_sets_of_a_histogram_are_added_by_position() -> None:
 
     (window,) = _run(both(1, 1), both(4, 11)).windows
     assert window.ttft.buckets.counts == (3, 13)
-    assert (window.ttft.sum, window.ttft.count) == (23, 13)
+    assert window.ttft.sum == 23
+    assert window.ttft.count == 13
 
 
 def test_label_sets_with_different_edges_cannot_be_added() -> None:
@@ -219,7 +220,7 @@ def test_a_doubtful_fallback_is_called_one() -> None:
     assert "prompt" in run.doubts["generation_tokens"]
 
 
-OTHERS = {
+OTHERS: dict[str, tuple[dict[str, float], str | None]] = {
     "sglang": ({"sglang:num_running_reqs": 3, "sglang:token_usage": 0.5}, "sglang:generation_tokens_total"),
     "tgi": ({"tgi_batch_current_size": 3}, "tgi_request_generated_tokens_sum"),
     "triton": ({'nv_trt_llm_request_metrics{request_type="scheduled"}': 3}, None),
