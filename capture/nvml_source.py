@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import pynvml  # type: ignore[import-untyped]
@@ -21,7 +21,7 @@ from gpuaudit.capture.nvml_gpm import GPM_INTERVAL_NS, GpmReader
 from gpuaudit.capture.nvml_health import HEALTH_INTERVAL_NS, HealthReader
 from gpuaudit.capture.nvml_samples import POLL_INTERVAL_NS, SampleReader
 from gpuaudit.capture.nvml_worker import Task, Worker
-from gpuaudit.capture.source import Capability, RingSink, boottime_ns
+from gpuaudit.capture.source import Capability, RingSink, Sink, boottime_ns
 
 INIT_DEADLINE_S = 15.0
 """nvmlInit wakes GPUs without persistence mode one after the other, about a second each."""
@@ -31,6 +31,9 @@ END_DEADLINE_S = 2.0
 
 EVENT_INTERVAL_NS = 10_000_000
 """Between two waits for events: a storm of them must not take the recorder's CPU."""
+
+HAND_OVER_NS = 250_000_000
+"""Rows of all GPUs are handed over together: turning one row into columns costs as much as turning a hundred."""
 
 ARTEFACT = "gpus"
 
@@ -49,6 +52,7 @@ class NvmlSource:
         self._workers: list[Worker] = []
         self._health: list[HealthReader] = []
         self._facts_told = False
+        self._buffer: _Buffer
 
     def probe(self) -> Capability:
         """Initialise NVML and list the GPUs, in a thread that may hang without harm."""
@@ -74,6 +78,7 @@ class NvmlSource:
         """Start the threads; call after :meth:`probe` said available."""
         for index, code in self._refused.items():
             sink.gap("nvml", f"GPU {index} cannot be asked: NVML code {code}", boottime_ns(), None)
+        self._buffer = _Buffer(sink)
         self._health = [HealthReader(gpu, self.gpus) for gpu in self.gpus]
         self._workers = [Worker(task) for task in self._tasks()]
         for worker in self._workers:
@@ -92,7 +97,9 @@ class NvmlSource:
 
     def poll(self, sink: RingSink) -> int:
         """Hand over finished rounds, events, and gaps for what answered late."""
-        count = sum(worker.collect(sink) for worker in self._workers)
+        count = sum(worker.collect(self._buffer) for worker in self._workers)
+        if self._workers:
+            self._buffer.hand_over(HAND_OVER_NS)
         if not self._facts_told and all(health.facts is not None for health in self._health):
             self._tell_facts(sink)
         return count
@@ -105,7 +112,9 @@ class NvmlSource:
         for worker in self._workers:
             worker.join(max(0.0, until - time.monotonic()))
         for worker in self._workers:
-            worker.finish(sink)
+            worker.finish(self._buffer)
+        if self._workers:
+            self._buffer.hand_over()
         if not self._facts_told and self._workers:
             self._tell_facts(sink)
 
@@ -113,6 +122,41 @@ class NvmlSource:
         self._facts_told = True
         told = [h.facts or unanswered(gpu) for gpu, h in zip(self.gpus, self._health, strict=True)]
         sink.artefact(ARTEFACT, {"system": self._system, "gpus": told})
+
+
+class _Buffer:
+    """Rows by table until they are handed over; what is critical, and gaps, go through at once."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._rows: dict[str, list[Mapping[str, object]]] = {}
+        self._handed_over_ns = 0
+
+    def hand_over(self, age_ns: int = 0) -> None:
+        """Give the rows to the sink, if ``age_ns`` has passed since the last time."""
+        now = boottime_ns()
+        if now - self._handed_over_ns < age_ns:
+            return
+        self._handed_over_ns = now
+        rows, self._rows = self._rows, {}
+        for table, records in rows.items():
+            self._sink.add_records(table, records)
+
+    def add_records(self, table: str, records: Sequence[Mapping[str, object]]) -> None:
+        """Keep rows of one table."""
+        if records:
+            self._rows.setdefault(table, []).extend(records)
+
+    def add_critical(self, table: str, records: Sequence[Mapping[str, object]]) -> None:
+        """Pass on."""
+        self._sink.add_critical(table, records)
+
+    def gap(
+        self, source: str, reason: str, start_ns: int, end_ns: int | None, *, table: str | None = None,
+        pid: int | None = None,
+    ) -> None:  # fmt: skip
+        """Pass on."""
+        self._sink.gap(source, reason, start_ns, end_ns, table=table, pid=pid)
 
 
 def within(seconds: float, call: Callable[[], _T]) -> _T | None:

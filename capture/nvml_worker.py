@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from gpuaudit.capture.nvml_read import Row
-from gpuaudit.capture.source import Sink, boottime_ns
+from gpuaudit.capture.source import boottime_ns
 
 DEADLINE_NS = 2_000_000_000
 """Eight polls missed. A GPU that fell off the bus can hang a call for minutes."""
@@ -54,6 +55,22 @@ class _Round:
     rows: Rows
 
 
+class Output(Protocol):
+    """Where a worker hands its rows: a sink of the recorder, or a buffer before it."""
+
+    def add_records(self, table: str, records: Sequence[Mapping[str, object]]) -> None:
+        """Rows of one table."""
+
+    def add_critical(self, table: str, records: Sequence[Mapping[str, object]]) -> None:
+        """Rows that are sealed at once."""
+
+    def gap(
+        self, source: str, reason: str, start_ns: int, end_ns: int | None, *, table: str | None = None,
+        pid: int | None = None,
+    ) -> None:  # fmt: skip
+        """Time in which the source could not see."""
+
+
 class Worker(threading.Thread):
     """Repeats one task. The recorder's thread calls :meth:`collect` and :meth:`finish`; nothing here blocks it."""
 
@@ -83,7 +100,7 @@ class Worker(threading.Thread):
         if self.task.at_end:
             self._round()
 
-    def collect(self, sink: Sink) -> int:
+    def collect(self, sink: Output) -> int:
         """Hand over finished rounds and gaps; returns the number of rounds."""
         count = 0
         while self._done:
@@ -107,7 +124,7 @@ class Worker(threading.Thread):
         self._tell_hanging(sink)
         return count
 
-    def finish(self, sink: Sink) -> None:
+    def finish(self, sink: Output) -> None:
         """After :attr:`ended` was set and the thread joined or given up: hand over the rest."""
         self.collect(sink)
         now, since = self._now_ns(), self._busy_since_ns
@@ -136,7 +153,7 @@ class Worker(threading.Thread):
         self.rounds += 1
         return True
 
-    def _emit(self, next_ns: int, sink: Sink) -> None:
+    def _emit(self, next_ns: int, sink: Output) -> None:
         """Hand over the held round, which stands until ``next_ns``; a round that came late stands for no time."""
         held, self._held = self._held, None
         if held is None:
@@ -151,19 +168,19 @@ class Worker(threading.Thread):
         for table, rows in held.rows.items():
             sink.add_records(table, [{**times, **row} for row in rows])
 
-    def _tell_returned(self, new: _Round, sink: Sink) -> None:
+    def _tell_returned(self, new: _Round, sink: Output) -> None:
         if new.end_ns - new.start_ns > self.task.deadline_ns:
             told_ns = self._late[1] if self._late is not None and self._late[0] == new.start_ns else new.start_ns
             self._gap(sink, self._lateness, told_ns, new.end_ns)
         self._late = None
 
-    def _tell_hanging(self, sink: Sink) -> None:
+    def _tell_hanging(self, sink: Output) -> None:
         since, now = self._busy_since_ns, self._now_ns()
         if since is not None and now - since > self.task.deadline_ns and (self._late is None or self._late[0] != since):
             self._gap(sink, self._lateness, since, now)
             self._late = (since, now)
 
-    def _tell_failure(self, sink: Sink) -> None:
+    def _tell_failure(self, sink: Output) -> None:
         failure, self._failure = self._failure, None
         if failure is not None and failure[0] not in self._failures_told:
             self._failures_told.add(failure[0])
@@ -173,5 +190,5 @@ class Worker(threading.Thread):
     def _lateness(self) -> str:
         return f"NVML answered late for {self.task.subject}"
 
-    def _gap(self, sink: Sink, reason: str, start_ns: int, end_ns: int | None) -> None:
+    def _gap(self, sink: Output, reason: str, start_ns: int, end_ns: int | None) -> None:
         sink.gap("nvml", reason, start_ns, end_ns, table=self.task.tables[0])
