@@ -28,19 +28,19 @@ COLUMNS = (
 
 SENTENCES: dict[str, str] = {
     "traffic": "No rule fired on engine {engine}, and its traffic limits it: {running} sequences ran on average, "
-    "fewer than {bound} (a quarter of the ridge, at least eight). {unevaluated}",
+    "fewer than {bound} (a quarter of the ridge, at least eight).{unevaluated}",
     "memory": "No rule fired on engine {engine}, and its memory limits it: KV use was {kv_mean} on average, {bound} or "
-    "more, so far without preemptions or a queue. {unevaluated}",
+    "more, so far without preemptions or a queue.{unevaluated}",
     "hardware": "No rule fired on engine {engine}, and the hardware limits it: {why}; a token took {tpot}, its floor "
-    "is {floor}. {unevaluated}",
+    "is {floor}.{unevaluated}",
     "prefill": "No rule fired on engine {engine}; chunks of prompts between the tokens limit it: {ratio} prompt tokens "
-    "were computed per generated one. {unevaluated}",
+    "were computed per generated one.{unevaluated}",
     "framework": "No rule fired on engine {engine}, and none of traffic, memory, hardware and prefill limits it: what "
-    "is left is {why}. A token took {tpot}, its floor is {floor}. {unevaluated}",
+    "is left is {why}. A token took {tpot}, its floor is {floor}.{unevaluated}",
     "unknown": "No rule fired on engine {engine}, with traffic enough ({running} running on average): whether the "
-    "hardware limits it cannot be told, {why}. {unevaluated}",
-    "declined": "No rule fired on engine {engine}, and nothing is said of what limits it: {why}. {unevaluated}",
-    "silent": "No rule fired on engine {engine}, and nothing is said of what limits it: {why}. {unevaluated}",
+    "hardware limits it cannot be told, {why}.{unevaluated}",
+    "declined": "No rule fired on engine {engine}, and nothing is said of what limits it: {why}.{unevaluated}",
+    "silent": "No rule fired on engine {engine}, and nothing is said of what limits it: {why}.{unevaluated}",
 }
 
 DEFINITIONS = (
@@ -128,7 +128,7 @@ def _limited(context: Context, run: EngineRun) -> Statement:
         limiter.limiter(signals) if run.state == "scraped" else Limiter("declined", f"it was not scraped: {run.reason}")
     )
     blind = [_title(o.id).partition(" ")[0] for o in context.outcomes if o.id in LAYERS and o.state == "not evaluated"]
-    unevaluated = f"Rules that could not be evaluated: {', '.join(blind)}." if blind else ""
+    unevaluated = f" Rules that could not be evaluated: {', '.join(blind)}." if blind else ""
     return Statement(
         SENTENCES[found.kind],
         {
@@ -156,8 +156,16 @@ def _values(context: Context, run: EngineRun, s: Signals, found: Limiter) -> dic
         "tpot": told(_ns(s.tpot_ms), "ns", "sum / count of the histogram over active windows", "tpot"),
         "floor": told(_ns(s.floor_ms), "ns", "1 / decode ceiling", "ceiling"),
         "ratio": told(s.ratio, "ratio", "prompt tokens/s / generated tokens/s", "prompt_tokens", "generation_tokens"),
-        "bound": Quantity(found.bound, unit, "assumed", (), "bound of the limiter", "" if found.bound else "none"),
+        "bound": _bound(context, run, s, found, unit),
     }
+
+
+def _bound(context: Context, run: EngineRun, s: Signals, found: Limiter, unit: str) -> Quantity:
+    """What the deciding value was compared with: a threshold, or one that the ridge has part in."""
+    if found.kind == "traffic" and s.ridge is not None:
+        formula = "max(0.25 × ridge, 8)"
+        return Quantity(found.bound, unit, "estimated", rows_of(context, run, ()), formula)
+    return Quantity(found.bound, unit, "assumed", (), "", "" if found.bound is not None else "none")
 
 
 def _ns(ms: Number | None) -> Fraction | None:
