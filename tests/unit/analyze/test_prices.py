@@ -8,10 +8,17 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from gpuaudit.analyze.catalogue import Catalogue
+from gpuaudit.analyze.catalogue_rows import GPU_COLUMNS
+from gpuaudit.analyze.load import parse_document
 from gpuaudit.analyze.prices import PriceBook, PriceFile
+from gpuaudit.analyze.run import AnalyzeOptions, analyze_store, document_bytes
 from gpuaudit.bundle.errors import InputUnusable, UsageError
+from gpuaudit.cli import analyze
+from tests.scenes import T0, S, Scene
+from tests.verifications import SEALED
 
 CATALOGUE = Catalogue.load()
 HEADER = "gpu,price_per_hour,currency,date,source"
@@ -23,6 +30,11 @@ def priced(folder: Path, *lines: str, header: str = HEADER) -> Path:
     path = folder / "prices.csv"
     path.write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
     return path
+
+
+def held() -> Scene:
+    """A GPU that a process held for ten seconds."""
+    return Scene().clock().process(7).samples(T0, T0 + 10 * S, pids=[7])
 
 
 def book(path: Path, currency: str = "USD") -> PriceBook:
@@ -132,3 +144,28 @@ def test_a_rate_and_a_file_contradict_each_other(tmp_path: Path) -> None:
     path = priced(tmp_path, f"{H100},2.5,USD,2026-11-01,contract")
     with pytest.raises(UsageError, match="both given"):
         PriceBook.make(CATALOGUE, Decimal(2), PriceFile.load(path, "USD"), "USD")
+
+
+def test_the_command_refuses_a_wrong_file_before_it_reads_a_bundle(tmp_path: Path) -> None:
+    path = priced(tmp_path, f"{H100},NaN,USD,2026-11-01,x")
+    args = [str(tmp_path / "absent.db"), "--prices", str(path)]
+    with pytest.raises(InputUnusable, match=r"prices\.csv, line 2") as refused:
+        CliRunner().invoke(analyze.command, args, catch_exceptions=False, standalone_mode=False)
+    assert refused.value.exit_code == 3
+
+
+def test_what_was_given_stands_in_the_document(tmp_path: Path) -> None:
+    """The digests of the price file and of the overlay, also after the document was written and read again."""
+    listed = PriceFile.load(priced(tmp_path, f"{H100},3,USD,2026-11-01,contract"), "USD")
+    ours = tmp_path / "ours.csv"
+    ours.write_text(",".join(GPU_COLUMNS) + "\nOurs,,1000,100,,,,,,ours,,sheet,2026-11,0,\n", encoding="utf-8")
+    options = AnalyzeOptions(prices=listed, catalogue=Catalogue.load([ours]))
+    data = document_bytes(analyze_store(held().store(), SEALED, options))
+    told = parse_document(data).options
+    assert told["prices_sha256"] == listed.sha256
+    assert told["catalogue_sha256"] == [hashlib.sha256(ours.read_bytes()).hexdigest()]
+    assert told["currency"] == "USD"
+    assert (
+        parse_document(document_bytes(analyze_store(held().store(), SEALED, AnalyzeOptions()))).options["prices_sha256"]
+        == ""
+    )
