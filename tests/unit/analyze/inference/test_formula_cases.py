@@ -19,9 +19,7 @@ from tests.inference_cases import Case, cases, exact
 
 CATALOGUE = Catalogue.load()
 
-CASES = cases(
-    "dec", "rid", "pre", "flr", "wgt", "kvh", "kvb", "kve", "kvc", "eff", "spg", "eco", "gpu", "mdl", "prc", "cnt"
-)
+CASES = cases("dec", "rid", "pre", "flr", "wgt", "kvh", "kvb", "kve", "kvc", "eff", "spg", "eco", "gpu", "mdl", "prc")
 
 H100_8B = formulas.decode_ceiling_tps(3350, 8 * 10**9, 16)
 H100_RIDGE = formulas.ridge_batch(989, 3350, 16)
@@ -294,13 +292,8 @@ def prices(case: Case, i: Numbers) -> None:
     assert price.label == "catalogue price of 2026-08-13 (est)"
 
 
-def counters(case: Case, i: Numbers) -> None:
-    first, last = map(exact, i["iteration_tokens_total_sum"])
-    check(case, formulas.rate_per_s(first, last, i["secs"]))
-
-
 DRIVERS: dict[str, Callable[[Case, Numbers], None]] = {
     "dec": decode, "rid": ridge, "pre": prefill, "flr": floor, "wgt": weights, "kvh": headroom, "kvb": kv_bytes,
     "kve": kv_elements, "kvc": kv_counterfactual, "eff": efficiency, "spg": guard, "eco": economics, "gpu": gpus,
-    "mdl": models, "prc": prices, "cnt": counters,
+    "mdl": models, "prc": prices,
 }  # fmt: skip
