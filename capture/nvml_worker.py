@@ -117,7 +117,12 @@ class Worker(threading.Thread):
         dropped = self.rounds - self._taken - len(self._done)
         if dropped > 0:
             self._taken += dropped
-            self._gap(sink, f"{dropped} rounds were dropped, the recorder was busy", self._now_ns(), self._now_ns())
+            self._gap(
+                sink,
+                f"{dropped} rounds of {self.task.subject} were dropped, the recorder was busy ({self.task.tables[0]})",
+                self._now_ns(),
+                self._now_ns(),
+            )
         while self.task.notes:
             self._gap(sink, *self.task.notes.popleft())
         self._tell_failure(sink)
@@ -132,7 +137,9 @@ class Worker(threading.Thread):
             self._emit(min(now, self._held.start_ns + 2 * self.task.interval_ns), sink)
         if since is not None and self.is_alive():
             told_ns = self._late[1] if self._late is not None and self._late[0] == since else since
-            self._gap(sink, f"NVML did not answer for {self.task.subject} until the end", told_ns, now)
+            self._gap(
+                sink, f"NVML did not answer for {self.task.subject} until the end ({self.task.tables[0]})", told_ns, now
+            )
 
     def _round(self) -> bool:
         """One round; False when there is nothing to read."""
@@ -163,7 +170,7 @@ class Worker(threading.Thread):
             end_ns = held.start_ns
         elif next_ns - held.start_ns > max(self.task.deadline_ns, 2 * self.task.interval_ns):
             end_ns = held.start_ns + self.task.interval_ns
-            self._gap(sink, f"{self.task.subject} was not asked in time", end_ns, next_ns)
+            self._gap(sink, f"{self.task.subject} was not asked in time ({self.task.tables[0]})", end_ns, next_ns)
         times = {"start_ns": held.start_ns, "duration_ns": max(0, end_ns - held.start_ns)}
         for table, rows in held.rows.items():
             sink.add_records(table, [{**times, **row} for row in rows])
@@ -188,7 +195,7 @@ class Worker(threading.Thread):
 
     @property
     def _lateness(self) -> str:
-        return f"NVML answered late for {self.task.subject}"
+        return f"NVML answered late for {self.task.subject} ({self.task.tables[0]})"
 
     def _gap(self, sink: Output, reason: str, start_ns: int, end_ns: int | None) -> None:
         sink.gap("nvml", reason, start_ns, end_ns, table=self.task.tables[0])

@@ -52,7 +52,8 @@ def test_what_the_gpu_does_not_have_is_no_failure(nvml_library: Path) -> None:
 
 
 def test_what_is_refused_is_a_failure(nvml_library: Path) -> None:
-    told = check(nvml_library, "gpus 1\n0 0 refuse gpm 4\n0 0 refuse events 4\n0 0 refuse mig_mode 4\n0 0 refuse power_mw 4\n")
+    refused = ("gpm", "events", "mig_mode", "power_mw")
+    told = check(nvml_library, "gpus 1\n" + "".join(f"0 0 refuse {name} 4\n" for name in refused))
     assert told["NVML GPM"] == [False, "GPM of GPU 0: NVML refused with code 4"]
     assert told["NVML events"] == [False, "events of GPU 0 are not heard: NVML code 4"]
     assert told["NVML MIG"] == [False, "GPU 0: refused with code 4"]
