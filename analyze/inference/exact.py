@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from decimal import Context, Decimal, Inexact
 from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
+
+_EXACT = Context(prec=800, traps=[Inexact])
+"""An f64 has 17 digits between 10^-324 and 10^309: sums of any number of them have fewer digits than this."""
 
 F64 = npt.NDArray[np.float64]
 
@@ -30,7 +34,19 @@ def total(values: F64) -> Fraction | None:
     known, counts = np.unique(values[np.isfinite(values)], return_counts=True)
     if not len(known):
         return None
-    return sum((decimal(v) * n for v, n in zip(known.tolist(), counts.tolist(), strict=True)), Fraction(0))
+    out = Decimal(0)
+    for value, count in zip(known.tolist(), counts.tolist(), strict=True):
+        out = _EXACT.add(out, _EXACT.multiply(Decimal(repr(value)), Decimal(count)))
+    return Fraction(out)
+
+
+def difference(before: float, after: float) -> Fraction | None:
+    """``after`` − ``before``, exactly; None where either is no number."""
+    if not (math.isfinite(before) and math.isfinite(after)):
+        return None
+    if before.is_integer() and after.is_integer():
+        return Fraction(int(after) - int(before))
+    return Fraction(_EXACT.subtract(Decimal(repr(after)), Decimal(repr(before))))
 
 
 def mean(values: F64) -> Fraction | None:

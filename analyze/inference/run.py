@@ -92,6 +92,7 @@ def _run(context: Context, named: _Named, engines: int) -> EngineRun:
     )  # fmt: skip
     if not len(scrapes):
         return replace(run, ceiling_reason="no scrape succeeded")
+    series.hold()
     where = cut(scrapes)
     join = find_gpus(store, named.pid, engines)
     windows = read_windows(series, where, gpu_windows(store, join.uuids, where, scrapes))

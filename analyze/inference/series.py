@@ -79,6 +79,7 @@ class EngineSeries:
     scrapes: Scrapes
     series: list[Series]
     chosen: dict[str, Option] = field(init=False)
+    _held: dict[int, tuple[I64, F64]] = field(init=False, default_factory=dict)
     absent: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -100,6 +101,16 @@ class EngineSeries:
         metrics = {plain(m) for option in self.chosen.values() for m in option.metrics}
         found = {s.index for s in self.series if s.metric in metrics and s.index}
         return sorted(found, key=lambda i: (not i.isdecimal(), len(i), i)) or [""]
+
+    def hold(self) -> None:
+        """Read all gauges, counters, sums and counts at once, a tenth of all rows, and keep them.
+
+        Every reading is a pass over all samples of the bundle, and these are asked for one by one.
+        """
+        wanted = [
+            s for option in self.chosen.values() for suffix in ("", "_sum", "_count") for s in self._of(option, suffix)
+        ]
+        self._held = self._split(wanted)
 
     def gauge(self, meaning: str) -> dict[str, F64]:
         """Per engine index the gauge at every successful scrape, NaN where missing; empty where it is absent."""
@@ -163,20 +174,31 @@ class EngineSeries:
         """The values of each series at scrapes ``at``, one series after the other."""
         if not series:
             return []
-        rows = self._rows([s.number for s in series])
+        rows = self._held if all(s.number in self._held for s in series) else self._split(series)
         times = self.scrapes.start_ns[at]
         out = []
         for s in series:
-            mine = rows["series"] == s.number
-            starts, given = rows["start_ns"][mine], rows["value"][mine]
-            if len(starts) and bool((np.diff(starts) < 0).any()):
-                order = np.argsort(starts, kind="stable")
-                starts, given = starts[order], given[order]
+            starts, given = rows[s.number]
             found = np.searchsorted(starts, times, side="right") - 1
             values = np.full(len(at), np.nan)
             values[found >= 0] = given[found[found >= 0]]
             values[(found >= 0) & ~np.isfinite(values)] = np.inf
             out.append(values)
+        return out
+
+    def _split(self, series: list[Series]) -> dict[int, tuple[I64, F64]]:
+        """Times and values of each series, in order of time."""
+        rows = self._rows([s.number for s in series])
+        order = np.argsort(rows["series"], kind="stable")
+        numbers, starts, values = rows["series"][order], rows["start_ns"][order], rows["value"][order]
+        out = {}
+        for number in {s.number for s in series}:
+            low, high = np.searchsorted(numbers, [number, number + 1])
+            mine = slice(int(low), int(high))
+            if bool((np.diff(starts[mine]) < 0).any()):  # rows of a bundle are in order of time; nobody promises it
+                again = np.argsort(starts[mine], kind="stable")
+                starts[mine], values[mine] = starts[mine][again], values[mine][again]
+            out[number] = (starts[mine], values[mine])
         return out
 
     def _rows(self, numbers: list[int]) -> dict[str, npt.NDArray[Any]]:

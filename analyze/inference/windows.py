@@ -9,6 +9,7 @@ window, because nobody knows when it happened. In a window in which the server w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -145,7 +146,8 @@ class _Ends:
         total = HistogramDelta(total_sum=_fraction(h.sum[b]), total_count=_whole(h.count[b]))
         if not whole:
             return total
-        gain, count = _difference(h.sum[a], h.sum[b]), _difference(h.count[a], h.count[b])
+        gain = exact.difference(float(h.sum[a]), float(h.sum[b]))
+        count = exact.difference(float(h.count[a]), float(h.count[b]))
         return HistogramDelta(
             gain, None if count is None else int(count), total.total_sum, total.total_count, bucket_delta(h, a, b)
         )
@@ -160,16 +162,10 @@ def _born_at_zero(values: F64, bases: int) -> F64:
 
 def gained(before: float, after: float) -> Number | None:
     """What a counter gained, from 0 where it had not appeared (NaN); None where an end is no number or it fell."""
-    found = _difference(0.0 if np.isnan(before) else before, after)
+    found = exact.difference(0.0 if math.isnan(before) else before, after)
     if found is None or found < 0:
         return None
     return int(found) if found.denominator == 1 else found
-
-
-def _difference(before: float, after: float) -> Fraction | None:
-    if not (np.isfinite(before) and np.isfinite(after)):
-        return None
-    return exact.decimal(float(after)) - exact.decimal(float(before))
 
 
 def _fraction(value: float) -> Fraction | None:

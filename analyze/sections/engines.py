@@ -252,6 +252,7 @@ def _by_index(context: Context, run: EngineRun) -> Iterator[SectionTable]:
 
 def _chart(context: Context, run: EngineRun) -> SectionChart:
     series = read_series(context.store, run.engine, run.kind)
+    series.hold()
     title = f"Queue, KV cache, tokens and latency of engine {run.engine}"
     return SectionChart("strips", f"engine_{run.engine}", title, strips(series, run.max_num_seqs))
 
