@@ -93,7 +93,7 @@ class Evidence:
 class Threshold:
     """A number a rule decides by, with the source that justifies it.
 
-    A policy file may set another value, from ``least`` on (for a share, up to 1), unless it is ``fixed``: part of a
+    A policy file may set another value, from ``least`` to ``most`` (for a share, 1), unless it is ``fixed``: part of a
     definition.
     """
 
@@ -102,6 +102,7 @@ class Threshold:
     unit: str
     source: str
     least: int | Fraction = 0
+    most: int | Fraction = 1 << 62
     fixed: bool = False
 
     def to_json(self) -> Json:

@@ -178,7 +178,7 @@ def _number(file: _File, key: str, text: str, threshold: Threshold) -> int | Fra
         value = Fraction(match[1]) * spellings[match[2] or ""]
     except ZeroDivisionError:
         file.refuse(key, f"got {_printable(text)!r}, whose denominator is 0")
-    low, high = _range(threshold)
+    low, high = allowed(threshold)
     if not low <= value <= high:
         file.refuse(key, f"got {_printable(text)!r}, expected {low} to {high} {threshold.unit}".rstrip())
     if value.denominator == 1:
@@ -188,9 +188,10 @@ def _number(file: _File, key: str, text: str, threshold: Threshold) -> int | Fra
     return value
 
 
-def _range(threshold: Threshold) -> tuple[int | Fraction, int]:
+def allowed(threshold: Threshold) -> tuple[int | Fraction, int | Fraction]:
+    """The least and the largest value that a policy may set."""
     low = -MAX_NUMBER if threshold.value < 0 else threshold.least
-    return low, 1 if threshold.unit == "share" else MAX_NUMBER
+    return low, min(threshold.most, 1 if threshold.unit == "share" else MAX_NUMBER)
 
 
 def _printable(text: str) -> str:

@@ -24,3 +24,9 @@ def of_share(touched: int, observed: int, policy: Policy, rule_id: str) -> Sever
     if share >= policy.value(CRITICAL_SHARE, rule_id):
         return "critical"
     return "warning" if share >= policy.value(WARNING_SHARE, rule_id) else "notice"
+
+
+def at_most(grave: Severity, most: Severity) -> Severity:
+    """``grave``, but no graver than ``most``: where nothing shows that the GPU itself lost the time."""
+    order: tuple[Severity, ...] = ("notice", "warning", "critical")
+    return min(grave, most, key=order.index)

@@ -1,0 +1,90 @@
+"""Rule: a thread that spends much of its time in synchronisations, and makes them again and again.
+
+For each thread: the time inside cudaStreamSynchronize, cudaDeviceSynchronize and cudaEventSynchronize, as a share of
+its observed time (first to last recorded call), and how often per second. Only both together are a finding: a wait at
+the end of a long step is how results are fetched. Unit of the impact: ns of the thread.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+
+from gpuaudit.analyze import intervals, severity
+from gpuaudit.analyze.context import Context, Outcome
+from gpuaudit.analyze.drafts import about_process, derived, worst
+from gpuaudit.analyze.finding import Declaration, Finding, Fix, Quantity, Threshold
+from gpuaudit.analyze.threads import LAUNCHES, SYNCHRONISATIONS, Thread, outcome, threads
+
+SHARE = Threshold(
+    "sync_share", Fraction(1, 5), "share",
+    "chosen: below a fifth of a thread's time its synchronisations are not what it spends its time on",
+)  # fmt: skip
+RATE = Threshold(
+    "syncs_per_s", 100, "1/s",
+    "chosen: a step longer than 10 ms needs no more than one; more often means inside a step",
+)  # fmt: skip
+MIN_CALLS = Threshold("min_calls", 100, "count", "chosen: fewer calls are a start or an end, not a habit", least=1)
+
+DECLARATION = Declaration(
+    id="excessive_synchronisation",
+    kind="rule",
+    title="Excessive synchronisation",
+    question="Does a thread wait for the GPU so often that the GPU can hardly be given work ahead?",
+    inputs=(("cuda_calls", ("start_ns", "duration_ns", "pid", "tid", "op")),
+            ("gaps", ("start_ns", "duration_ns", "source", "table_name", "pid"))),
+    thresholds=(SHARE, RATE, MIN_CALLS, *severity.THRESHOLDS),
+    texts={
+        "excessive_synchronisation": "Thread {thread} of process {process} was in synchronisations for {waited} of "
+        "{observed} observed ({share}): {calls} calls, {rate}, of {median} (median); {per_launch} launches for each."
+    },
+    never_claims="That the GPU was idle meanwhile, or that a wait could be left out: the host may need the result. "
+    "Time on the GPU is not recorded by these calls.",
+    assumptions=("A thread is observed from its first recorded call to its last one.",),
+)  # fmt: skip
+
+NS_PER_S = 10**9
+
+
+def evaluate(context: Context) -> Outcome:
+    """One finding per thread."""
+    all_threads = threads(context, SYNCHRONISATIONS)
+    items = [f for t in all_threads if (f := _of_thread(context, t)) is not None]
+    return outcome(context, worst(items), f"{len(all_threads)} threads made synchronisations")
+
+
+def _of_thread(context: Context, thread: Thread) -> Finding | None:
+    calls = thread.calls(context, SYNCHRONISATIONS)
+    waited = intervals.measure(intervals.intersect(calls.time, thread.observed))
+    observed = thread.length_ns
+    if len(calls) < context.policy.value(MIN_CALLS, DECLARATION.id) or not waited:
+        return None
+    share, rate = Fraction(waited, observed), Fraction(len(calls) * NS_PER_S, observed)
+    if share < context.policy.value(SHARE, DECLARATION.id) or rate < context.policy.value(RATE, DECLARATION.id):
+        return None
+    launches = len(thread.calls(context, LAUNCHES))
+    rows = (context.book.where("cuda_calls", thread.where_op(SYNCHRONISATIONS)),)
+    every = (context.book.where("cuda_calls", thread.where),)
+    ordered = np.sort(calls.duration)
+    impact = derived(waited, "ns", rows, "time inside at least one of the calls, within the observed time")
+    values: dict[str, Quantity | str] = {
+        "thread": str(thread.tid),
+        "waited": impact,
+        "observed": derived(observed, "ns", every, "first to last call of the thread, less time not observed"),
+        "share": derived(share, "share", every, "waited / observed"),
+        "calls": derived(len(calls), "count", rows, "rows of the calls"),
+        "rate": derived(rate, "1/s", every, "calls / observed"),
+        "median": derived(int(ordered[(len(ordered) + 1) // 2 - 1]), "ns", rows, "median duration of the calls"),
+        "per_launch": derived(Fraction(launches, len(calls)), "ratio", every, "launches of the thread / calls"),
+    }
+    fix = Fix(
+        "Wait once per step instead of after each operation: leave out synchronisations that no result is read after, "
+        "or wait for an event where one is needed", "", "", "",
+        "errors of a kernel show later; memory that was given to the GPU has to stay valid longer",
+    )  # fmt: skip
+    grave = severity.of_share(waited, observed, context.policy, DECLARATION.id)
+    return about_process(
+        context, DECLARATION, thread.pid, text="excessive_synchronisation", severity=severity.at_most(grave, "warning"),
+        values=values, impact=impact, tid=thread.tid, fixes=(fix,),
+    )  # fmt: skip

@@ -1,0 +1,150 @@
+"""Rule: a thread that is bound by launching kernels, and whether what it launches is small.
+
+For each thread: the time inside launches that returned at once (at most ``launch_ns``; a longer one waited because the
+queue was full, which means that the GPU has enough to do), as a share of the time from its first launch to its last.
+Whether kernels are short is not recorded; how many threads a launch asks for is. Unit of the impact: ns of the thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+
+from gpuaudit.analyze import intervals, severity
+from gpuaudit.analyze.context import Context, Outcome
+from gpuaudit.analyze.drafts import about_process, derived, worst
+from gpuaudit.analyze.finding import Declaration, Finding, Fix, Quantity, Threshold
+from gpuaudit.analyze.gpu_time import UNKNOWN
+from gpuaudit.analyze.intervals import Intervals
+from gpuaudit.analyze.threads import LAUNCHES, Calls, Thread, outcome, threads
+
+MIN_LAUNCHES = Threshold("min_launches", 1_000, "count", "chosen: fewer are no habit, and no rate", least=2)
+LAUNCH = Threshold(
+    "launch_ns", 50_000, "ns",
+    "chosen: a launch that is only queued takes some microseconds, and a probe adds one or two; ten times that is a "
+    "wait",
+)  # fmt: skip
+SHARE = Threshold(
+    "launch_share", Fraction(1, 4), "share",
+    "chosen: a thread that spends a quarter of its time only in queueing kernels spends much of the rest preparing "
+    "them",
+)  # fmt: skip
+SMALL = Threshold(
+    "small_threads", 2_048, "count",
+    "CUDA C++ Programming Guide, technical specifications per compute capability: 2,048 resident threads per "
+    "multiprocessor (8.0, 9.0, 10.0), so a launch below it cannot fill even one",
+)  # fmt: skip
+SMALL_SHARE = Threshold(
+    "small_share", Fraction(1, 2), "share", "chosen: most of the launches, so that they set the pace"
+)
+
+DECLARATION = Declaration(
+    id="tiny_launches",
+    kind="rule",
+    title="Bound by launches",
+    question="Does a thread spend much of its time launching kernels, and are they small?",
+    inputs=(("cuda_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "grid_x", "grid_y", "grid_z", "block_x",
+                            "block_y", "block_z")),
+            ("gaps", ("start_ns", "duration_ns", "source", "table_name", "pid"))),
+    thresholds=(MIN_LAUNCHES, LAUNCH, SHARE, SMALL, SMALL_SHARE, *severity.THRESHOLDS),
+    texts={
+        "tiny_launches": "Thread {thread} of process {process} spent {inside} of {observed} ({share}) in queueing "
+        "{launches} launches, {rate}, of {median} with {gap} between them (medians); {small} of them asked for fewer "
+        "than {threshold} threads.",
+        "launch_bound": "Thread {thread} of process {process} spent {inside} of {observed} ({share}) in queueing "
+        "{launches} launches, {rate}, of {median} with {gap} between them (medians).",
+    },
+    never_claims="That the kernels were short or the GPU idle: their time on the GPU is not recorded. A launch of few "
+    "threads may run long.",
+    assumptions=("A launch that returned within launch_ns was only queued.",
+                 "Launches of graphs and through the driver interface are not probed and not counted."),
+)  # fmt: skip
+
+NS_PER_S = 10**9
+MOST_THREADS = 1 << 62
+FACTORS = ("grid_y", "grid_z", "block_x", "block_y", "block_z")
+
+
+def _threads_sql() -> str:
+    """SQL: threads that a launch asks for, at most :data:`MOST_THREADS`; :data:`UNKNOWN` where it is not known."""
+    product = "grid_x::HUGEINT"
+    for factor in FACTORS:
+        product = f"least({product} * {factor}, {MOST_THREADS})"
+    told = " AND ".join(f"{c} IS NOT NULL" for c in ("grid_x", *FACTORS))
+    return f"CASE WHEN {told} THEN {product} ELSE {UNKNOWN} END::BIGINT AS threads"
+
+
+def evaluate(context: Context) -> Outcome:
+    """One finding per thread."""
+    all_threads = threads(context, LAUNCHES)
+    items = [f for t in all_threads if (f := _of_thread(context, t)) is not None]
+    return outcome(context, worst(items), f"{len(all_threads)} threads launched kernels")
+
+
+@dataclass(frozen=True)
+class _Launching:
+    """Launches of one thread: which were only queued, and the observed time from the first to the last."""
+
+    calls: Calls
+    queued: npt.NDArray[np.bool_]
+    observed: Intervals
+
+    @property
+    def inside(self) -> int:
+        """ns inside launches that were only queued."""
+        return intervals.measure(intervals.intersect(self.calls.of(self.queued), self.observed))
+
+
+def _of_thread(context: Context, thread: Thread) -> Finding | None:
+    calls = thread.calls(context, LAUNCHES, (_threads_sql(),))
+    if len(calls) < context.policy.value(MIN_LAUNCHES, DECLARATION.id):
+        return None
+    start, end = calls.columns["start_ns"], calls.columns["end_ns"]
+    queued = calls.duration <= int(context.policy.value(LAUNCH, DECLARATION.id))
+    span = intervals.clip(thread.observed, int(start[0]), int(end.max()))
+    seen = _Launching(calls, queued, span)
+    observed = intervals.measure(span)
+    if not observed or Fraction(seen.inside, observed) < context.policy.value(SHARE, DECLARATION.id) or not seen.inside:
+        return None
+    sizes = calls.columns["threads"]
+    small = int(((sizes != UNKNOWN) & (sizes < int(context.policy.value(SMALL, DECLARATION.id)))).sum())
+    tiny = Fraction(small, len(calls)) >= context.policy.value(SMALL_SHARE, DECLARATION.id)
+    rows = (context.book.where("cuda_calls", thread.where_op(LAUNCHES)),)
+    impact = derived(seen.inside, "ns", rows, "time inside launches of at most launch_ns")
+    values: dict[str, Quantity | str] = {
+        "thread": str(thread.tid),
+        "inside": impact,
+        **_values(context, rows, seen, small),
+    }
+    fix = Fix(
+        "Fuse small kernels, or record the sequence once and launch it as a CUDA graph", "", "", "",
+        "a graph has to be recorded again when shapes change",
+    )  # fmt: skip
+    grave = severity.of_share(seen.inside, observed, context.policy, DECLARATION.id)
+    return about_process(
+        context, DECLARATION, thread.pid, text="tiny_launches" if tiny else "launch_bound",
+        severity=severity.at_most(grave, "warning"), values=values, impact=impact, tid=thread.tid, fixes=(fix,),
+    )  # fmt: skip
+
+
+def _values(context: Context, rows: tuple[str, ...], seen: _Launching, small: int) -> dict[str, Quantity]:
+    observed, count = intervals.measure(seen.observed), len(seen.calls)
+    start, end = seen.calls.columns["start_ns"], seen.calls.columns["end_ns"]
+    gaps = np.maximum(start[1:] - end[:-1], 0)
+    return {
+        "observed": derived(observed, "ns", rows, "first launch to the end of the last, less time not observed"),
+        "share": derived(Fraction(seen.inside, observed), "share", rows, "inside / observed"),
+        "launches": derived(count, "count", rows, "rows of the calls"),
+        "rate": derived(Fraction(count * NS_PER_S, observed), "1/s", rows, "launches / observed"),
+        "median": derived(_median(seen.calls.duration), "ns", rows, "median duration of a launch"),
+        "gap": derived(_median(gaps), "ns", rows, "median time from the end of a launch to the next"),
+        "small": derived(small, "count", rows, "launches with grid × block below threshold"),
+        "threshold": Quantity(int(context.policy.value(SMALL, DECLARATION.id)), "count", "assumed"),
+    }
+
+
+def _median(values: npt.NDArray[np.int64]) -> int:
+    return int(np.sort(values)[(len(values) + 1) // 2 - 1])
