@@ -20,6 +20,7 @@ from gpuaudit.bundle.errors import HostUnfit
 from gpuaudit.capture import libbpf, processes
 from gpuaudit.capture.attach import MECHANISMS, TRACEPOINTS, Mechanism, Place, Programs, cookie
 from gpuaudit.capture.discovery import Scanner
+from gpuaudit.capture.engine_check import ask_engines
 from gpuaudit.capture.nvml_check import try_everything
 from gpuaudit.capture.nvml_source import NvmlSource
 from gpuaudit.capture.privileges import FOREIGN_PIDS, FOREIGN_PIDS_HINT, in_initial_pid_namespace, missing_for_bpf
@@ -48,7 +49,7 @@ class CheckResult:
 
 def check_host() -> list[CheckResult]:
     """Try everything a capture does. Never raises; what depends on something that failed is left out."""
-    results = [*_nvml(), _privileges(), _btf(), _libbpf()]
+    results = [*_nvml(), *_engines(), _privileges(), _btf(), _libbpf()]
     return results + _bpf() if results[-1].ok else results
 
 
@@ -61,6 +62,17 @@ def _nvml() -> list[CheckResult]:
     lacking = "what NVML refuses will be missing, with the reason, in the evidence"
     lines = [CheckResult(line.name, line.ok, line.detail, lacking) for line in try_everything(source.gpus)]
     return [CheckResult("NVML", True, f"{len(source.gpus)} GPUs"), *lines]
+
+
+def _engines() -> Iterator[CheckResult]:
+    """Every inference engine that runs now, really asked for its metrics."""
+    found = False
+    for answer in ask_engines():
+        found = True
+        hint = "" if answer.ok else "its own numbers will not be in the evidence; name where it listens with --engine"
+        yield CheckResult(f"engine in {answer.where}", answer.ok, answer.detail, hint)
+    if not found:
+        yield CheckResult("engines", True, "no inference engine is found now; they are scraped when one listens")
 
 
 def _bpf() -> list[CheckResult]:

@@ -183,6 +183,10 @@ class DialClient:
                 last = e.strerror or str(e)
         raise ExchangeFailed("failed", f"cannot connect: {last}")
 
+    def close(self) -> None:
+        """Ask no more."""
+        self._sock.close()
+
     def open_file(self, engine: int, name: str) -> int:
         """A descriptor of a file of the engine's model folder; OSError where there is none."""
         return self._ask(engine, -1, name.encode("ascii"), REPLY_DEADLINE_S)
