@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from gpuaudit.bundle import canonical, sealfile
-from tests.bundles import MemorySigner, make_bundle
+from gpuaudit.bundle.tables import TABLES
+from tests.bundles import MemorySigner, gap_rows, open_writer
 from tests.commands import audit, check_refused, environment
 from tests.recorded_engines import DATA
 
@@ -68,6 +69,9 @@ def test_a_bundle_that_was_changed_is_refused(
 def test_a_bundle_without_an_engine_is_refused_with_what_to_do(
     sides: tuple[Path, Path], env: Mapping[str, str], tmp_path: Path
 ) -> None:  # fmt: skip
-    make_bundle(tmp_path / "plain.db", MemorySigner())
+    writer = open_writer(tmp_path / "plain.db", MemorySigner())
+    writer.append_segment(TABLES["gaps"], gap_rows(3), seen=3, written=3, lost=0)
+    writer.seal({"gaps": {"seen": "3", "written": "3", "lost": "0"}})
+    writer.close()
     check_refused(audit("diff", sides[0], tmp_path / "plain.db", env=env), 3, "plain.db", "has no metrics", "--engine")
     check_refused(audit("diff", sides[0], tmp_path / "none.db", env=env), 3, "none.db")
