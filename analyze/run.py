@@ -156,5 +156,11 @@ def _bundle(store: Store, v: Verification) -> dict[str, Json]:
         "origin": v.origin, "root": v.root_b64, "size": v.size, "status": v.status, "file_sha256": v.file_sha256,
         "identity_sha256": v.identity_sha256, "synthetic": store.open_body.get("synthetic") is not False,
         "imported": store.open_body.get("imported") is not None,
-        "notices": list(v.notices),
+        "notices": [*v.notices, *_remote(store)],
     }  # fmt: skip
+
+
+def _remote(store: Store) -> list[str]:
+    """What page 1 says of engines that were asked over the network, which nothing else of a capture is."""
+    urls = [str(u) for (u,) in store.sql("SELECT DISTINCT url FROM engines WHERE remote = 1 ORDER BY url")]
+    return [f"Engines on other hosts were asked over the network, by --allow-remote: {', '.join(urls)}"] if urls else []

@@ -16,6 +16,7 @@ from gpuaudit.cli.summary import summary_lines
 from tests import documents, engine_documents
 from tests.documents import q
 from tests.engine_documents import engine_document
+from tests.scenes import T0, Scene
 
 
 def declared() -> tuple[Plugin, ...]:
@@ -93,3 +94,17 @@ def test_a_section_and_an_operation_of_one_name_are_told_apart() -> None:
     made.operations[0]["count"] = q(1, "count", evidence=("E9",)).to_json()
     made.evidence.append(Evidence("E9", "cuda_calls", (1,), 1, "SELECT 1"))
     assert "E9" not in [e.id for e in evidence_of(made, "engines")]
+
+
+def test_engines_on_other_hosts_stand_on_page_one() -> None:
+    """Nothing else of a capture comes over a network: a reader must not have to find it in a table."""
+    scene = Scene().clock()
+    place = {"start_ns": T0, "duration_ns": 0, "op": "vllm", "pid": None, "found_by": "--engine", "state": "scraped",
+             "reason": None}  # fmt: skip
+    scene.add("engines", engine=0, url="http://127.0.0.1:8000/metrics", remote=0, **place)
+    assert not [n for n in scene.document().bundle["notices"] if "network" in n]
+    scene.add("engines", engine=1, url="http://192.0.2.7:8000/metrics", remote=1, **place)
+    notices = [n for n in scene.document().bundle["notices"] if "network" in n]
+    assert notices == [
+        "Engines on other hosts were asked over the network, by --allow-remote: http://192.0.2.7:8000/metrics"
+    ]

@@ -49,6 +49,7 @@ def test_three_formats_in_one_bundle(tmp_path: Path) -> None:
     found = verify(out)
     assert found.status == "UNKNOWN-SIGNER"
     assert IMPORTED_NOTICE in found.notices
+    assert not [n for n in found.notices if "wall clock" in n], "the recordings' axis is no clock that was set"
     told = artefact(out, "imports")
     assert [t["sha256"] for t in told] == [
         hashlib.sha256(p.read_bytes()).hexdigest() for p in (smi, dmon, VLLM / "light.jsonl.gz")
