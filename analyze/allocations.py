@@ -26,8 +26,9 @@ FREES = "op IN ('cudaFree', 'cudaFreeAsync', 'cudaFreeAsync_ptsz')"
 ALIVE = np.iinfo(np.int64).max
 """End of an allocation that was never seen to be freed."""
 
-MAX = 1 << 62
-"""Larger addresses and sizes are not evidence."""
+MAX_ADDRESS = 1 << 62
+MAX_SIZE = 1 << 40
+"""Larger is not evidence: no GPU has a tebibyte. Sums of four million of them stay within int64."""
 
 HOST_TO_DEVICE = 1
 """cudaMemcpyHostToDevice (driver_types.h)."""
@@ -76,10 +77,10 @@ class Destinations:
 def read_destinations(store: Store, pid: int, end_ns: int) -> Destinations:
     """Every address that a process copied to from the host, by the time of the first copy."""
     a = store.arrays(
-        f"SELECT device_pointer::BIGINT AS address, count(*)::BIGINT AS n, least(sum(size_bytes), {MAX})::BIGINT AS "
+        f"SELECT device_pointer::BIGINT AS address, count(*)::BIGINT AS n, least(sum(size_bytes), {MAX_SIZE})::BIGINT AS "
         f"bytes, min(start_ns)::BIGINT AS first, max(coalesce(end_ns, {int(end_ns)}))::BIGINT AS last FROM cuda_calls "
         f"WHERE pid = {int(pid)} AND op LIKE 'cudaMemcpy%' AND direction = {HOST_TO_DEVICE} AND size_bytes > 0 "
-        f"AND device_pointer < {MAX} AND coalesce(return_code, 0) = 0 GROUP BY 1 ORDER BY first, address"
+        f"AND device_pointer < {MAX_ADDRESS} AND coalesce(return_code, 0) = 0 GROUP BY 1 ORDER BY first, address"
     )
     return Destinations(a["address"], a["n"], a["bytes"], a["first"], a["last"])
 
@@ -88,11 +89,11 @@ def read_allocations(store: Store, pid: int, copied: Destinations) -> Allocation
     """Device memory of a process; a call that failed, or whose address is not known, allocated nothing."""
     a = store.arrays(
         "SELECT address, size, begin, end_ FROM (SELECT device_pointer::BIGINT AS address, "
-        f"least(coalesce(size_bytes, 0), {MAX})::BIGINT AS size, end_ns::BIGINT AS begin, "
+        f"least(coalesce(size_bytes, 0), {MAX_SIZE})::BIGINT AS size, end_ns::BIGINT AS begin, "
         f"coalesce(lead(start_ns) OVER w, {ALIVE})::BIGINT AS end_, size_bytes IS NOT NULL AND {ALLOCATES} AS made, "
         "leaf, row FROM cuda_calls "
         f"WHERE pid = {int(pid)} AND ({ALLOCATES} OR {FREES}) AND return_code = 0 AND device_pointer > 0 "
-        f"AND device_pointer < {MAX} AND end_ns IS NOT NULL "
+        f"AND device_pointer < {MAX_ADDRESS} AND end_ns IS NOT NULL "
         "WINDOW w AS (PARTITION BY device_pointer ORDER BY start_ns, leaf, row)) WHERE made ORDER BY begin, leaf, row"
     )
     out = Allocations(

@@ -94,7 +94,7 @@ def read_residency(context: Context, pid: int) -> Residency:
         reason = f"no stretch of one-time copies from the host moved {int(LEAST_LOAD.value) >> 20} MiB"
     if load is None or reason:
         return Residency(pid, made, kind, reason=reason)
-    once = int(copied.bytes[copied.count == 1].sum())
+    once = sum(copied.bytes[copied.count == 1].tolist())
     if load.bytes * ONE_LOAD_DEN < once * ONE_LOAD_NUM:
         why = f"one-time copies are spread over the capture: {load.bytes} of {once} bytes lie in the longest stretch"
         return Residency(pid, made, kind, reason=why)
