@@ -23,5 +23,6 @@ def rows_of(context: Context, run: EngineRun, meanings: Sequence[str]) -> tuple[
     if not names:
         return (context.book.where("engine_scrapes", run.where),)
     listed = ", ".join(quoted(plain(n)) for n in dict.fromkeys(names))
-    series = f"SELECT series FROM engine_series WHERE {run.where} AND replace(metric, ':', '_') IN ({listed})"
+    plain_name = "regexp_replace(replace(metric, ':', '_'), '^ray_', '')"
+    series = f"SELECT series FROM engine_series WHERE {run.where} AND {plain_name} IN ({listed})"
     return (context.book.where("engine_samples", f"{run.where} AND series IN ({series})"),)
