@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import Literal
 
 from gpuaudit.analyze.inference import formulas, memory, seats
@@ -24,6 +25,9 @@ EXPLICIT = ("command line", "environment", "given at import")
 """Sources of ``engine_config`` in which an operator speaks."""
 
 MS_PER_S = 1000
+
+RUNS_KEPT = 16
+"""Engines whose windows are looked through once; a run is the same object for all rules of an analysis."""
 
 
 def ridge(run: EngineRun) -> Fraction | None:
@@ -48,6 +52,7 @@ def why_no_ceiling(run: EngineRun) -> str:
     return "decoding is faster than its ceiling (speculative decoding)" if speculation(run) else "not known"
 
 
+@lru_cache(maxsize=RUNS_KEPT)
 def speculation(run: EngineRun) -> formulas.Speculation | None:
     """Whether any active window was faster than the ceiling allows, which withdraws efficiencies for the run."""
     windows = [
