@@ -48,13 +48,6 @@ def ratio(a: Number | None, b: Number | None) -> Fraction | None:
     return Fraction(a) / Fraction(b)
 
 
-def rate_per_s(first: Number | None, last: Number | None, seconds: Number | None) -> Fraction | None:
-    """Growth of a counter per second; None where it fell, an end is absent, or no time passed. 0 is a rate."""
-    if first is None or last is None or seconds is None or seconds <= 0 or last < first:
-        return None
-    return Fraction(last - first) / Fraction(seconds)
-
-
 def sequence_length(prompt_tokens_mean: Number | None, max_model_len: int | None) -> int | None:
     """Tokens of a prompt that ceilings are computed for: the mean seen, else the longest that is allowed, else None."""
     if prompt_tokens_mean is not None and round(prompt_tokens_mean) > 0:

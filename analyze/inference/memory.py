@@ -11,8 +11,6 @@ from fractions import Fraction
 
 from gpuaudit.analyze.inference.formulas import GIGA, Number
 
-MIB = 1 << 20
-
 DEFAULT_UTILIZATION = Fraction(90, 100)
 """vLLM's default of gpu_memory_utilization, the share of a GPU's memory that it takes (0.9 to version 0.32)."""
 
@@ -23,13 +21,8 @@ MIN_KV_PCT = 1
 """A KV use of 1 % or less is noise: capacity is not read from it."""
 
 
-def mib_to_gb(mib: Number | None) -> Fraction | None:
-    """Decimal GB of mebibytes: 81,920 MiB are 85.899 GB."""
-    return None if mib is None else Fraction(mib) * MIB / GIGA
-
-
 def bytes_to_gb(size_bytes: Number | None) -> Fraction | None:
-    """Decimal GB of bytes."""
+    """Decimal GB of bytes, for beside weights in decimal GB: 80 GiB are 85.899 GB."""
     return None if size_bytes is None else Fraction(size_bytes) / GIGA
 
 

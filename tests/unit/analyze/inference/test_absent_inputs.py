@@ -18,7 +18,6 @@ STATE = LinearState(48, 16, 48, 128, 128, 4, 4)
 
 NEEDED: list[tuple[Callable[..., Any], dict[str, Any], set[str]]] = [
     (formulas.ratio, {"a": 1, "b": 2}, set()),
-    (formulas.rate_per_s, {"first": 1, "last": 3, "seconds": 2}, set()),
     (formulas.decode_ceiling_tps, {"bandwidth_gbs": 3350, "params": 8 * 10**9, "bits": 16, "tp": 1}, set()),
     (
         formulas.decode_ceiling_kv_tps,
@@ -48,7 +47,6 @@ NEEDED: list[tuple[Callable[..., Any], dict[str, Any], set[str]]] = [
     (formulas.joules_per_token, {"tps": 100, "power_w": 50}, set()),
     (formulas.cost_per_mtoken, {"price_per_hour": 3, "tps": 100}, set()),
     (formulas.recoverable_per_hour, {"price_per_hour": 3, "efficiency_pct": 40}, set()),
-    (memory.mib_to_gb, {"mib": 1}, set()),
     (memory.bytes_to_gb, {"size_bytes": 1}, set()),
     (memory.weight_gb, {"params": 1, "bits": 16}, set()),
     (memory.kv_headroom_gb, {"vram_gb": 80, "weights_gb": 16, "tp": 1, "utilization": Fraction(1)}, {"utilization"}),
@@ -104,9 +102,6 @@ def test_nothing_is_divided_by_zero() -> None:
     assert formulas.ridge_batch(0, 3350, 16) is None
     assert formulas.prefill_ceiling_prompts_per_s(989, 8 * 10**9, 0) is None
     assert formulas.prefill_ceiling_prompts_per_s(989, 0, 100) is None
-    assert formulas.rate_per_s(1, 2, 0) is None
-    assert formulas.rate_per_s(5, 4, 1) is None
-    assert formulas.rate_per_s(5, 5, 1) == 0
     assert formulas.tokens_per_joule(100, 0) is None
     assert formulas.tokens_per_joule(0, 100) is None
     assert formulas.cost_per_mtoken(3, 0) is None

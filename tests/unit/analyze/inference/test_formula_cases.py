@@ -153,7 +153,7 @@ def weights(case: Case, i: Numbers) -> None:
 
 def headroom(case: Case, i: Numbers) -> None:
     if case.id == "kvh-02":
-        check(case, memory.mib_to_gb(i["mib"]))
+        check(case, memory.bytes_to_gb(i["mib"] * (1 << 20)))
     else:
         got = memory.kv_headroom_gb(i["vram_gb"], i["weight_gb"], i.whole("tp"), i["gpu_memory_utilization"])
         check(case, got)
