@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 from gpuaudit.bundle.verify import verify
+from gpuaudit.capture import processes
+from gpuaudit.capture.engine_check import ask_engines
 from gpuaudit.capture.exposition import parse
 from tests.engine_server import Replay, free_port, recorded, serving
 from tests.integration.recording import start, wait_for_line
@@ -210,3 +212,49 @@ def test_a_server_elsewhere_on_this_host_is_not_asked(folder: Path) -> None:
             p.kill()
             p.wait()
     assert rows(folder / "a.db", "engines") == []
+
+
+def test_only_the_attacher_connects_and_only_to_the_engine(folder: Path) -> None:
+    """With an engine there are connections to its address and to nothing else; the recorder makes none at all."""
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed")
+    trace, replay = folder / "trace", Replay(recorded(SERIES)[:1], MODELS)
+    with serving(replay) as server:
+        prefix = ["strace", "-f", "-qq", "-o", str(trace), "-e", "trace=socket,connect,setns", "--"]
+        arguments = ["--out", str(folder / "a.db"), "--source", "engines", "--engine", server.url]
+        session = Session(arguments, environment(folder / "keys"), prefix=prefix)
+        server.wait_for(3)
+        server.wait_for(1, "/version")
+        recorder = next(p for p in _descendants(session.process.pid) if b"recorder_main" in _command(p))
+        threads = {recorder, *(int(t.name) for t in Path(f"/proc/{recorder}/task").iterdir())}
+        attacher = next(p for p in _descendants(session.process.pid) if b"recorder_main" not in _command(p))
+        os.kill(attacher, signal.SIGTERM)
+        code, said = session.result()
+    assert code == 0, said
+    lines = [line for line in trace.read_text().splitlines() if " connect(" in line or " socket(" in line]
+    internet = [line for line in lines if "AF_INET" in line]
+    connects = [line for line in internet if " connect(" in line]
+    assert connects
+    assert all(f"htons({server.port})" in line and '"127.0.0.1"' in line for line in connects), connects
+    assert not [line for line in lines if int(line.split()[0]) in threads], "the recorder opened a socket"
+
+
+def _descendants(pid: int) -> set[int]:
+    return processes.children({pid}) - {pid}
+
+
+def _command(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def test_check_asks_every_engine_it_finds(folder: Path) -> None:
+    port = free_port()
+    process = _vllm(folder, "--port", str(port))
+    try:
+        answers = list(ask_engines())
+    finally:
+        process.kill()
+        process.communicate()
+    (mine,) = (a for a in answers if str(port) in a.where)
+    assert (mine.ok, mine.where) == (True, f"process {process.pid}, http://127.0.0.1:{port}/metrics")
+    assert mine.detail.startswith("vllm, ")

@@ -106,14 +106,17 @@ class _Session:
         self._count = count
         self._random = random.Random(seed)
         self._env = {**child_environment(), "GPU_AUDIT_KEYS": str(folder / "keys")}
-        quiet = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+        told = {
+            "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_TARGET_DEVICE": "cpu",  # the copied metadata entry does not say that it is the CPU build
+        }  # fmt: skip
         self._log = folder / "server.log"
         with self._log.open("wb") as log:
             self._server = subprocess.Popen(
                 [python, python.with_name("vllm"), "serve", folder / "model", "--load-format", "dummy", "--host",
                  "127.0.0.1", "--port", str(self._port), "--max-model-len", "1024", "--max-num-seqs", str(SEATS),
                  "--enforce-eager", "--served-model-name", "tiny"],
-                env={**os.environ, **quiet}, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                env={**os.environ, **told}, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         self._capture: subprocess.Popen[str] | None = None
         self._usage: list[dict[str, int]] = []
