@@ -1,7 +1,8 @@
 """``python -m bench``: measure every figure, print a table.
 
 Run it from the root of a source tree, as root: two figures attach BPF programs, and need clang-16, libbpf-dev, gcc and
-bpftrace. A figure that cannot be had is printed as "not measured", with the reason. Takes less than a quarter of an hour.
+bpftrace. A figure that cannot be had is printed as "not measured", with the reason. Takes less than a quarter of an
+hour.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ def write_day(path: Path, seconds: int) -> tuple[FileSigner, dict[str, int]]:
     for number in range(-(-seconds * HZ // loop.polls)):
         start = START_NS + number * loop.length_ns
         left = seconds * HZ - number * loop.polls
-        _engines(writer, counts, loop, number, start, min(left, loop.polls))
+        _engines(writer, counts, loop, _Turn(number, start, min(left, loop.polls)))
     for begin in range(0, seconds, 600):
         _gpus(writer, counts, START_NS + begin * 10**9, min(600, seconds - begin) * HZ, begin)
     ends = np.array([START_NS, START_NS + seconds * 10**9], "<u8")
@@ -140,18 +140,27 @@ def _names(writer: BundleWriter, counts: Counts, loop: Loop) -> None:
             counts.append(writer, table, from_records(TABLES[table], records))
 
 
-def _engines(writer: BundleWriter, counts: Counts, loop: Loop, number: int, start_ns: int, polls: int) -> None:
+@dataclass(frozen=True)
+class _Turn:
+    """Which repeat of the loop, when it begins, and how many of its polls are wanted."""
+
+    number: int
+    start_ns: int
+    polls: int
+
+
+def _engines(writer: BundleWriter, counts: Counts, loop: Loop, turn: _Turn) -> None:
     """One loop of every engine."""
-    keep = loop.at_ns < polls * POLL_NS
-    at, series = start_ns + loop.at_ns[keep], loop.series[keep]
-    values = loop.values[keep] + number * loop.growth[series]
-    grid = np.arange(polls, dtype="<u8")
+    keep = loop.at_ns < turn.polls * POLL_NS
+    at, series = turn.start_ns + loop.at_ns[keep], loop.series[keep]
+    values = loop.values[keep] + turn.number * loop.growth[series]
+    grid = np.arange(turn.polls, dtype="<u8")
     for engine in range(ENGINES):
         counts.append(writer, "engine_samples", {
             "start_ns": ColumnData(at), "engine": ColumnData(np.full(len(at), engine, "<u4")),
             "series": ColumnData(series + np.uint32(engine * len(loop.named))), "value": ColumnData(values),
         })  # fmt: skip
-        counts.append(writer, "engine_scrapes", _scrapes(engine, start_ns + grid * POLL_NS, len(loop.named)))
+        counts.append(writer, "engine_scrapes", _scrapes(engine, turn.start_ns + grid * POLL_NS, len(loop.named)))
 
 
 def _scrapes(engine: int, at: np.ndarray, series: int) -> Rows:
