@@ -77,8 +77,9 @@ class Destinations:
 def read_destinations(store: Store, pid: int, end_ns: int) -> Destinations:
     """Every address that a process copied to from the host, by the time of the first copy."""
     a = store.arrays(
-        f"SELECT device_pointer::BIGINT AS address, count(*)::BIGINT AS n, least(sum(size_bytes), {MAX_SIZE})::BIGINT AS "
-        f"bytes, min(start_ns)::BIGINT AS first, max(coalesce(end_ns, {int(end_ns)}))::BIGINT AS last FROM cuda_calls "
+        "SELECT device_pointer::BIGINT AS address, count(*)::BIGINT AS n, "
+        f"least(sum(size_bytes), {MAX_SIZE})::BIGINT AS bytes, min(start_ns)::BIGINT AS first, "
+        f"max(coalesce(end_ns, {int(end_ns)}))::BIGINT AS last FROM cuda_calls "
         f"WHERE pid = {int(pid)} AND op LIKE 'cudaMemcpy%' AND direction = {HOST_TO_DEVICE} AND size_bytes > 0 "
         f"AND device_pointer < {MAX_ADDRESS} AND coalesce(return_code, 0) = 0 GROUP BY 1 ORDER BY first, address"
     )

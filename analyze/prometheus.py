@@ -27,8 +27,8 @@ HELP = {
     BYTES: "Memory of a GPU by category and precision at its last sample; parts add up to what NVML tells.",
 }
 
-WINDOWS = (("last_second", "1s"), ("last_minute", "1m"), ("ratio", "capture"))
-"""Column of the table of ratios, and the label of its window."""
+WINDOWS = (("windows", "last_second", "1s"), ("windows", "last_minute", "1m"), ("ratios", "ratio", "capture"))
+"""Table and column of a ratio, and the label of its window."""
 
 LAST = "last sample"
 
@@ -58,8 +58,8 @@ def exposition(document: Document) -> str:
 
 def _ratios(document: Document) -> Iterable[tuple[Labels, int | Fraction]]:
     seen: set[Labels] = set()
-    for row in _rows(document, "compute_stall", "ratios"):
-        for column, window in WINDOWS:
+    for table, column, window in WINDOWS:
+        for row in _rows(document, "compute_stall", table):
             cell = row.get(column)
             if not isinstance(cell, Quantity) or cell.value is None:
                 continue

@@ -27,12 +27,15 @@ MAX_ROWS = 512
 MAX_BANDS = 32
 MAX_BINS = 300
 
-COLUMNS = (
-    ("gpu", "GPU"), ("pid", "process"), ("shard", "shard"), ("source", "busy time from"),
-    ("busy", "busy"), ("stalled", "stalled in copies"), ("observed", "observed"),
-    ("ratio", "ratio"), ("lowest", "lowest"), ("highest", "highest"),
-    ("last_second", "last 1 s"), ("last_minute", "last 1 min"), ("worst_minute", "worst 1 min"),
-    ("below", "seconds below 0.7"), ("above", "seconds above 0.9"), ("verdict", "reading"),
+SUBJECT = (("gpu", "GPU"), ("pid", "process"), ("shard", "shard"))
+RATIOS = (
+    *SUBJECT, ("ratio", "ratio"), ("lowest", "lowest"), ("highest", "highest"), ("source", "busy time from"),
+    ("verdict", "reading"),
+)  # fmt: skip
+TIMES = (*SUBJECT, ("busy", "busy"), ("stalled", "stalled in copies"), ("observed", "observed"))
+WINDOWS = (
+    *SUBJECT, ("last_second", "last 1 s"), ("last_minute", "last 1 min"), ("worst_minute", "worst 1 min"),
+    ("below", "seconds below 0.7"), ("above", "seconds above 0.9"),
 )  # fmt: skip
 
 DEFINITIONS = (
@@ -85,17 +88,28 @@ def evaluate(context: Context) -> Section:
     rows = read_rows(context)
     told = [r for r in rows if r.stall is not None and r.stall.whole.ratio is not None]
     reason = _reason(context, rows)
-    table = SectionTable(
-        "ratios", "Compute/stall ratio", COLUMNS, tuple(_cells(context, r) for r in rows[:MAX_ROWS]),
-        NOTES, max(0, len(rows) - MAX_ROWS),
-    )  # fmt: skip
+    tables = _tables(context, rows)
     if not told:
-        tables = (table,) if rows else ()
-        return Section(ID, title, question, "not evaluated", reason, tables=tables, definitions=DEFINITIONS)
+        return Section(ID, title, question, "not evaluated", reason, tables=tables[:1], definitions=DEFINITIONS)
     charts = tuple(c for c in (_bands(context, told, 1), _bands(context, told, stall.MINUTE_S)) if c is not None)
     return Section(
-        ID, title, question, "evaluated", reason, (_statement(context, told),), (table,), charts, DEFINITIONS
+        ID, title, question, "evaluated", reason, (_statement(context, told),), tables, charts, DEFINITIONS, NOTES
     )  # fmt: skip
+
+
+def _tables(context: Context, rows: list[Row]) -> tuple[SectionTable, ...]:
+    """Ratios of every subject; times and windows of those that have a ratio."""
+    if not rows:
+        return ()
+    shown, omitted = rows[:MAX_ROWS], max(0, len(rows) - MAX_ROWS)
+    with_stall = [r for r in shown if r.stall is not None]
+    return (
+        SectionTable(
+            "ratios", "Ratio over the capture", RATIOS, tuple(_ratios(context, r) for r in shown), (), omitted
+        ),
+        SectionTable("windows", "Ratio of windows", WINDOWS, tuple(_windows(context, r) for r in with_stall)),
+        SectionTable("times", "What the ratios are made of", TIMES, tuple(_times(context, r) for r in with_stall)),
+    )
 
 
 def read_rows(context: Context) -> list[Row]:
@@ -188,17 +202,45 @@ def _ratio_cell(context: Context, row: Row, value: Fraction | None, formula: str
     return Quantity(value, "ratio", "derived", _evidence(context, row), formula, reason)
 
 
-def _cells(context: Context, row: Row) -> tuple[Quantity | str | None, ...]:
-    head = (f"{row.gpu.index} ({row.gpu.uuid})", "" if row.pid is None else str(row.pid), row.shard, row.busy.source)
+Cells = tuple[Quantity | str | None, ...]
+
+
+def _subject(row: Row) -> tuple[str, str, str]:
+    return f"{row.gpu.index} ({row.gpu.uuid})", "" if row.pid is None else str(row.pid), row.shard
+
+
+def _ratios(context: Context, row: Row) -> Cells:
     if row.stall is None:
         samples = (context.book.where("nvml_samples", row.gpu.where),)
         nothing = Quantity(None, "ratio", "derived", samples, "busy / (busy + stalled)", row.reason)
-        return (*head, None, None, None, nothing, *[None] * (len(COLUMNS) - len(head) - 4))
-    evidence, whole = _evidence(context, row), row.stall.whole
-    seconds, minutes = row.stall.seconds, row.stall.minutes
+        return (*_subject(row), nothing, None, None, None, None)
+    whole = row.stall.whole
+    return (
+        *_subject(row),
+        _ratio_cell(context, row, whole.ratio, "busy / (busy + stalled)"),
+        _ratio_cell(context, row, whole.lowest, "the same, waits for both copies and kernels counted as blocked"),
+        _ratio_cell(context, row, whole.highest, "the same, with copies beside kernels wherever they could be"),
+        row.busy.source, whole.verdict or None,
+    )  # fmt: skip
+
+
+def _times(context: Context, row: Row) -> Cells:
+    whole, evidence = _whole(row), _evidence(context, row)
 
     def time(value: int | Fraction, formula: str) -> Quantity:
         return Quantity(value, "ns", "derived", evidence, formula)
+
+    return (
+        *_subject(row),
+        time(whole.busy_ns, "sum over seconds of share × time of the source of busy time"),
+        time(whole.stalled_ns, "sum over seconds of min(blocked, observed − busy)"),
+        time(whole.observed_ns, "time that is told of and in which calls were recorded"),
+    )
+
+
+def _windows(context: Context, row: Row) -> Cells:
+    assert row.stall is not None  # noqa: S101 - rows with a ratio only
+    seconds, minutes, evidence = row.stall.seconds, row.stall.minutes, _evidence(context, row)
 
     def share(count: int) -> Quantity:
         total = len(seconds.known)
@@ -207,19 +249,12 @@ def _cells(context: Context, row: Row) -> tuple[Quantity | str | None, ...]:
         return Quantity(value, "share", "derived", evidence, "windows of 1 s / windows of 1 s with a ratio", why)
 
     return (
-        *head,
-        time(whole.busy_ns, "sum over seconds of share × time of the source of busy time"),
-        time(whole.stalled_ns, "sum over seconds of min(blocked, observed − busy)"),
-        time(whole.observed_ns, "time that is told of and in which calls were recorded"),
-        _ratio_cell(context, row, whole.ratio, "busy / (busy + stalled)"),
-        _ratio_cell(context, row, whole.lowest, "the same, waits for both copies and kernels counted as blocked"),
-        _ratio_cell(context, row, whole.highest, "the same, with copies beside kernels wherever they could be"),
+        *_subject(row),
         _ratio_cell(context, row, _last(seconds), "the last window of 1 s", "no window of 1 s has a ratio"),
         _ratio_cell(context, row, _last(minutes), "the last window of 1 min", "no window of 1 min has a ratio"),
         _ratio_cell(context, row, _least(minutes), "the lowest of all windows of 1 min", "no window of 1 min has one"),
         share(int((seconds.known < int(stall.MEMORY_WALL * busy.SCALE)).sum())),
         share(int((seconds.known > int(stall.COMPUTE_BOUND * busy.SCALE)).sum())),
-        whole.verdict or None,
     )
 
 

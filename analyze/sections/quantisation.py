@@ -20,8 +20,11 @@ ID = "quantisation"
 WEIGHTS = (
     ("engine", "engine"), ("current", "weights now"), ("method", "weights in"), ("bits", "bits per weight"),
     ("freed", "memory freed per GPU"), ("tokens", "more tokens of KV cache"), ("decode", "decode bound, new / old"),
-    ("prefill", "prefill bound, new / old"), ("hardware", "hardware"), ("needs", "needs"), ("quality", "quality"),
-    ("falsified", "falsified if"),
+    ("prefill", "prefill bound, new / old"),
+)  # fmt: skip
+CONDITIONS = (
+    ("engine", "engine"), ("method", "weights in"), ("hardware", "hardware"), ("needs", "needs"),
+    ("quality", "quality"), ("falsified", "falsified if"),
 )  # fmt: skip
 KV = (
     ("engine", "engine"), ("option", "option"), ("freed", "memory freed per GPU"),
@@ -45,10 +48,13 @@ def evaluate(context: Context) -> Section:
     title = "Quantisation"
     question = "What would other types of weights and KV cache free and allow, and on which conditions?"
     runs = context.engine_runs
-    weights = tuple(_weights(context, run, a) for run in runs for a in advise(run))
+    advice = [(run, a) for run in runs for a in advise(run)]
+    weights = tuple(_weights(context, run, a) for run, a in advice)
+    conditions = tuple((str(a.engine), a.label, a.hardware, a.needs, a.quality, a.falsified_by) for _, a in advice)
     caches = tuple(_cache(context, run, o) for run in runs for o in kv_options(run))
     tables = tuple(
         t for t in (SectionTable("weights", "Types of weights", WEIGHTS, weights),
+                    SectionTable("conditions", "What they need, and what would refute them", CONDITIONS, conditions),
                     SectionTable("kv_cache", "KV cache", KV, caches)) if t.rows
     )  # fmt: skip
     state: Literal["evaluated", "not evaluated"] = "evaluated" if tables else "not evaluated"
@@ -81,7 +87,6 @@ def _weights(context: Context, run: EngineRun, a: Advice) -> tuple[Quantity | st
         q(a.more_kv_tokens, "token", "memory freed / KV bytes per token", "the size of the KV cache is not known"),
         q(a.decode_change, "ratio", "decode bound, new / old"),
         q(a.prefill_change, "ratio", "prefill bound, new / old"),
-        a.hardware, a.needs, a.quality, a.falsified_by,
     )  # fmt: skip
 
 

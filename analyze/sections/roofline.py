@@ -25,15 +25,14 @@ ROOFS = (
 )  # fmt: skip
 POINTS = (
     ("gpu", "GPU"), ("pid", "process"), ("shard", "shard"), ("work", "work"), ("rate", "rate"),
-    ("traffic", "memory traffic"), ("intensity", "intensity"), ("share", "of what the roofs allow"),
-    ("bound", "bound by"), ("dtype", "against"), ("numerator", "numerator"), ("denominator", "denominator"),
-    ("reason", "why not told"),
+    ("traffic", "memory traffic"), ("intensity", "rate / traffic"), ("share", "of what the roofs allow"),
+    ("bound", "bound by"),
 )  # fmt: skip
+"""Numerator and denominator of a point stand before it."""
 COPIES = (
-    ("pid", "process"), ("shard", "shard"), ("gpu", "GPU"), ("direction", "direction"), ("copies", "copies"),
-    ("bytes", "bytes"), ("blocking_bytes", "of them blocking"), ("blocking_ns", "time inside blocking copies"),
-    ("rate", "rate"), ("link", "link"), ("link_rate", "rate of the link"), ("share", "of the link"),
-    ("reason", "why not told"),
+    ("pid", "process"), ("gpu", "GPU"), ("direction", "direction"), ("bytes", "copied"),
+    ("blocking_bytes", "by blocking copies"), ("blocking_ns", "time inside them"), ("rate", "rate"),
+    ("link_rate", "rate of the link"), ("share", "of the link"),
 )  # fmt: skip
 
 DEFINITIONS = (
@@ -99,7 +98,11 @@ def _roof(context: Context, r: Roof) -> tuple[Quantity | str | None, ...]:
 
 def _point(context: Context, p: Point) -> tuple[Quantity | str | None, ...]:
     if p.rate is None or p.traffic is None or p.roof is None:
-        return (p.gpu, p.pid, p.shard, p.work, *[None] * 5, None, None, None, p.reason)
+        evidence = (context.book.where("leaves", "leaf = 0"),)
+        nothing = Quantity(
+            None, "flop/s", "estimated", evidence, "rate of the work", p.reason or "its roof is not known"
+        )
+        return (p.gpu, p.pid, p.shard, p.work, nothing, None, None, None, None)
     evidence, kind = _evidence(context, p.tables), _kind(p)
 
     def q(value: Fraction | None, unit: str, formula: str) -> Quantity:
@@ -108,8 +111,8 @@ def _point(context: Context, p: Point) -> tuple[Quantity | str | None, ...]:
     return (
         p.gpu, p.pid, p.shard, p.work, q(p.rate, "flop/s", p.numerator), q(p.traffic, "bytes/s", p.denominator),
         q(p.intensity, "flop/byte", "rate / memory traffic"),
-        q(p.of_attainable, "share", "rate / min(peak, intensity × bandwidth)"), p.bound or None,
-        f"{p.roof.gpu}, {p.roof.dtype}", p.numerator, p.denominator, p.reason or None,
+        q(p.of_attainable, "share", "rate / min(peak, intensity × bandwidth)"),
+        f"{p.bound} ({p.roof.dtype} of {p.roof.gpu})" if p.bound else None,
     )  # fmt: skip
 
 
@@ -119,21 +122,23 @@ def _kind(p: Point) -> Provenance:
 
 def _copy(context: Context, t: Transfer) -> tuple[Quantity | str | None, ...]:
     evidence = (context.book.where("cuda_calls", t.where),)
-    link = (context.book.where("nvml_samples", t.gpu.where),) if t.gpu is not None else evidence
+    link: tuple[str, ...] = (context.book.where("nvml_samples", t.gpu.where),) if t.gpu is not None else evidence
 
     def q(value: Fraction | int | None, unit: str, formula: str, why: str = "") -> Quantity:
         return Quantity(value, unit, "derived", evidence, formula, "" if value is not None else why)
 
     none = "no copy in this direction was blocking"
+    who = f"{t.pid} ({context.process_name(t.pid)})" + (f", {t.shard}" if t.shard else "")
+    theory = "lanes × transfers/s × coding / 8"
     return (
-        f"{t.pid} ({context.process_name(t.pid)})", t.shard, "" if t.gpu is None else f"{t.gpu.index} ({t.gpu.uuid})",
-        t.direction, q(t.copies, "count", "copies that succeeded"), q(t.bytes, "bytes", "sum of their sizes"),
+        who, "" if t.gpu is None else f"{t.gpu.index} ({t.gpu.uuid})", t.direction,
+        q(t.bytes, "bytes", "sum of the sizes of copies that succeeded"),
         q(t.blocking_bytes, "bytes", "sum of the sizes of blocking ones"),
-        q(t.blocking_ns, "ns", "union of the time inside them"),
-        q(t.rate, "bytes/s", "bytes of blocking copies / time inside them", none), t.link,
-        Quantity(t.link_bytes_per_s, "bytes/s", "derived", link, "lanes × transfers/s × coding / 8", t.reason),
-        Quantity(t.of_link, "share", "derived", (*evidence, *link), "rate / rate of the link",
-                 "" if t.of_link is not None else t.reason or none), t.reason or None,
+        q(t.blocking_ns, "ns", "union of the time inside blocking ones"),
+        q(t.rate, "bytes/s", "bytes of blocking copies / time inside them", none),
+        Quantity(t.link_bytes_per_s, "bytes/s", "derived", link, f"{t.link}: {theory}" if t.link else theory, t.reason),
+        Quantity(t.of_link, "share", "derived", tuple(dict.fromkeys((*evidence, *link))), "rate / rate of the link",
+                 "" if t.of_link is not None else t.reason or none),
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ MAX_PARTS = 15
 
 COLUMNS = (
     ("gpu", "GPU"), ("when", "at"), ("pid", "process"), ("category", "category"), ("precision", "precision"),
-    ("bytes", "bytes"), ("share", "of the total"), ("cut", "claimed, does not fit"), ("source", "from"),
+    ("bytes", "bytes"), ("share", "of the total"), ("cut", "claimed, does not fit"),
 )  # fmt: skip
 TOTALS = (
     ("gpu", "GPU"), ("when", "at"), ("at_ns", "after the start"), ("used", "used by NVML"),
@@ -113,7 +113,7 @@ def _row(context: Context, t: Topology, p: Part) -> tuple[Quantity | str | None,
         _gpu(t), t.when, "" if p.pid is None else f"{p.pid} ({context.process_name(p.pid)})", p.category, p.precision,
         Quantity(p.bytes, "bytes", p.provenance, evidence, p.source),
         Quantity(share, "share", p.provenance, evidence, "bytes / total", "" if t.total else "NVML told 0 bytes used"),
-        cut, p.source,
+        cut,
     )  # fmt: skip
 
 

@@ -149,7 +149,7 @@ def test_the_section_labels_everything_estimated(gpu: str) -> None:
     context = Scene().clock().context()
     context.engine_runs = [run(gpu)]
     made = section.evaluate(context)
-    assert [t.id for t in made.tables] == ["weights", "kv_cache"]
+    assert [t.id for t in made.tables] == ["weights", "conditions", "kv_cache"]
     for table in made.tables:
         for row in table.rows:
             assert len(row) == len(table.columns)

@@ -239,9 +239,13 @@ def test_the_section_has_every_point_with_numerator_and_denominator() -> None:
     assert len(chart.data["points"]) == 4
     for cells in points.rows:
         row = dict(zip(names, cells, strict=True))
-        assert row["numerator"]
-        assert row["denominator"]
-        intensity = row["intensity"]
+        rate, traffic, intensity = row["rate"], row["traffic"], row["intensity"]
+        assert isinstance(rate, Quantity)
+        assert isinstance(traffic, Quantity)
+        assert rate.value is not None
+        assert traffic.value
+        assert rate.formula
+        assert traffic.formula
         assert isinstance(intensity, Quantity)
         assert intensity.provenance == "estimated"
         assert intensity.evidence
