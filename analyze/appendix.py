@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpuaudit.analyze import quality, window
+from gpuaudit.analyze import quality, stall, window
 from gpuaudit.analyze.context import Context
 from gpuaudit.analyze.finding import Json, Quantity, Threshold
 from gpuaudit.analyze.money import Rate
@@ -32,6 +32,7 @@ DEFINITIONS = (
      "kernel time lay elsewhere within samples that say the same."),
     ("memory wall", "GPM tells DRAM at 60 % of its bandwidth or more, and no arithmetic pipe as busy; headroom is what "
      "the busiest pipe left unused."),
+    ("compute/stall ratio", stall.DEFINITION),
     ("device-side lateness", "A rank whose GPU, not host, is slow. Not evaluated: no GPU timing was recorded."),
     ("preempted, blocked", "Off-CPU while runnable; off-CPU while asleep. Sleep is not evidence of a problem."),
 )  # fmt: skip

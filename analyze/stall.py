@@ -31,6 +31,13 @@ from gpuaudit.analyze.busy import SCALE, Busy
 from gpuaudit.analyze.cumulative import Cumulative
 from gpuaudit.analyze.intervals import Intervals
 
+DEFINITION = (
+    "busy / (busy + stalled), of each second of the capture; longer times sum busy and stalled of their seconds. Busy: "
+    "share × time of GPM's SM activity, else of NVML's utilisation. Stalled: min(blocked, observed − busy), where "
+    "blocked is time in which a thread was inside a memory copy, waited for copies alone, or was between two copies. "
+    "Above 0.9: compute-bound. Below 0.7: capital trapped in the memory wall. Between: mixed."
+)
+
 SECOND_NS = 1_000_000_000
 MINUTE_S = 60
 STEP_NS = 250_000_000

@@ -39,8 +39,7 @@ WINDOWS = (
 )  # fmt: skip
 
 DEFINITIONS = (
-    ("compute/stall ratio", "busy / (busy + stalled), of each second of the capture; longer times sum busy and stalled "
-     "of their seconds. Above 0.9: compute-bound. Below 0.7: capital trapped in the memory wall. Between: mixed."),
+    ("compute/stall ratio", stall.DEFINITION),
     ("busy", "Time in which kernels ran: GPM's SM activity × time where GPM was recorded, else NVML's utilisation of "
      "the process × time, else NVML's utilisation of the GPU × time while the process had the GPU to itself."),
     ("blocked", "Time in which at least one thread of the process was inside a call that copies memory, or inside the "

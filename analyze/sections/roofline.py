@@ -98,10 +98,9 @@ def _roof(context: Context, r: Roof) -> tuple[Quantity | str | None, ...]:
 
 def _point(context: Context, p: Point) -> tuple[Quantity | str | None, ...]:
     if p.rate is None or p.traffic is None or p.roof is None:
-        evidence = (context.book.where("leaves", "leaf = 0"),)
-        nothing = Quantity(
-            None, "flop/s", "estimated", evidence, "rate of the work", p.reason or "its roof is not known"
-        )
+        why = p.reason or "its roof is not known"
+        leaf = (context.book.where("leaves", "leaf = 0"),)
+        nothing = Quantity(None, "flop/s", "estimated", leaf, "rate of the work", why)
         return (p.gpu, p.pid, p.shard, p.work, nothing, None, None, None, None)
     evidence, kind = _evidence(context, p.tables), _kind(p)
 
