@@ -341,7 +341,7 @@ class EngineRun:
     failed: int = 0
     resets: int = 0
     longest_gap_s: Fraction | None = None
-    """Longest time between the completions of two successful scrapes, or None with fewer than two."""
+    """Longest time without a completed answer, from the first poll to the last; None with one poll."""
     start_ns: int = 0
     end_ns: int = 0
     metrics: dict[str, str] = field(default_factory=dict)

@@ -154,9 +154,10 @@ def _kv_by_index(series: EngineSeries) -> dict[str, tuple[Fraction, Fraction]]:
 
 
 def _longest_gap(scrapes: Scrapes) -> Fraction | None:
-    if len(scrapes) < 2:
-        return None
-    return Fraction(int(np.diff(scrapes.done_ns).max()), SECOND_NS)
+    """Between two answers, or between an answer and the first or last poll; None with one poll."""
+    first, *_, last = sorted([*scrapes.done_ns[[0, -1]].tolist(), *scrapes.failed_ns.tolist()])
+    times = np.array([first, *scrapes.done_ns.tolist(), last], dtype=np.int64)
+    return Fraction(int(np.diff(times).max()), SECOND_NS) if first < last else None
 
 
 def _setting_gauges(series: EngineSeries) -> dict[str, str]:

@@ -32,6 +32,9 @@ SHORT_WINDOW_S, LONG_WINDOW_S = 2, 10
 
 SECOND_NS = 1_000_000_000
 
+MAX_EMPTY = 1_000_000
+"""Windows (116 days of 10 s) past which those without a scrape are not listed: a forged time must not fill memory."""
+
 
 def window_length_s(duration_s: Fraction | int) -> int:
     """How long windows of a run are to be."""
@@ -74,7 +77,8 @@ def cut(scrapes: Scrapes) -> Cut:
     begin, length = int(done[0]), int(done[-1] - done[0])
     width = window_length_s(Fraction(length, SECOND_NS)) * SECOND_NS
     count = max(1, -(-length // width))
-    start = begin + np.arange(count, dtype=np.int64) * width
+    numbers = np.arange(count, dtype=np.int64) if count <= MAX_EMPTY else _occupied(done - begin, width)
+    start = begin + numbers * width
     end_ns = np.minimum(start + width, max(int(done[-1]), begin + 1)) if length else start + width
     end = np.searchsorted(done, end_ns, side="right").astype(np.int64)
     first = np.concatenate([np.zeros(1, dtype=np.int64), end[:-1]])
@@ -85,6 +89,12 @@ def cut(scrapes: Scrapes) -> Cut:
     told = np.cumsum(scrapes.resets)
     last = np.maximum(end - 1, 0)
     return Cut(start, end_ns, first, end, base, (end > first) & (told[last] > told[base]))
+
+
+def _occupied(since_begin_ns: I64, width: int) -> I64:
+    """Numbers of the windows that have a scrape; one on a bound is in the window before it, the first in the first."""
+    found: I64 = np.unique(np.maximum(-(-since_begin_ns // width) - 1, 0))
+    return found
 
 
 def read_windows(series: EngineSeries, where: Cut, gpus: Sequence[GpuWindow] = ()) -> tuple[Window, ...]:

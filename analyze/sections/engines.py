@@ -145,8 +145,8 @@ def _served(context: Context, run: EngineRun, name: dict[str, str]) -> Statement
         )
     told = {m.key: m.quantity for m in measures(context, run)}
     return Statement(
-        "Engine {engine} ({kind}, model {model}) finished {requests} requests and generated {tokens}; in {time} of "
-        "active windows it was {rate}.",
+        "Engine {engine} ({kind}, model {model}) finished {requests} requests and generated {tokens}: {rate} over "
+        "{time} of active windows.",
         {
             **name, "model": _short(run.model or "not told"), "requests": told["completed"],
             "tokens": told["generation_tokens"],
@@ -157,7 +157,12 @@ def _served(context: Context, run: EngineRun, name: dict[str, str]) -> Statement
 
 
 def _gap(run: EngineRun, evidence: tuple[str, ...]) -> Quantity:
-    return _time(run.longest_gap_s, evidence, "max of the time between two complete answers", "one answer only")
+    return _time(
+        run.longest_gap_s,
+        evidence,
+        "max of the time between two complete answers, or from one to the last poll",
+        "one poll only",
+    )
 
 
 def _found(context: Context, runs: list[EngineRun]) -> SectionTable:

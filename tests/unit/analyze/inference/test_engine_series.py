@@ -273,3 +273,22 @@ def test_one_scrape_is_a_window_that_cannot_be_evaluated() -> None:
     assert (window.duration_s, window.evaluable, window.running) == (None, False, 1)
     assert run.totals.evaluable == 0
     assert run.totals.counters["generation_tokens"] == 7
+
+
+def test_an_engine_that_stopped_answering_shows_a_gap() -> None:
+    scene = EngineScene()
+    for second in (0, 1, 2):
+        scene.scrape(second, {"vllm:num_requests_running": 1})
+    for second in (3, 50, 90):
+        scene.fail(second, "refused")
+    assert scene.run().longest_gap_s == 88
+
+
+def test_a_forged_time_makes_no_million_windows() -> None:
+    """Two answers a century apart: the windows that have one, and nothing between."""
+    scene = EngineScene()
+    for second in (0, 1, 3_200_000_000):
+        scene.scrape(second, {"vllm:num_requests_running": 1, "vllm:generation_tokens_total": second})
+    run = scene.run()
+    assert [w.scrapes for w in run.windows] == [2, 1]
+    assert [w.generation_tokens for w in run.windows] == [1, None]
