@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from gpuaudit.analyze.finding import Chain, Declaration, Finding, Quantity
 from gpuaudit.bundle.rounding import duration, told
 
-__all__ = ["amount", "duration", "filled", "marked", "sentence"]
+__all__ = ["amount", "duration", "filled", "marked", "said", "sentence"]
 
 PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]{0,63})\}")
 """Where a value goes in a declared text; anything else in braces is text."""
@@ -33,6 +33,12 @@ def filled(template: str, values: Mapping[str, Quantity | str]) -> str:
     return PLACEHOLDER.sub(lambda m: v if isinstance(v := values[m[1]], str) else marked(v), template)
 
 
+def said(template: str, values: Mapping[str, Quantity | str]) -> str:
+    """The text of a rule with its values: what is assumed in it are the rule's own thresholds, which need no mark."""
+    shown = {k: told(v) if isinstance(v, Quantity) and v.provenance == "assumed" else v for k, v in values.items()}
+    return filled(template, shown)
+
+
 def sentence(item: Finding | Chain, declaration: Declaration) -> str:
-    """The declared sentence with its values."""
-    return filled(declaration.texts[item.text], item.values)
+    """The declared sentence with its values; estimates are marked, declared thresholds (assumed) are not."""
+    return said(declaration.texts[item.text], item.values)

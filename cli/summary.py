@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 
 from gpuaudit.analyze.finding import Chain, Document, Finding
-from gpuaudit.analyze.words import filled
+from gpuaudit.analyze.words import filled, said
 from gpuaudit.bundle.rounding import duration
 
 MOST_STATEMENTS = 20
@@ -81,7 +81,7 @@ def _outcomes(document: Document) -> Iterator[str]:
 
 def _sentence(statement: Finding | Chain, texts: Mapping[str, Mapping[str, str]]) -> str:
     rule = statement.rule if isinstance(statement, Finding) else statement.detector
-    return filled(texts[rule][statement.text], statement.values)
+    return said(texts[rule][statement.text], statement.values)
 
 
 def _length(window: Mapping[str, object]) -> str:

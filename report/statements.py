@@ -93,7 +93,7 @@ def _sentence(declaration: dict[str, Any], key: str, values: dict[str, Any]) -> 
             f"findings: {printable(declaration['id'], 80)!r} declares no text {printable(key, 80)!r}",
             hint="make the findings again with `audit analyze`",
         )
-    return fill(declaration["texts"][key], values)
+    return fill(declaration["texts"][key], values, assumed=False)
 
 
 def _finding(

@@ -98,9 +98,11 @@ def marked(q: Quantity) -> Text:
     return join(number(q), words(" "), mark(MARKS[q.provenance]))
 
 
-def value(q: Quantity | str) -> Text:
-    """A value of a finding: a quantity or a name."""
-    return marked(q) if isinstance(q, Quantity) else data(q)
+def value(q: Quantity | str, *, assumed: bool = True) -> Text:
+    """A value of a sentence: a quantity or a name; without ``assumed`` only estimates are marked."""
+    if not isinstance(q, Quantity):
+        return data(q)
+    return marked(q) if assumed or q.provenance != "assumed" else number(q)
 
 
 def of(part: Quantity, whole: Quantity, ratio: Quantity) -> Text:
@@ -131,8 +133,11 @@ def listed(texts: Iterable[Text], separator: str = ", ") -> Text:
     return out
 
 
-def fill(template: str, values: Mapping[str, Quantity | str]) -> Text:
-    """A declared sentence with its ``{name}`` placeholders filled; InputUnusable when a value is missing."""
+def fill(template: str, values: Mapping[str, Quantity | str], *, assumed: bool = True) -> Text:
+    """A declared sentence with its ``{name}`` placeholders filled; InputUnusable when a value is missing.
+
+    Without ``assumed`` what is assumed has no mark: in the text of a rule these are the rule's own thresholds.
+    """
     out: Text = ()
     at = 0
     for match in _PLACEHOLDER.finditer(template):
@@ -141,7 +146,7 @@ def fill(template: str, values: Mapping[str, Quantity | str]) -> Text:
                 f"findings: the text {printable(template, 80)!r} asks for a value {match[1]!r} that the finding lacks",
                 hint="make the findings again with `audit analyze`",
             )
-        out = join(out, _prose_between(template[at : match.start()]), value(values[match[1]]))
+        out = join(out, _prose_between(template[at : match.start()]), value(values[match[1]], assumed=assumed))
         at = match.end()
     return join(out, _prose_between(template[at:]))
 

@@ -212,7 +212,7 @@ def _roofline() -> Section:
 
 def _stall() -> Section:
     bands = {
-        **_times(), "bounds": [[7000, "capital trapped in the memory wall"], [9000, "compute-bound"]],
+        **_times(), "bounds": [[7000, "below 0.7: memory wall"], [9000, "above 0.9: compute-bound"]],
         "rows": [
             {"label": "GPU 0", "values": [min(10_000, 5_200 + v * 40) if i % 41 else None
                                           for i, v in enumerate(_wave(20, 115, 6))]},

@@ -119,11 +119,10 @@ def _legend(figure: Figure, bounds: _Bounds) -> None:
 
 
 def _entries(bounds: _Bounds) -> list[tuple[str, str]]:
-    above = bounds.above if bounds.above.startswith(">") else f"> {_number(bounds.high)} {bounds.above}"
-    below = bounds.below if bounds.below.startswith("<") else f"< {_number(bounds.low)} {bounds.below}"
+    """What the highest and the lowest bound say of what lies beyond them, as it stands."""
     if bounds.high == bounds.low:
-        return [("busy", above), ("late", below)]
-    return [("busy", above), ("throttled", "between"), ("late", below)]
+        return [("busy", bounds.above), ("late", bounds.below)]
+    return [("busy", bounds.above), ("throttled", "between"), ("late", bounds.below)]
 
 
 def _number(value: int) -> str:

@@ -12,7 +12,7 @@ NAMES = {
     "gpu_utilization_percent": "GPU utilisation", "memory_utilization_percent": "memory utilisation",
     "memory_used_bytes": "memory used", "power_mw": "power", "power_limit_mw": "power limit",
     "temperature_c": "temperature", "temperature_memory_c": "memory temperature", "clock_sm_mhz": "SM clock",
-    "clock_memory_mhz": "memory clock",
+    "clock_sm_cap_mhz": "SM clock cap", "clock_memory_mhz": "memory clock",
 }  # fmt: skip
 """Columns of nvml_samples in words; the unit stands on the axis."""
 
