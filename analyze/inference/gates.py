@@ -26,6 +26,9 @@ CRITICAL_SCORE = Threshold(
 WARNING_SCORE = Threshold(
     "warning_score", 2, "ratio", "chosen: an impact of 4 of 5 that is as likely as not, or one of 3 that is likely"
 )
+MAX_NAME = 200
+"""Characters of a model's name or URL in a finding; the bundle has all of them."""
+
 SEVERITY = (CRITICAL_SCORE, WARNING_SCORE)
 """Severity of these rules follows their score: no share of time says how much a queue or a full cache costs."""
 
@@ -192,15 +195,21 @@ class Teller:
 
 def name_of(run: EngineRun) -> str:
     """The engine as a sentence names it."""
-    model = f", {run.model}" if run.model else ""
-    return f"{run.engine} ({run.kind}{model} at {run.url})" if run.url else f"{run.engine} ({run.kind}{model})"
+    model = f", {_short(run.model)}" if run.model else ""
+    at = f" at {_short(run.url)}" if run.url else ""
+    return f"{run.engine} ({_short(run.kind)}{model}{at})"
 
 
 def subject_of(run: EngineRun) -> dict[str, str]:
     """What a finding about an engine is about."""
-    out = {"engine": str(run.engine), "engine_kind": run.kind, "engine_url": run.url}
+    out = {"engine": str(run.engine), "engine_kind": _short(run.kind), "engine_url": _short(run.url)}
     if run.pid is not None:
         out["pid"] = str(run.pid)
     if run.model:
-        out["model"] = run.model
+        out["model"] = _short(run.model)
     return out
+
+
+def _short(text: str) -> str:
+    """A name that a server chose for itself, cut to what a sentence can hold."""
+    return text if len(text) <= MAX_NAME else text[: MAX_NAME - 1] + "…"

@@ -141,7 +141,7 @@ def plateau(run: EngineRun, limit: Limit = declared) -> Seats | None:
     """
     highest, queued = 0, []
     for w in run.windows:
-        told = ~(np.isnan(w.running_polls) | np.isnan(w.waiting_polls))
+        told = np.isfinite(w.running_polls) & np.isfinite(w.waiting_polls)
         running, waiting = w.running_polls[told], w.waiting_polls[told]
         highest = max(highest, int(running.max(initial=0)))
         if w.kv_peak_share is not None and w.kv_peak_share < limit(KV_FULL):

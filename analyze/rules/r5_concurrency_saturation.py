@@ -69,7 +69,7 @@ def scrape_flag(
     running: np.ndarray, waiting: np.ndarray, cap: Number, completed_per_s: Number | None, limit: Limit = declared
 ) -> bool | None:
     """Whether any scrape of a window stands at the seats with requests waiting; None where no scrape tells both."""
-    told = ~(np.isnan(running) | np.isnan(waiting))
+    told = np.isfinite(running) & np.isfinite(waiting)
     if not told.any():
         return None
     slack = float(slack_of(cap, completed_per_s, limit))
