@@ -11,6 +11,7 @@ from gpuaudit.analyze import coverage, intervals
 from gpuaudit.analyze.context import Context, NotEvaluated, Outcome
 from gpuaudit.analyze.drafts import about_gpu, derived, worst
 from gpuaudit.analyze.finding import Declaration, Finding, Fix, Quantity, Threshold
+from gpuaudit.analyze.gpu_facts import NOT_NOTED, read_facts
 from gpuaudit.analyze.intervals import Intervals
 from gpuaudit.analyze.nvml_values import Device, devices
 from gpuaudit.analyze.xid import SOURCE, XIDS, xid
@@ -42,6 +43,9 @@ DECLARATION = Declaration(
 )
 
 
+XID_BIT = 0x8
+"""nvmlEventTypeXidCriticalError of nvml.h."""
+
 MAX_NUMBERS = 1_000
 """Pairs of GPU and number that are looked at; there are fewer than two hundred numbers."""
 
@@ -67,11 +71,18 @@ def evaluate(context: Context) -> Outcome:
     )
     if not items and blind:
         return NotEvaluated(f"events could not be seen all the time: {blind[0][0]}")
-    return coverage.outcome(context, items, {g.uuid: _listened(context, g) for g in gpus}, "health", DECLARATION.id)
+    known = {g.uuid: _listened(context, g) for g in gpus}
+    return coverage.outcome(context, items, known, "that events were listened to", DECLARATION.id)
 
 
 def _listened(context: Context, gpu: Device) -> Intervals:
-    """From the first to the last reading of the GPU's health: the recorder listens to events as long."""
+    """From the first to the last reading of the GPU's health: the recorder listens to events as long.
+
+    No time where the GPU's fact ``event_types`` says that it has no such events.
+    """
+    types = read_facts(context.store).get(gpu.uuid, {}).get("event_types", NOT_NOTED)
+    if types != NOT_NOTED and not (isinstance(types.value, int) and types.value & XID_BIT):
+        return intervals.EMPTY
     ((first, last),) = context.store.sql(
         f"SELECT min(start_ns)::BIGINT, max(coalesce(end_ns, start_ns))::BIGINT FROM nvml_health WHERE {gpu.where}"
     )
