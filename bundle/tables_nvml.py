@@ -112,6 +112,10 @@ NVML_LINKS = Table("nvml_links", "One row per NVLink every 5 s; counters since t
     _n("replay_errors", "u64", "", "replays"),
     _n("recovery_errors", "u64", "", "recoveries"),
     _UNAVAILABLE,
+    _n("receive_errors", "u64", "packets", "packets received with errors (NVLink 5 on, which lacks the four above)"),
+    _n("link_recoveries", "u64", "", "times the link went from up to recovery, whatever came of it (NVLink 5 on)"),
+    _n("effective_errors", "u64", "", "errors left after forward error correction (NVLink 5 on)"),
+    _n("symbol_errors", "u64", "", "errors in received symbols (NVLink 5 on)"),
 ))  # fmt: skip
 
 NVML_ACCOUNTING = Table("nvml_accounting", "What NVML's accounting says of a process, every 5 s where it is on.", (

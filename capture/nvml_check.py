@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -64,7 +65,8 @@ def _fields(gpus: Sequence[Gpu]) -> Line:
 
 def _events(gpus: Sequence[Gpu]) -> Line:
     reader = EventReader(gpus)
-    reader()
+    with contextlib.suppress(Unreadable):
+        reader()
     if reader.notes:
         return Line("NVML events", False, "; ".join(reason for reason, _, _ in reader.notes))
     parts = []

@@ -12,7 +12,7 @@ import pynvml  # type: ignore[import-untyped]
 
 from gpuaudit.capture.nvml_devices import Gpu
 from gpuaudit.capture.nvml_read import NOT_SUPPORTED, Row, code_of, known
-from gpuaudit.capture.nvml_worker import Notes
+from gpuaudit.capture.nvml_worker import Notes, Unreadable
 from gpuaudit.capture.source import boottime_ns
 
 WAIT_MS = 200
@@ -50,7 +50,7 @@ class EventReader:
         self.notes: Notes = deque()
 
     def __call__(self) -> dict[str, list[Row]]:
-        """Rows of ``nvml_events`` with their own times; returns after :data:`WAIT_MS` at the latest."""
+        """Rows of ``nvml_events`` with their own times, after :data:`WAIT_MS` at the latest; Unreadable for no GPU."""
         if self._now_ns() < self._wait_until_ns:
             time.sleep(WAIT_MS / 1000)
             return {}
@@ -62,6 +62,8 @@ class EventReader:
                 data = pynvml.nvmlEventSetWait_v2(self._set, 0 if rows else WAIT_MS)
                 if (row := self._row(data)) is not None:
                     rows.append(row)
+        except Unreadable:
+            raise
         except Exception as e:
             code = code_of(e)
             if code != pynvml.NVML_ERROR_TIMEOUT:
@@ -71,13 +73,17 @@ class EventReader:
     def _register(self) -> None:
         """Make an event set of every GPU that can be heard."""
         self._set = pynvml.nvmlEventSetCreate()
+        heard = 0
         for gpu in self._gpus:
             try:
                 types = int(pynvml.nvmlDeviceGetSupportedEventTypes(gpu.handle)) & WANTED
                 if types:
                     pynvml.nvmlDeviceRegisterEvents(gpu.handle, types, self._set)
+                    heard += 1
             except Exception as e:
                 self._cannot_hear(gpu, code_of(e))
+        if not heard:
+            raise Unreadable("")  # of each GPU that has events and is not heard a note tells
 
     def _cannot_hear(self, gpu: Gpu, code: int) -> None:
         if code != NOT_SUPPORTED:

@@ -15,7 +15,7 @@ from typing import Any
 import pynvml  # type: ignore[import-untyped]
 
 from gpuaudit.capture.nvml_devices import Gpu, MigDevice, list_mig
-from gpuaudit.capture.nvml_read import NOT_AVAILABLE, NOT_SUPPORTED, code_of, text
+from gpuaudit.capture.nvml_read import NOT_AVAILABLE, NOT_SUPPORTED, code_of, field_value, text
 
 Fact = dict[str, object]
 Call = Callable[[Any], object]
@@ -125,6 +125,7 @@ GPU_FACTS: Mapping[str, Call] = {
     "numa_affinity": _numa_affinity,
     "numa_node": pynvml.nvmlDeviceGetNumaNodeId,
     "event_types": pynvml.nvmlDeviceGetSupportedEventTypes,
+    "nvlinks": lambda h: field_value(h, pynvml.NVML_FI_DEV_NVLINK_LINK_COUNT),
     "gpm": lambda h: int(pynvml.nvmlGpmQueryDeviceSupport(h).isSupportedDevice),
 }
 """Fields of a GPU. ``compute_mode`` and ``event_types`` are NVML's numbers, modes are 1 for on; ``cpu_affinity`` and

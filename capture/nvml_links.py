@@ -23,11 +23,15 @@ from gpuaudit.capture.nvml_read import (
 _NO_SUCH_LINK = (NOT_SUPPORTED, int(pynvml.NVML_ERROR_INVALID_ARGUMENT))
 """What a GPU without NVLink, or with fewer links, says of a link's state."""
 
-_DATA = (
+_FIELDS = (
     ("tx_kib", pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX),
     ("rx_kib", pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX),
+    ("receive_errors", pynvml.NVML_FI_DEV_NVLINK_COUNT_RCV_ERRORS),
+    ("link_recoveries", pynvml.NVML_FI_DEV_NVLINK_COUNT_LINK_RECOVERY_EVENTS),
+    ("effective_errors", pynvml.NVML_FI_DEV_NVLINK_COUNT_EFFECTIVE_ERRORS),
+    ("symbol_errors", pynvml.NVML_FI_DEV_NVLINK_COUNT_SYMBOL_ERRORS),
 )
-"""Payload, without protocol overhead, in KiB (nvml.h); the scope of the field is the link."""
+"""Asked for together, with the link as the scope. Data is payload without protocol overhead, in KiB (nvml.h)."""
 
 _ERRORS = (
     ("crc_flit_errors", pynvml.NVML_NVLINK_ERROR_DL_CRC_FLIT),
@@ -50,7 +54,7 @@ def read_links(gpu: Gpu) -> list[Row]:
                 break
             refused.append(f"active={e.value}")
         refused += read_into(row, _readings(link), gpu.handle)
-        refused += [*_remote(row, gpu.handle, link), *_data(row, gpu.handle, link)]
+        refused += [*_remote(row, gpu.handle, link), *_fields(row, gpu.handle, link)]
         row["unavailable"] = ",".join(refused)
         rows.append(row)
     return rows
@@ -78,13 +82,13 @@ def _remote(row: Row, handle: Any, link: int) -> list[str]:
     return []
 
 
-def _data(row: Row, handle: Any, link: int) -> list[str]:
+def _fields(row: Row, handle: Any, link: int) -> list[str]:
     try:
-        values = pynvml.nvmlDeviceGetFieldValues(handle, [(field, link) for _, field in _DATA])
+        values = pynvml.nvmlDeviceGetFieldValues(handle, [(field, link) for _, field in _FIELDS])
     except Exception as e:
-        return [f"{column}={code_of(e)}" for column, _ in _DATA]
+        return [f"{column}={code_of(e)}" for column, _ in _FIELDS]
     refused = []
-    for (column, _), value in zip(_DATA, values, strict=True):
+    for (column, _), value in zip(_FIELDS, values, strict=True):
         try:
             row[column] = of_field(value)
         except Exception as e:

@@ -105,11 +105,11 @@ class RecorderProcess:
             if full:
                 self._end_full()
                 return
-            if time.monotonic() >= next_status:
-                next_status = time.monotonic() + STATUS_INTERVAL_S
-                self._send_status()
             pause = SLEEP_MIN_S if taken >= BUSY_RECORDS else min(SLEEP_MAX_S, pause * 2)
             try:
+                if time.monotonic() >= next_status:
+                    next_status = time.monotonic() + STATUS_INTERVAL_S
+                    self._send_status()
                 messages = self._channel.receive(0 if self._playing else pause)
             except ChannelBroken as e:
                 self._end_orphaned(str(e))

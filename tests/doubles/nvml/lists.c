@@ -252,30 +252,58 @@ nvmlReturn_t nvmlDeviceGetNvLinkErrorCounter(nvmlDevice_t device, unsigned int l
 
 	if (counter > NVML_NVLINK_ERROR_DL_CRC_DATA)
 		return NVML_ERROR_NOT_SUPPORTED;
+	code = link_field(device, link, LINK_VERSION, &value);
+	if (code || value >= 5)
+		return code ? code : NVML_ERROR_NOT_SUPPORTED;
 	code = link_field(device, link, of[counter], &value);
 	*out = (unsigned long long)value;
 	return code;
 }
 
+/* The field of a link that an NVML field id stands for; FIELD_COUNT for none. Newer counters: from version 5 on. */
+static enum field of_link(unsigned int id, int *newer)
+{
+	*newer = 1;
+	switch (id) {
+	case NVML_FI_DEV_NVLINK_COUNT_RCV_ERRORS: return LINK_RECEIVE;
+	case NVML_FI_DEV_NVLINK_COUNT_LINK_RECOVERY_EVENTS: return LINK_RECOVERIES;
+	case NVML_FI_DEV_NVLINK_COUNT_EFFECTIVE_ERRORS: return LINK_EFFECTIVE;
+	case NVML_FI_DEV_NVLINK_COUNT_SYMBOL_ERRORS: return LINK_SYMBOL;
+	}
+	*newer = 0;
+	switch (id) {
+	case NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX: return LINK_TX;
+	case NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX: return LINK_RX;
+	}
+	return FIELD_COUNT;
+}
+
 nvmlReturn_t nvmlDeviceGetFieldValues(nvmlDevice_t device, int count, nvmlFieldValue_t *values)
 {
 	for (nvmlFieldValue_t *v = values; v < values + count; v++) {
-		long long value = 0;
+		long long value = 0, version = 0;
+		int newer = 0;
+		enum field link = of_link(v->fieldId, &newer);
 
 		v->timestamp = (long long)script_now_us();
 		v->latencyUsec = 5;
 		v->valueType = NVML_VALUE_TYPE_UNSIGNED_LONG_LONG;
-		if (v->fieldId == NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX || v->fieldId == NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX) {
-			int sent = v->fieldId == NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX;
-
-			v->nvmlReturn = link_field(device, v->scopeId, sent ? LINK_TX : LINK_RX, &value);
+		v->nvmlReturn = NVML_ERROR_NOT_SUPPORTED;
+		if (link != FIELD_COUNT) {
+			v->nvmlReturn = link_field(device, v->scopeId, LINK_VERSION, &version);
+			if (!v->nvmlReturn && newer && version < 5)
+				v->nvmlReturn = NVML_ERROR_NOT_SUPPORTED;
+			if (!v->nvmlReturn)
+				v->nvmlReturn = link_field(device, v->scopeId, link, &value);
 			v->value.ullVal = (unsigned long long)value;
 		} else if (v->fieldId == NVML_FI_DEV_MEMORY_TEMP && !mig_of(device)) {
 			v->valueType = NVML_VALUE_TYPE_UNSIGNED_INT;
 			v->nvmlReturn = ask(device, TEMPERATURE_MEMORY, &value);
 			v->value.uiVal = (unsigned int)value;
-		} else {
-			v->nvmlReturn = NVML_ERROR_NOT_SUPPORTED;
+		} else if (v->fieldId == NVML_FI_DEV_NVLINK_LINK_COUNT) {
+			v->valueType = NVML_VALUE_TYPE_UNSIGNED_INT;
+			v->nvmlReturn = ask(device, LINKS, &value);
+			v->value.uiVal = (unsigned int)value;
 		}
 	}
 	return NVML_SUCCESS;

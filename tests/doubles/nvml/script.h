@@ -18,7 +18,7 @@
  *	AT GPU link N FIELD VALUE	FIELD of one NVLink; without such a line all links read FIELD alike
  *
  * Lines take effect in the order of the file; GPU may be * for all. FIELD is a name of FIELDS below. GPM metrics are in
- * thousandths. Everything after a # is a comment. GPU 0 of MIG devices is the physical one.
+ * thousandths. A link of version 5 on has the newer error counters, one before has the older ones. Everything after a # is a comment. GPU 0 of MIG devices is the physical one.
  */
 #ifndef DOUBLE_NVML_SCRIPT_H
 #define DOUBLE_NVML_SCRIPT_H
@@ -61,6 +61,8 @@
 	X(LINK_REMOTE, "link_remote", 2) X(LINK_TX, "link_tx", 0) X(LINK_RX, "link_rx", 0)                             \
 	X(LINK_REPLAY, "link_replay", 0) X(LINK_RECOVERY, "link_recovery", 0) X(LINK_CRC_FLIT, "link_crc_flit", 0)     \
 	X(LINK_CRC_DATA, "link_crc_data", 0)                                                                           \
+	X(LINK_RECEIVE, "link_receive_errors", 0) X(LINK_RECOVERIES, "link_recoveries", 0)                             \
+	X(LINK_EFFECTIVE, "link_effective_errors", 0) X(LINK_SYMBOL, "link_symbol_errors", 0)                          \
 	X(EVENTS, "events", 0xff9f) X(GPM, "gpm", 1)                                                                   \
 	X(GPM_GRAPHICS, "gpm_graphics", 0) X(GPM_SM, "gpm_sm", 0) X(GPM_OCCUPANCY, "gpm_occupancy", 0)                 \
 	X(GPM_INTEGER, "gpm_integer", 0) X(GPM_TENSOR, "gpm_tensor", 0) X(GPM_DFMA, "gpm_dfma", 0)                     \

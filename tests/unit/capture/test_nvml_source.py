@@ -93,17 +93,21 @@ def test_health_is_recorded_at_both_ends(every: Any) -> None:
 
 def test_each_link_that_there_is_has_its_row(every: Any) -> None:
     rows = every["rows"]["nvml_links"]
-    assert not of(rows, 0)
     up, down = of(rows, link=0)[0], of(rows, link=1)[0]
     assert values(up) == {
         "link": 0, "active": 1, "version": 4, "remote_type": 2, "remote_pci": "00000000:40:00.0", "tx_kib": 1000,
         "rx_kib": 2000, "crc_flit_errors": 0, "crc_data_errors": 0, "replay_errors": 0, "recovery_errors": 0,
-        "unavailable": "",
+        "unavailable": "receive_errors=3,link_recoveries=3,effective_errors=3,symbol_errors=3",
     }  # fmt: skip
     errors = ("crc_flit_errors", "crc_data_errors", "replay_errors", "recovery_errors")
     assert (down["active"], [down[c] for c in errors]) == (0, [11, 12, 13, 14])
-    assert set(up) == columns(NVML_LINKS)
     assert {r["link"] for r in of(rows)} == {0, 1}
+    newer = of(rows, 0)[0]
+    counters = ("receive_errors", "link_recoveries", "effective_errors", "symbol_errors")
+    assert [newer[c] for c in counters] == [21, 22, 23, 24]
+    older = {"crc_flit_errors=3", "crc_data_errors=3", "replay_errors=3", "recovery_errors=3"}
+    assert set(newer["unavailable"].split(",")) == older
+    assert set(up) | set(newer) == columns(NVML_LINKS)
 
 
 def test_accounting_tells_of_processes_of_this_capture_only(every: Any) -> None:
@@ -143,7 +147,7 @@ def test_facts_that_do_not_change(every: Any) -> None:
         "compute_mode": {"value": 3}, "cpu_affinity": {"value": "0-3,12-15"}, "numa_affinity": {"value": "1"},
         "numa_node": {"value": 0}, "power_limit_min_mw": {"value": 210000}, "power_limit_max_mw": {"value": 720000},
         "clock_sm_boost_max_mhz": {"value": 1950}, "memory_total_bytes": {"value": 80 << 30}, "gpm": {"value": 1},
-        "event_types": {"value": 0xFF9F},
+        "event_types": {"value": 0xFF9F}, "nvlinks": {"value": 2},
     } == one["facts"]  # fmt: skip
     assert one["others"] == {
         GPU_0: {
