@@ -49,7 +49,7 @@ def strips(series: EngineSeries, slots: int | None) -> dict[str, Json]:
     found = [
         _gauge("running", "requests running", "count", together(series.gauge("running"), n), bins, ceiling=slots),
         _gauge("waiting", "requests waiting", "count", together(series.gauge("waiting"), n), bins),
-        *(_gauge("kv_use", _of("KV cache in use", i), "share", v, bins, ceiling=1) for i, v in sorted(kv.items())[:4]),
+        *(_gauge("kv_use", _of("KV cache in use", i if len(kv) > 1 else ""), "share", v, bins, ceiling=1) for i, v in sorted(kv.items())[:4]),
         _rate(series, "generation_tokens", "generated tokens", "token/s", bins),
         _rate(series, "prompt_tokens", "prompt tokens", "token/s", bins),
         _rate(series, "preemptions", "preemptions", "1/s", bins),

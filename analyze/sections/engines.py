@@ -18,8 +18,8 @@ ORDER = 10
 MAX_ENGINES = 16
 """Engines with tables of their own; the largest servers have 16 GPUs."""
 
-MAX_SETTINGS = 64
-"""Settings listed of one engine: vLLM's command line and labels together have about as many."""
+MAX_SETTINGS = 32
+"""Settings listed of one engine, half a page: those that conclusions depend on, then others by name."""
 
 MAX_TEXT = 256
 """Characters of a name or value that an engine told."""
