@@ -151,6 +151,11 @@ struct line *mig_of(nvmlDevice_t device)
 	return at ? &lines[at - 1] : NULL;
 }
 
+int number_of(const struct line *l)
+{
+	return (int)(l - lines);
+}
+
 nvmlDevice_t mig_handle(nvmlDevice_t device, const struct line *mig)
 {
 	return (nvmlDevice_t)((unsigned long)device | (unsigned long)(mig - lines + 1) << 16);

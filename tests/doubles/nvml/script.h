@@ -99,6 +99,7 @@ unsigned long long script_now_us(void);
 
 int index_of(nvmlDevice_t device);
 struct line *mig_of(nvmlDevice_t device);
+int number_of(const struct line *l);
 nvmlDevice_t mig_handle(nvmlDevice_t device, const struct line *mig);
 
 /* The first line from `l` on about this GPU that has taken effect by `now`; NULL at the end. Begin with NULL. */

@@ -43,15 +43,16 @@ nvmlReturn_t nvmlDeviceRegisterEvents(nvmlDevice_t device, unsigned long long ty
 /* The next untold event of a GPU; events from before it was registered are told to nobody. */
 static nvmlReturn_t next_event(nvmlEventSet_t set, nvmlDevice_t device, nvmlEventData_t *data)
 {
-	int gpu = index_of(device), at = 0;
+	int gpu = index_of(device);
 	long now = script_now_ms();
 	long long ignored = 0;
 	nvmlReturn_t code = ask(device, EVENTS, &ignored);
 
 	if (code)
 		return code;
-	for (struct line *l = NULL; (l = next_line(l, device, now)); at++) {
+	for (struct line *l = NULL; (l = next_line(l, device, now));) {
 		unsigned long long type = l->milliseconds;
+		int at = number_of(l);
 
 		if (l->action != EVENT || set->told[gpu][at] || !(type & set->types[gpu]) || l->at_ms < set->since_ms[gpu])
 			continue;
