@@ -28,6 +28,11 @@ I64 = npt.NDArray[np.int64]
 MAX_LABEL_CHARS = 65_536
 """Labels of one series that are read; the longest known (``vllm:cache_config_info``) has about 2,000."""
 
+LARGEST = 2.0**63
+SMALLEST = 1e-15
+"""No count, size, share or time of a server lies beyond: a value that does is taken as not finite, or as 0. It also
+keeps exact ratios of such values within the digits that a findings document holds (``analyze/shape.py``)."""
+
 
 @dataclass(frozen=True)
 class Series:
@@ -204,10 +209,18 @@ class EngineSeries:
     def _rows(self, numbers: list[int]) -> dict[str, npt.NDArray[Any]]:
         """Rows of some series, in the order of the bundle."""
         listed = ", ".join(str(n) for n in numbers)
-        return self.store.arrays(
+        rows = self.store.arrays(
             "SELECT series::INTEGER AS series, start_ns::BIGINT AS start_ns, coalesce(value, 'NaN'::DOUBLE) AS value "
             f"FROM engine_samples WHERE engine = {self.engine} AND series IN ({listed})"
         )
+        return {**rows, "value": _plausible(rows["value"])}
+
+
+def _plausible(values: F64) -> F64:
+    """Values as exported; one past :data:`LARGEST` counts as infinite, one below :data:`SMALLEST` as 0."""
+    size = np.abs(values)
+    out: F64 = np.where(size > LARGEST, np.inf, np.where(size < SMALLEST, 0.0, values))
+    return out
 
 
 def read_series(store: Store, engine: int, kind: str) -> EngineSeries:
