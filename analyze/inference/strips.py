@@ -29,6 +29,9 @@ MAX_MARKS = 20
 HOLE_NS = SECOND_NS
 """A time without an answer that is marked: four polls in a row."""
 
+MAX_INDEXES = 4
+"""Engine indexes whose KV cache has a strip of its own; the table has all."""
+
 SCALE = 1000
 """Values are whole thousandths of their unit."""
 
@@ -49,7 +52,10 @@ def strips(series: EngineSeries, slots: int | None) -> dict[str, Json]:
     found = [
         _gauge("running", "requests running", "count", together(series.gauge("running"), n), bins, ceiling=slots),
         _gauge("waiting", "requests waiting", "count", together(series.gauge("waiting"), n), bins),
-        *(_gauge("kv_use", _of("KV cache in use", i if len(kv) > 1 else ""), "share", v, bins, ceiling=1) for i, v in sorted(kv.items())[:4]),
+        *(
+            _gauge("kv_use", _of("KV cache in use", i if len(kv) > 1 else ""), "share", v, bins, ceiling=1)
+            for i, v in sorted(kv.items())[:MAX_INDEXES]
+        ),
         _rate(series, "generation_tokens", "generated tokens", "token/s", bins),
         _rate(series, "prompt_tokens", "prompt tokens", "token/s", bins),
         _rate(series, "preemptions", "preemptions", "1/s", bins),
