@@ -81,6 +81,15 @@ class Context:
         return gpu_time.read_gpus(self.store, self.window.asleep)
 
     @cached_property
+    def gpus_by_pid(self) -> dict[int, list[GpuTime]]:
+        """GPUs on which NVML listed each process at any time."""
+        out: dict[int, list[GpuTime]] = {}
+        for gpu in self.gpus:
+            for pid in sorted(frozenset().union(*set(gpu.holders))):
+                out.setdefault(pid, []).append(gpu)
+        return out
+
+    @cached_property
     def collectives(self) -> list[Collectives]:
         """Every communicator with an identity."""
         cohort = collectives.Cohort(

@@ -16,6 +16,7 @@ from decimal import ROUND_HALF_EVEN, Context, Decimal
 from fractions import Fraction
 
 from gpuaudit.analyze.finding import Document, Quantity, SectionTable
+from gpuaudit.analyze.vram import LABELS, LAST
 from gpuaudit.bundle.errors import InputUnusable
 
 RATIO = "arca_gpu_compute_efficiency_ratio"
@@ -30,9 +31,8 @@ HELP = {
 WINDOWS = (("windows", "last_second", "1s"), ("windows", "last_minute", "1m"), ("ratios", "ratio", "capture"))
 """Table and column of a ratio, and the label of its window."""
 
-LAST = "last sample"
-
 _DIGITS = Context(prec=17, rounding=ROUND_HALF_EVEN)
+_KEYS = {label: key for key, label in LABELS.items()}
 _GPU = re.compile(r"[0-9]{1,10} \((.{1,256})\)\Z", re.DOTALL)
 
 Labels = tuple[tuple[str, str], ...]
@@ -79,7 +79,8 @@ def _memory(document: Document) -> dict[Labels, int | Fraction]:
         if row.get("when") != LAST or not isinstance(cell, Quantity) or cell.value is None:
             continue
         labels = (
-            ("gpu", _uuid(row)), ("category", _text(row, "category")), ("precision", _text(row, "precision"))
+            ("gpu", _uuid(row)), ("category", _KEYS.get(_text(row, "category"), _text(row, "category"))),
+            ("precision", _text(row, "precision")),
         )  # fmt: skip
         out[labels] = out.get(labels, 0) + cell.value
     return out

@@ -133,7 +133,7 @@ def gpm_points(context: Context, rows: dict[str, GpuRow]) -> list[Point]:
             out.append(Point(label, "", "", "tensor pipes", reason="the GPU is not in the catalogue"))
             continue
         out.append(_gpm_point(context, gpu, row, None))
-        out += [_gpm_point(context, gpu, row, pid) for pid in shards.holders(gpu)]
+        out += [_gpm_point(context, gpu, row, pid) for pid in shards.holders(context, gpu)]
     return out
 
 

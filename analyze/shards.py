@@ -46,14 +46,14 @@ def shard_of(context: Context, pid: int) -> Shard | None:
     return Shard(pid, comm_id, rank, nranks)
 
 
-def holders(gpu: GpuTime) -> list[int]:
+def holders(context: Context, gpu: GpuTime) -> list[int]:
     """Processes that NVML listed on a GPU at any time."""
-    return sorted({pid for who in gpu.holders for pid in who})
+    return [pid for pid, gpus in sorted(context.gpus_by_pid.items()) if any(g is gpu for g in gpus)]
 
 
 def gpus_of(context: Context, pid: int) -> list[GpuTime]:
     """GPUs on which NVML listed a process at any time."""
-    return [g for g in context.gpus if any(pid in who for who in g.holders)]
+    return context.gpus_by_pid.get(pid, [])
 
 
 def calls_seen(context: Context, pid: int) -> tuple[Intervals, str]:

@@ -129,7 +129,7 @@ def fitted(used: int, reserved: int | None, holdings: Iterable[Holding], sample:
 
 
 def read_topologies(context: Context) -> list[Topology]:
-    """Every GPU at its last sample that tells its memory, and at the sample with most used where that is another."""
+    """Every GPU at its last sample that tells its memory, and at the sample with most used where that had more."""
     out = []
     claims = _Claims(context)
     for gpu in context.gpus:
@@ -143,7 +143,7 @@ def read_topologies(context: Context) -> list[Topology]:
             continue
         peak = max(rows, key=lambda r: (r[2], -r[0]))
         out.append(claims.topology(gpu, rows[-1], LAST))
-        if peak[0] != rows[-1][0]:
+        if peak[2] > rows[-1][2]:
             out.append(claims.topology(gpu, peak, PEAK))
     return out
 

@@ -119,7 +119,7 @@ def read_rows(context: Context) -> list[Row]:
     for gpu in context.gpus:
         seen: dict[int, tuple[Intervals, str]] = {}
         calls: dict[int, Blocked] = {}
-        for pid in shards.holders(gpu):
+        for pid in shards.holders(context, gpu):
             seen[pid] = shards.calls_seen(context, pid)
             calls[pid] = blocked.read_blocked(context.store, pid, context.window.end_ns)
         out.append(_gpu_row(context, gpu, seen, calls))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from gpuaudit.analyze import residency, shards
+from gpuaudit.analyze import residency
 from gpuaudit.analyze.allocations import ALLOCATES
 from gpuaudit.analyze.context import Context
 from gpuaudit.analyze.finding import Quantity, Section, SectionTable, Statement
@@ -77,7 +77,7 @@ def evaluate(context: Context) -> Section:
 def _processes(context: Context) -> list[int]:
     """Processes on any GPU, and those that allocated device memory."""
     rows = context.store.sql(f"SELECT DISTINCT pid FROM cuda_calls WHERE {ALLOCATES} ORDER BY 1")
-    listed = {pid for g in context.gpus for pid in shards.holders(g)}
+    listed = set(context.gpus_by_pid)
     own = {int(p) for (p,) in context.store.sql("SELECT pid FROM processes WHERE role IN ('recorder', 'attacher')")}
     return sorted(({int(p) for (p,) in rows} | listed) - own)
 

@@ -1,6 +1,7 @@
 """Section: what the memory of each GPU holds, adding up to NVML's number to the byte, and what could be given back.
 
-Bytes, at the last sample of each GPU that tells its memory and at the one with most used. Definition: ``vram.py``.
+Bytes, at the last sample of each GPU that tells its memory, and at the one with most used if that had more. Definition:
+``vram.py``.
 """
 
 from __future__ import annotations
@@ -110,8 +111,8 @@ def _row(context: Context, t: Topology, p: Part) -> tuple[Quantity | str | None,
     share = Fraction(p.bytes, t.total) if t.total else None
     cut = Quantity(p.cut, "bytes", p.provenance, evidence, "claimed − fitted") if p.cut else None
     return (
-        _gpu(t), t.when, "" if p.pid is None else f"{p.pid} ({context.process_name(p.pid)})", p.category, p.precision,
-        Quantity(p.bytes, "bytes", p.provenance, evidence, p.source),
+        _gpu(t), t.when, "" if p.pid is None else f"{p.pid} ({context.process_name(p.pid)})", LABELS[p.category],
+        p.precision, Quantity(p.bytes, "bytes", p.provenance, evidence, f"{LABELS[p.category]}: {p.source}"),
         Quantity(share, "share", p.provenance, evidence, "bytes / total", "" if t.total else "NVML told 0 bytes used"),
         cut,
     )  # fmt: skip

@@ -214,7 +214,7 @@ def test_the_section_adds_up_and_shows_what_is_not_known() -> None:
     assert sum(int(p[2]) for p in bar["parts"]) == int(bar["total"]) == 30 * GIB + 700 * MIB
     parts = next(t for t in made.tables if t.id == "topology")
     categories = [r[3] for r in parts.rows]
-    assert {"unattributed", "driver_reserved"} <= set(categories)
+    assert {"unattributed", "driver reserved"} <= set(categories)
     assert [s.text for s in made.statements] == ["{total} could be given back, judged by this capture."]
 
 

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from gpuaudit.analyze.finding import Quantity, Section, SectionTable
 from gpuaudit.analyze.sections import compute_stall
-from tests.scenes import MS, T0, S, Scene
+from tests.scenes import MS, T0, S, Scene, collectives
 
 
 def half_blocked(seconds: int = 70) -> Scene:
@@ -106,3 +106,18 @@ def test_a_short_capture_has_no_minute() -> None:
     cells = row(compute_stall.evaluate(half_blocked(20).context()), 0)
     assert value(cells["last_minute"]) is None
     assert value(cells["last_second"]) is not None
+
+
+def test_a_shard_is_named_and_gpm_is_preferred() -> None:
+    scene = collectives("asynchronous", ranks=2, steps=4)
+    scene.samples(T0, T0 + 10 * S, 0, [101], gpu_utilization_percent=50)
+    scene.cuda(101, "cudaMemcpy", T0 + 100 * MS, 100 * MS)
+    for i in range(10):
+        scene.add(
+            "gpm_samples", start_ns=T0 + i * S, duration_ns=S, gpu_index=0, gpu_uuid="GPU-0", unavailable="",
+            sm_activity_percent=30.0,
+        )  # fmt: skip
+    cells = row(compute_stall.evaluate(scene.context()), 1)
+    assert cells["shard"] == "rank 1 of 2 (5eed000000000001)"
+    assert cells["source"] == "GPM SM activity"
+    assert value(cells["busy"]) == Fraction(3, 10) * 9_900 * MS, "calls were seen from the first one on"
