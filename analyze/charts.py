@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,10 @@ NVML_SERIES = (
 )  # fmt: skip
 
 
+ENERGY_SERIES = ("power_from_energy_mw", "mW")
+"""Where a GPU tells its energy and not its power: the mean between two samples, at the first of them."""
+
+
 def charts(context: Context, chains: list[Chain]) -> dict[str, Json]:
     """Section ``charts`` of the document."""
     return {
@@ -50,13 +55,16 @@ def _nvml(context: Context) -> list[Json]:
     times = [context.window.start_ns + i * bin_ns for i in range(bins)]
     out = []
     for gpu in context.gpus[:MAX_GPUS]:
-        columns = ", ".join(f"{bounded(c)} AS {c}" for c, _ in NVML_SERIES)
+        columns = ", ".join(f"{bounded(c)} AS {c}" for c, _ in (*NVML_SERIES, ("energy_mj", "mJ")))
         a = context.store.arrays(
             f"SELECT start_ns::BIGINT AS start_ns, {columns} FROM nvml_samples WHERE {gpu.where} ORDER BY "
             f"start_ns, leaf, row"
         )
         at = np.clip((a["start_ns"] - context.window.start_ns) // bin_ns, 0, bins - 1)
         series = [_series(name, unit, a[name], at, bins) for name, unit in NVML_SERIES]
+        if (a["power_mw"] == UNKNOWN).all() and (a["energy_mj"] != UNKNOWN).any():
+            power = _power_from_energy(a["start_ns"], a["energy_mj"])
+            series.append(_series(*ENERGY_SERIES, power, at, bins))
         out.append(
             {
                 "gpu_index": gpu.index, "gpu_uuid": gpu.uuid, "times_ns": [str(t) for t in times],
@@ -64,6 +72,17 @@ def _nvml(context: Context) -> list[Json]:
                 "series": series, "omitted": max(0, len(context.gpus) - MAX_GPUS),
             }
         )  # fmt: skip
+    return out
+
+
+def _power_from_energy(starts: npt.NDArray[np.int64], energy_mj: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """mW = mJ/s between each reading and the next, rounded; unknown where the counter began anew or no next one is."""
+    out = np.full(len(starts), UNKNOWN, dtype=np.int64)
+    known = np.flatnonzero(energy_mj != UNKNOWN).tolist()
+    for i, j in pairwise(known):
+        energy, time_ns = int(energy_mj[j] - energy_mj[i]), int(starts[j] - starts[i])
+        if energy >= 0 and time_ns > 0:
+            out[i] = round(Fraction(energy * 1_000_000_000, time_ns))
     return out
 
 

@@ -18,7 +18,8 @@
  *	AT GPU link N FIELD VALUE	FIELD of one NVLink; without such a line all links read FIELD alike
  *
  * Lines take effect in the order of the file; GPU may be * for all. FIELD is a name of FIELDS below. GPM metrics are in
- * thousandths. A link of version 5 on has the newer error counters, one before has the older ones. Everything after a # is a comment. GPU 0 of MIG devices is the physical one.
+ * thousandths. A link of version 5 on has the newer error counters, one before has the older ones. Everything after
+ * a # is a comment.
  */
 #ifndef DOUBLE_NVML_SCRIPT_H
 #define DOUBLE_NVML_SCRIPT_H

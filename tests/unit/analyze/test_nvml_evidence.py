@@ -51,3 +51,16 @@ def test_memory_temperature_and_the_clock_cap_have_strips() -> None:
     means = {s["name"]: {m for m in s["mean"] if m is not None} for s in chart["series"]}
     assert (means["temperature_memory_c"], means["clock_sm_cap_mhz"]) == ({"91"}, {"1600"})
     assert means["power_mw"] == set()
+
+
+def test_power_follows_from_energy_where_it_is_not_told() -> None:
+    scene = Scene().clock()
+    readings = [5_000, 5_100, None, 5_300, 200, 350]  # the driver was loaded again before the fifth
+    for i, energy_mj in enumerate(readings):
+        scene.sample(T0 + i * 250 * MS, 250 * MS, energy_mj=energy_mj)
+    (chart,) = scene.document().charts["nvml"]
+    (series,) = [s for s in chart["series"] if s["name"] == "power_from_energy_mw"]
+    told = [m for m in series["mean"] if m is not None]
+    assert (series["unit"], told) == ("mW", ["400", "400", "600"])
+    (with_power,) = Scene().clock().samples(T0, T0 + 2 * S, energy_mj=7, power_mw=9).document().charts["nvml"]
+    assert "power_from_energy_mw" not in {s["name"] for s in with_power["series"]}
