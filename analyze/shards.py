@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from gpuaudit.analyze import intervals
 from gpuaudit.analyze.context import Context
 from gpuaudit.analyze.gpu_time import GpuTime
@@ -54,6 +56,11 @@ def holders(context: Context, gpu: GpuTime) -> list[int]:
 def gpus_of(context: Context, pid: int) -> list[GpuTime]:
     """GPUs on which NVML listed a process at any time."""
     return context.gpus_by_pid.get(pid, [])
+
+
+def held(gpu: GpuTime, pid: int) -> Intervals:
+    """Time in which NVML listed a process on a GPU."""
+    return gpu.time(np.array([pid in who for who in gpu.holders], dtype=bool))
 
 
 def calls_seen(context: Context, pid: int) -> tuple[Intervals, str]:

@@ -47,7 +47,7 @@ DEFINITIONS = (
      "no kernel, or between two copies of one thread at most 10 ms apart with no other call between them."),
     ("stalled", "min(blocked, observed − busy), by second: what was blocked while no kernel can have run."),
     ("observed", "Time that the source of busy time covers and in which calls of the process were recorded; for a GPU, "
-     "calls of every process that NVML listed on it."),
+     "calls of every process that NVML listed on it at the time."),
     ("lowest, highest", "The ratio if synchronisations that had both copies and kernels to wait for count as blocked; "
      "and if copies overlapped kernels wherever they could (stalled = max(0, blocked − busy))."),
     ("last 1 s, last 1 min", "The last window of that length with a ratio; windows of 1 s begin every 250 ms, of 1 min "
@@ -139,7 +139,7 @@ def _gpu_row(
         reason = "NVML listed no process on the GPU"
     if reason:
         return Row(gpu, None, "", told, None, "", reason)
-    told = told.within(intervals.intersect_all([time for time, _ in seen.values()]))
+    told = told.within(_seen_of_all(gpu, {pid: time for pid, (time, _) in seen.items()}))
     certain = intervals.union(*(b.certain for b in calls.values()))
     possible = intervals.union(*(b.possible for b in calls.values()))
     pids = ", ".join(map(str, seen))
@@ -148,6 +148,12 @@ def _gpu_row(
         gpu, None, "", told, Stall(told, certain, possible, window.start_ns, window.end_ns),
         f"pid IN ({pids}) AND {blocked.COPY_CALLS}",
     )  # fmt: skip
+
+
+def _seen_of_all(gpu: GpuTime, seen: dict[int, Intervals]) -> Intervals:
+    """Time in which NVML told who was on the GPU, and calls of all of them were recorded."""
+    blind = [intervals.subtract(shards.held(gpu, pid), time) for pid, time in seen.items()]
+    return intervals.subtract(gpu.time(gpu.listed), intervals.union(*blind))
 
 
 def _process_row(context: Context, gpu: GpuTime, pid: int, seen: tuple[Intervals, str], calls: Blocked) -> Row:

@@ -121,3 +121,11 @@ def test_a_shard_is_named_and_gpm_is_preferred() -> None:
     assert cells["shard"] == "rank 1 of 2 (5eed000000000001)"
     assert cells["source"] == "GPM SM activity"
     assert value(cells["busy"]) == Fraction(3, 10) * 9_900 * MS, "calls were seen from the first one on"
+
+
+def test_a_process_that_comes_later_does_not_hide_what_was_before_it() -> None:
+    """Process 8 is listed from 40 s and its calls are seen from 41 s: one second of the GPU is not told."""
+    scene = half_blocked(40).samples(T0 + 40 * S, T0 + 60 * S, pids=[7, 8], gpu_utilization_percent=50)
+    scene.cuda(8, "cudaMalloc", T0 + 41 * S, MS)
+    gpu = row(compute_stall.evaluate(scene.context()), 0)
+    assert value(gpu["observed"]) == 59 * S
