@@ -22,12 +22,13 @@ GPU_COLUMNS = (
 """Bandwidth of the memory in GB/s (1e9); dense tensor-core peaks per type in TFLOP/s (1e12), without sparsity."""
 
 MODEL_COLUMNS = (
-    "name", "total_params", "active_params", "layers", "hidden_dim", "kv_heads", "head_dim", "kv_layers",
+    "name", "total_params", "active_params", "moe", "layers", "hidden_dim", "kv_heads", "head_dim", "kv_layers",
     "attention_coeff", "swa_window", "swa_layers", "linear_layers", "linear_key_heads", "linear_value_heads",
     "linear_key_dim", "linear_value_dim", "linear_conv", "linear_bytes", "experts", "experts_per_token",
     "weight_dtype", "match", "also", "source", "date", "doubtful", "note",
 )  # fmt: skip
-"""``kv_layers``: layers with a KV cache where not all have one; ``linear_*``: layers with a state of fixed size."""
+"""``active_params``: those a token uses; ``moe``: 1 for a mixture of experts; ``kv_layers``: layers with a KV cache,
+where not all have one; ``linear_*``: layers with a state of fixed size."""
 
 PRICE_COLUMNS = ("gpu", "price_per_hour", "currency", "spot_per_hour", "date", "source", "doubtful", "note")
 """On-demand price of one GPU-hour; the spot price is kept and never used."""
@@ -65,6 +66,7 @@ class ModelRow:
     name: str
     total_params: int
     active_params: int | None
+    mixture: bool
     layers: int | None
     hidden_dim: int | None
     kv_heads: int | None
@@ -131,9 +133,9 @@ def model_row(row: Row, origin: Origin) -> ModelRow:
     names = ("layers", "hidden_dim", "kv_heads", "head_dim", "kv_layers")
     layers, hidden, heads, dim, kv_layers = (row.count(n) for n in names)
     return ModelRow(
-        row.text("name"), total, active, layers, hidden, heads, dim, kv_layers, row.number("attention_coeff"),
-        row.count("swa_window"), row.count("swa_layers"), _linear(row), experts, per_token,
-        row.text("weight_dtype", required=False), _pattern(row, model_pattern_words), row.text("source"),
+        row.text("name"), total, active, row.flag("moe"), layers, hidden, heads, dim, kv_layers,
+        row.number("attention_coeff"), row.count("swa_window"), row.count("swa_layers"), _linear(row), experts,
+        per_token, row.text("weight_dtype", required=False), _pattern(row, model_pattern_words), row.text("source"),
         row.day("date"), row.flag("doubtful"), row.text("note", required=False), origin,
     )  # fmt: skip
 

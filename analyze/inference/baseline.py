@@ -93,14 +93,29 @@ class Baseline:
 
     @property
     def mixture(self) -> bool:
-        """Whether a token uses some of the parameters only."""
-        return self.facts.experts is not None
+        """Whether the model is a mixture of experts, of which a token uses some."""
+        return self.facts.mixture
 
     def weight_read_bytes(self, batch: Number) -> Fraction | None:
-        """Bytes of weights that one decode step of ``batch`` sequences reads: of a mixture, of the experts touched."""
-        total = self.facts.total.value if self.facts.total else None
-        read = formulas.params_read(total, self.params_active, self.facts.experts, self.facts.experts_per_token, batch)
+        """Bytes of weights that one decode step of ``batch`` sequences reads: of a mixture, of the experts touched.
+
+        None for a mixture above batch 1 whose experts are not known.
+        """
+        f = self.facts
+        read: Fraction | None = Fraction(self.params_active)
+        if self.mixture:
+            total = f.total.value if f.total else None
+            read = formulas.params_read(total, self.params_active, f.experts, f.experts_per_token, batch)
         return None if read is None else read * self.bits / 8
+
+    def batch_tps(self, batch: Number | None) -> Fraction | None:
+        """Tokens/s of a batch that reads its weights and no KV cache, at most the compute roof.
+
+        Of a dense model decode ceiling × min(batch, ridge). A mixture's batch reads more experts than one token does.
+        """
+        read = self.weight_read_bytes(batch) if batch is not None and batch > 0 else None
+        top = formulas.decode_ceiling_kv_tps(self.gpu.bandwidth_gbs, read, batch, 0, 0, tp=self.tp)
+        return None if top is None else min(top, self.decode_tps * self.ridge)
 
     def decode_kv_tps(self, batch: Number | None, context_tokens: Number | None) -> Fraction | None:
         """Tokens/s of a batch whose sequences have ``context_tokens`` in the cache on the mean."""
@@ -112,7 +127,9 @@ class Baseline:
         )  # fmt: skip
 
     def batch_relative_pct(self, tps: Number | None, running: Number | None) -> Fraction | None:
-        """Per cent of ceiling × min(running, ridge)."""
+        """Per cent of what the batch that ran could reach: of a dense model of ceiling × min(running, ridge)."""
+        if self.mixture:
+            return formulas.of_roof_pct(tps, self.batch_tps(running))
         return formulas.batch_relative_pct(tps, self.decode_tps, running, self.ridge)
 
     def decode_mfu_pct(self, tps: Number | None) -> Fraction | None:
@@ -120,7 +137,10 @@ class Baseline:
         return formulas.decode_mfu_pct(tps, self.decode_tps, self.ridge)
 
     def config_relative_pct(self, tps: Number | None, max_num_seqs: int | None) -> Fraction | None:
-        """Per cent of ceiling × min(max_num_seqs, ridge)."""
+        """Per cent of what the seats could reach: of a dense model of ceiling × min(max_num_seqs, ridge)."""
+        if self.mixture:
+            share = formulas.ratio(tps, self.batch_tps(max_num_seqs))
+            return None if share is None else min(100 * share, Fraction(100))
         return formulas.config_relative_pct(tps, self.decode_tps, max_num_seqs, self.ridge)
 
     def source(self, of: str) -> str:
@@ -225,6 +245,8 @@ def _sources(gpu: GpuRow, facts: ModelFacts, site: Site, parallel: formulas.Para
 
 def _reasons(facts: ModelFacts, site: Site, length: int | None, vram: Fraction | None) -> list[tuple[str, str]]:
     out = []
+    if facts.mixture and (facts.experts is None or facts.total is None):
+        out.append(("batch_tps", "how many experts the mixture has, and a token uses, is not known"))
     if length is None:
         out.append(("prefill_prompts_per_s", "neither a mean prompt length nor max_model_len is known"))
     if facts.weights is None:

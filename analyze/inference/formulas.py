@@ -37,6 +37,9 @@ RECOVERABLE_TARGET = Fraction(80, 100)
 EXPERTS_STEP = 10**6
 """Expected counts of experts are rounded to millionths: they are estimates, and exact powers have 10,000 digits."""
 
+ALL_TOUCHED = 40
+"""Choices per expert from which on none is missed: (1 − p)^B is below e^−40, 4e-18, which rounding takes away."""
+
 HOURS_PER_YEAR = 8_760
 """365 days of 24 hours."""
 
@@ -186,6 +189,8 @@ def expected_experts(experts: int | None, per_token: int | None, batch: Number |
     """
     if experts is None or per_token is None or batch is None or batch < 0 or not 0 < per_token <= experts:
         return None
+    if Fraction(batch) * per_token >= ALL_TOUCHED * experts:
+        return Fraction(experts)
     low = int(batch)
     missed = 1 - Fraction(per_token, experts)
     at_low = experts * (1 - missed**low)
@@ -197,26 +202,30 @@ def expected_experts(experts: int | None, per_token: int | None, batch: Number |
 def params_read(
     total: Number | None, active: Number | None, experts: int | None, per_token: int | None, batch: Number | None
 ) -> Fraction | None:
-    """Parameters that one decode step of ``batch`` sequences reads.
+    """Parameters that one decode step of ``batch`` sequences reads of a mixture: the shared ones, and experts touched.
 
-    Of a dense model all that a token uses. Of a mixture, what every token shares and the experts touched:
     ``total = shared + E·x`` and ``active = shared + k·x`` give ``x``, the parameters of one expert over all layers.
-    None for a mixture whose experts are not known, above batch 1.
+    At most at batch 1 the active ones are enough to know.
     """
-    if total is None and active is None:
+    if active is None or batch is None or batch < 0:
         return None
-    if total is None or active is None or total == active or experts is None or per_token is None:
-        dense = total is None or active is None or total == active
-        known = Fraction(active if active is not None else total or 0)
-        return known if dense or (batch is not None and batch <= 1) else None
+    if batch <= 1:
+        return Fraction(active)
     touched = expected_experts(experts, per_token, batch)
-    if touched is None or experts == per_token or active > total:
+    if total is None or touched is None or experts is None or per_token is None or active > total:
         return None
+    if experts == per_token:
+        return Fraction(total)
     one = (Fraction(total) - active) / (experts - per_token)
-    return Fraction(active) - per_token * one + max(touched, Fraction(per_token)) * one
+    return Fraction(active) - per_token * one + touched * one
 
 
 # Efficiency: two numbers, each with its denominator
+
+
+def of_roof_pct(tps: Number | None, roof_tps: Number | None) -> Fraction | None:
+    """Tokens/s in per cent of what a batch could reach; up to 1.05 of it counts as 100, above there is no figure."""
+    return None if roof_tps is None else _within_band(tps, roof_tps)
 
 
 def batch_relative_pct(

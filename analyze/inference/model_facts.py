@@ -74,7 +74,8 @@ class ModelFacts:
 
     ``total`` and ``active`` are parameters (``active``: those that a token uses, the same as ``total`` of a dense
     model), ``weights`` the GB (1e9) of all weights over all GPUs, ``hidden_dim`` and ``attention_coeff`` what the
-    attention part of prefill depends on. ``row`` is the catalogue's, where it has the model.
+    attention part of prefill depends on. ``mixture``: of experts, whose number may be unknown. ``row`` is the
+    catalogue's, where it has the model.
     """
 
     name: str | None
@@ -92,6 +93,7 @@ class ModelFacts:
     row: ModelRow | None
     conflicts: tuple[str, ...] = ()
     missing: tuple[tuple[str, str], ...] = ()
+    mixture: bool = False
 
     def why_missing(self, field: str) -> str:
         """Why a field is None."""
@@ -122,6 +124,7 @@ def model_facts(rows: Iterable[Recorded], catalogue: Catalogue) -> ModelFacts:
         layers=_number(fields, "num_hidden_layers") or (row.layers if row else None),
         hidden_dim=_number(fields, "hidden_size") or (row.hidden_dim if row else None),
         attention_coeff=row.attention_coeff if row and not row.doubtful else None,
+        mixture=counted.experts is not None if counted else bool(row and row.mixture),
         experts=counted.experts if counted else row.experts if row else None,
         experts_per_token=counted.experts_per_token if counted else row.experts_per_token if row else None,
         row=row,

@@ -30,7 +30,8 @@ DEFINITIONS = (
     ("tokens per joule", "Generated tokens per second ÷ power of all GPUs of the engine, in windows in which both are "
      "of the same time. The same number is tokens per second per watt."),
     ("batch-relative efficiency", "Generated tokens per second ÷ (decode ceiling × the smaller of mean running "
-     "requests and ridge). It says how well the batch that ran used the memory bandwidth."),
+     "requests and ridge); of a mixture, what its batch could reach reading the experts it touches. It says how well "
+     "the batch that ran used the memory bandwidth."),
     ("decode MFU", "Generated tokens per second ÷ (decode ceiling × ridge), which is the compute roof: 2 FLOP per "
      "parameter and token. It says how far the engine is from what the tensor cores could do."),
     ("turnover", "Money per token is said only where at least as many requests were completed as ran at once on the "
@@ -175,15 +176,26 @@ class _Told:
         e, b = self.efficiency, self.run.ceiling
         made: Provenance = b.provenance if b is not None else "estimated"
         seats = e.reason or "max_num_seqs is not known"
-        kv = e.reason or (b.reason("kv_token_bytes") if b is not None else "") or "the length of requests is not known"
+        kv = (
+            e.reason
+            or (b.reason("batch_tps") or b.reason("kv_token_bytes") if b is not None else "")
+            or "the length of requests is not known"
+        )
         for label, value, formula, basis, reason in (
-            (BATCH, e.batch, "tokens/s ÷ (ceiling × min(mean running, ridge))", "ceiling of the batch", e.reason),
+            (BATCH, e.batch, _over("mean running", self.run), "ceiling of the batch", e.reason),
             ("decode MFU", e.mfu, "tokens/s ÷ (ceiling × ridge)", "compute roof", e.reason),
-            ("of the seats' ceiling", e.seats, "tokens/s ÷ (ceiling × min(max_num_seqs, ridge))", "seats", seats),
+            ("of the seats' ceiling", e.seats, _over("max_num_seqs", self.run), "seats", seats),
             ("of the KV-aware ceiling", e.kv, "tokens/s ÷ min(B·BW ÷ (weights + B·length·KV per token), ceiling × "
              "ridge)", "batch that reads its KV cache", kv),
         ):  # fmt: skip
             yield _Line(label, _q(value, "share", made, self._scrapes, formula, reason), basis)
+
+
+def _over(batch: str, run: EngineRun) -> str:
+    """The formula of a share of what a batch could reach."""
+    if run.ceiling is not None and run.ceiling.mixture:
+        return f"tokens/s ÷ min(B·BW ÷ weights of the experts that B touch, ceiling × ridge), B = {batch}"
+    return f"tokens/s ÷ (ceiling × min({batch}, ridge))"
 
 
 PER_JOULE, PER_TOKEN = "tokens per joule (tokens/s per W)", "energy per token"

@@ -202,7 +202,7 @@ def _ceilings(make: _Maker, b: Baseline) -> Iterator[tuple[str, Quantity, str]]:
         make.sampled(
             b.decode_kv_tps(batch, context_tokens(make.run)), "token/s",
             "B·BW·GPUs ÷ (weights + B·length·KV per token)", b.reason("kv_token_bytes"),
-            "nothing ran, or the length of requests is not known",
+            b.reason("batch_tps"), "nothing ran, or the length of requests is not known",
             of=("running", "prompt_size", "generation_size"),
         ),
         "mean running requests and their length",

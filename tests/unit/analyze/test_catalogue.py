@@ -134,7 +134,7 @@ def test_quantised_names() -> None:
 
 
 GPU_LINE = "Our GPU,Hopper,1000,100,,,,,,our+gpu,,our data sheet,2026-11-01,0,"
-MODEL_LINE = "Our 5B,5000000000,,32,4096,8,128" + "," * 14 + "bf16,our+5b,,our card,2026-11,0,"
+MODEL_LINE = "Our 5B,5000000000,,0,32,4096,8,128" + "," * 14 + "bf16,our+5b,,our card,2026-11,0,"
 
 
 def overlay(folder: Path, *lines: str, header: tuple[str, ...] = GPU_COLUMNS, name: str = "ours.csv") -> Path:
@@ -202,8 +202,8 @@ def test_a_wrong_line_of_an_overlay_is_refused_with_its_number(tmp_path: Path, l
         (MODEL_LINE.replace("5000000000", "5.5"), "total_params is '5.5', expected a whole number"),
         (MODEL_LINE.replace("5000000000", ""), "total_params is empty"),
         (MODEL_LINE.replace("5000000000,", "5000000000,6000000000", 1), "more than total_params"),
-        ("Our 5B,5,,,,,,,,,,48,,,,,,,,,bf16,our+5b,,s,2026-11,0,", "linear_key_heads"),
-        ("Our 5B,5,,,,,,,,,,,,,,,,,8,,bf16,our+5b,,s,2026-11,0,", "experts and experts_per_token"),
+        ("Our 5B,5,,0,,,,,,,,,48,,,,,,,,,bf16,our+5b,,s,2026-11,0,", "linear_key_heads"),
+        ("Our 5B,5,,0,,,,,,,,,,,,,,,,8,,bf16,our+5b,,s,2026-11,0,", "experts and experts_per_token"),
     ],
 )
 def test_a_model_that_contradicts_itself_is_refused(tmp_path: Path, line: str, says: str) -> None:

@@ -40,6 +40,7 @@ NEEDED: list[tuple[Callable[..., Any], dict[str, Any], set[str]]] = [
     ),
     (formulas.expected_experts, {"experts": 8, "per_token": 2, "batch": 4}, set()),
     (formulas.batch_relative_pct, {"tps": 100, "ceiling_tps": 200, "running": 4, "ridge": 100}, set()),
+    (formulas.of_roof_pct, {"tps": 100, "roof_tps": 200}, set()),
     (formulas.decode_mfu_pct, {"tps": 100, "ceiling_tps": 200, "ridge": 100}, set()),
     (formulas.config_relative_pct, {"tps": 100, "ceiling_tps": 200, "max_num_seqs": 4, "ridge": 100}, set()),
     (formulas.headroom_pct, {"efficiency_pct": 40}, set()),
@@ -146,9 +147,18 @@ def test_attention_is_the_catalogues_else_twice_the_width_else_left_out() -> Non
 def test_parameters_of_a_mixture_whose_experts_are_not_known_are_read_at_batch_one_only() -> None:
     assert formulas.params_read(47, 13, None, None, 1) == 13
     assert formulas.params_read(47, 13, None, None, 2) is None
-    assert formulas.params_read(70, None, None, None, 64) == 70
-    assert formulas.params_read(70, 70, None, None, 64) == 70
-    assert formulas.params_read(None, None, None, None, 1) is None
+    assert formulas.params_read(None, 13, 8, 2, 1) == 13
+    assert formulas.params_read(None, 13, 8, 2, 2) is None
+    assert formulas.params_read(13, 47, 8, 2, 2) is None
+    assert formulas.params_read(47, None, 8, 2, 1) is None
+    assert formulas.params_read(47, 47, 8, 8, 5) == 47
+
+
+def test_a_prompt_of_any_length_touches_all_experts_at_once() -> None:
+    assert formulas.expected_experts(256, 8, 10**9) == 256
+    assert formulas.expected_experts(256, 8, 40 * 32) == 256
+    assert formulas.expected_experts(256, 8, 40 * 32 - 1) == 256, "rounding takes away what is missing"
+    assert formulas.expected_experts(4, 4, 1) == 4
 
 
 def test_mixtral_reads_nearly_all_its_experts_at_batch_sixteen() -> None:
