@@ -107,12 +107,6 @@ def fired_in(run: EngineRun, gate: Callable[[Window], bool]) -> tuple[Window, ..
     return tuple(w for w in run.active_windows if gate(w))
 
 
-def least(*values: Number | None) -> Number | None:
-    """The least of the values that are there."""
-    known = [v for v in values if v is not None]
-    return min(known) if known else None
-
-
 def severity_of(score: Fraction, limit: Limit = declared) -> Severity:
     """How grave a score is; both bounds are included."""
     if score >= limit(CRITICAL_SCORE):

@@ -144,7 +144,7 @@ def fewer_seats(tell: Teller) -> Fix | None:
         return None
     return Fix(
         "Let fewer sequences run at once, so that those that run are not evicted.",
-        "max_num_seqs", str(current // run.data_parallel), str(per_engine),
+        seats.SEAT_SETTING.get(run.kind, ""), str(current // run.data_parallel), str(per_engine),
         "Cuts peak throughput; requests wait in the queue instead of being preempted and computed again.",
         {"fits": tell.measured(Fraction(running) / kv, "count", "mean running / mean KV use", "running", "kv_use")},
     )  # fmt: skip

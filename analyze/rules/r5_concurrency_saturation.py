@@ -170,13 +170,15 @@ def _seats(tell: Teller, seats: Seats) -> Quantity:
 def fixes(tell: Teller, seats: Seats, target: seating.SeatTarget | None) -> Sequence[Fix]:
     """Raise the seats while the KV cache has room and the wall is above them; else another replica."""
     kv_peak = tell.run.totals.kv_peak_share
-    return fixes_of(kv_peak, seats, target, tell.run.data_parallel, tell.limit)
+    return fixes_of(kv_peak, seats, target, tell.run.data_parallel, limit=tell.limit, kind=tell.run.kind)
 
 
 def fixes_of(
-    kv_peak: Number | None, seats: Seats, target: seating.SeatTarget | None, engines: int = 1, limit: Limit = declared
-) -> Sequence[Fix]:
+    kv_peak: Number | None, seats: Seats, target: seating.SeatTarget | None, engines: int = 1, *,
+    limit: Limit = declared, kind: str = "vllm",
+) -> Sequence[Fix]:  # fmt: skip
     """The fixes of one situation; ``engines`` data-parallel engines share the seats evenly."""
+    setting = seating.SEAT_SETTING.get(kind, "")
     if kv_peak is None:
         return (levers.replica("KV use is not known, so raising the seats cannot be advised"),)
     if kv_peak >= limit(seating.KV_FULL):
@@ -185,7 +187,7 @@ def fixes_of(
         return (
             Fix(
                 "Raise the seats step by step while KV use stays low: no wall is known, so there is no number.",
-                "max_num_seqs", "" if seats.inferred else str(seats.seats // engines), "",
+                setting, "" if seats.inferred else str(seats.seats // engines), "",
                 "Each sequence gets slower as the batch grows; a full KV cache preempts requests.",
             ),
         )  # fmt: skip
@@ -199,6 +201,6 @@ def fixes_of(
         Fix(
             "Raise the seats to the target." if not seats.inferred else
             "Raise the seats to the target, after checking that this setting is what held them.",
-            "max_num_seqs", current + (" (inferred)" if seats.inferred else ""), str(target.target // engines), side,
+            setting, current + (" (inferred)" if seats.inferred else ""), str(target.target // engines), side,
         ),
     )  # fmt: skip

@@ -122,7 +122,7 @@ def _finding(tell: Teller, cap: int, target: SeatTarget) -> Finding:
     told = levers.target_quantity(tell, target)
     occupancy = None if totals.running is None else Fraction(totals.running) / cap
     fix = Fix(
-        "Raise the seats to the target.", "max_num_seqs", str(cap // run.data_parallel),
+        "Raise the seats to the target.", seats.SEAT_SETTING.get(run.kind, ""), str(cap // run.data_parallel),
         str(target.target // run.data_parallel),
         "Each sequence gets slower as the batch grows"
         + ("; monitor KV use, the number comes from this traffic only." if target.kind == "traffic" else "."),

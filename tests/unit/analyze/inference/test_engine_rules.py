@@ -7,12 +7,15 @@ from fractions import Fraction
 from functools import cache
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gpuaudit.analyze.context import Context, Found, NotEvaluated
 from gpuaudit.analyze.finding import Finding, Quantity
-from gpuaudit.analyze.inference import physics
+from gpuaudit.analyze.inference import persistence, physics, seats
 from gpuaudit.analyze.policy import Policy
 from gpuaudit.analyze.registry import plugins
+from gpuaudit.analyze.rules import r5_concurrency_saturation
 from tests.served import VRAM_BYTES, Traffic
 
 RULES = {p.declaration.id: p.evaluate for p in plugins()}
@@ -272,6 +275,34 @@ def test_r7_names_the_wall_of_its_target() -> None:
     assert reported.score == 3 * Fraction(80, 100)
     assert found(Traffic(running=15, settings=told), R7) is None  # fewer than half of the seats
     assert found(Traffic(running=20, waiting=2, settings=told), R7) is None
+
+
+def test_data_parallel_engines_share_the_seats() -> None:
+    target = seats.seat_target(ridge=Fraction(295), bound=None)
+    (fix,) = r5_concurrency_saturation.fixes_of(Fraction(1, 10), seats.Seats(64, "setting"), target, engines=2)
+    assert (fix.setting, fix.current, fix.new) == ("max_num_seqs", "32", "118")  # each of the two has half of 236
+
+
+@pytest.mark.parametrize(("kind", "setting"), [("sglang", "max_running_requests"), ("unknown", "")])
+def test_seats_are_called_what_the_engine_calls_them(kind: str, setting: str) -> None:
+    target = seats.seat_target(ridge=Fraction(295), bound=None)
+    (fix,) = r5_concurrency_saturation.fixes_of(Fraction(1, 10), seats.Seats(64, "setting"), target, kind=kind)
+    assert fix.setting == setting
+
+
+@given(running=st.integers(0, 300), waiting=st.integers(0, 300), cap=st.integers(1, 256), flag=st.booleans())
+def test_saturation_needs_a_queue_and_a_flag(running: int, waiting: int, cap: int, flag: bool) -> None:
+    fired = r5_concurrency_saturation.gate(running=running, waiting=waiting, cap=cap, flag=flag).fired
+    assert not fired or (flag and waiting >= 2)
+    longer = r5_concurrency_saturation.gate(running=running, waiting=waiting + 1, cap=cap, flag=flag).fired
+    assert longer or not fired, "a longer queue is no less of one"
+
+
+@given(fired=st.integers(0, 50), active=st.integers(0, 50))
+def test_persistence_grows_with_windows_that_fired(fired: int, active: int) -> None:
+    assert not persistence.persistent(min(fired, 2), active)
+    if fired < active and persistence.persistent(fired, active):
+        assert persistence.persistent(fired + 1, active)
 
 
 def test_a_bound_that_more_sequences_than_it_ran_refutes_is_not_used() -> None:
