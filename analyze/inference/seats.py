@@ -52,8 +52,8 @@ SEAT_SETTING = {
     "vllm": "max_num_seqs", "sglang": "max_running_requests", "tgi": "max_batch_size", "triton": "max_batch_size",
     "llama_cpp": "parallel",
 }  # fmt: skip
-"""What each engine calls its seats: vLLM --max-num-seqs, SGLang --max-running-requests, TGI --max-batch-size, Triton with
-TensorRT-LLM max_batch_size, llama.cpp --parallel (their manuals, November 2026)."""
+"""What each engine calls its seats: vLLM --max-num-seqs, SGLang --max-running-requests, TGI --max-batch-size, Triton
+with TensorRT-LLM max_batch_size, llama.cpp --parallel (their manuals, November 2026)."""
 
 BoundSource = Literal["observed", "derived"]
 WallKind = Literal["memory", "ridge", "traffic"]
