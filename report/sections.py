@@ -6,7 +6,7 @@ Nothing here knows what a section is about: a new file in ``analyze/sections`` i
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gpuaudit.analyze.finding import Document, Quantity, Section, SectionChart, SectionTable, Statement
 from gpuaudit.bundle.rounding import absent, half_even
@@ -27,6 +27,12 @@ IDS_IN_A_CELL = 4
 
 TURNED_ROWS, TURNED_COLUMNS = 4, 8
 """A table of at most so many rows and more columns is printed turned: its columns become rows."""
+
+GATHERED_ROWS = 3
+"""From so many rows on that hold nothing but the same reason, they are told in one line below the table."""
+
+NAMES_OF_A_FORMULA = 6
+"""Columns, or cells, named before a formula."""
 
 WIDE_TEXT = 28
 """Characters from which on a text column may break its lines."""
@@ -138,6 +144,7 @@ def _made(statements: tuple[Statement, ...], links: EvidenceLinks) -> tuple[Sect
 
 def _table(t: SectionTable, links: EvidenceLinks) -> SectionTableView:
     reasons: dict[str, int] = {}
+    t, gathered = _gathered(t)
     per_row = len(t.columns) <= MOST_COLUMNS_WITH_EVIDENCE and bool(_ids(_of_table(t)))
     rows: list[list[Raw]] = []
     for row in t.rows:
@@ -146,7 +153,7 @@ def _table(t: SectionTable, links: EvidenceLinks) -> SectionTableView:
             line.append(_few(_ids(c for c in row if isinstance(c, Quantity)), links))
         rows.append(line)
     columns = [_column(heading, [row[at] for row in t.rows]) for at, (_, heading) in enumerate(t.columns)]
-    below = [*(prose(n) for n in t.notes), *_why_not(reasons)]
+    below = [*(prose(n) for n in t.notes), *_why_not(reasons), *gathered]
     if _formula_by_row(t):
         columns.append(Column("formula", wide=True))
         for line, row in zip(rows, t.rows, strict=True):
@@ -185,13 +192,33 @@ def _cell(cell: Quantity | str | None, reasons: dict[str, int]) -> Raw:
     if isinstance(cell, str):
         return prose(cell)
     if cell.value is None:
-        why = f"{absent(cell.provenance)}: {cell.reason}" if cell.reason else absent(cell.provenance)
+        why = _absence(cell)
         return Cell(join(words("– "), mark(str(reasons.setdefault(why, len(reasons) + 1)))), -1)
     return cell
 
 
 def _why_not(reasons: dict[str, int]) -> list[Text]:
     return [join(words("– "), mark(str(n)), words(" "), prose(why)) for why, n in reasons.items()]
+
+
+def _gathered(t: SectionTable) -> tuple[SectionTable, list[Text]]:
+    """The table without rows that hold nothing but one reason, and these rows told together, where they are many."""
+    empty: dict[str, list[tuple[Quantity | str | None, ...]]] = {}
+    for row in t.rows:
+        missing = [c for c in row[1:] if isinstance(c, Quantity) and c.value is None]
+        if missing and isinstance(row[0], str) and len(missing) == sum(c is not None for c in row[1:]):
+            empty.setdefault(_absence(missing[0]), []).append(row)
+    many = {why: rows for why, rows in empty.items() if len(rows) >= GATHERED_ROWS}
+    gone = {id(row) for rows in many.values() for row in rows}
+    told = [
+        join(prose(why), words(": "), listed((prose(row[0]) for row in rows), ", "), words("."))
+        for why, rows in many.items()
+    ]
+    return replace(t, rows=tuple(row for row in t.rows if id(row) not in gone)), told
+
+
+def _absence(q: Quantity) -> str:
+    return f"{absent(q.provenance)}, {q.reason}" if q.reason else absent(q.provenance)
 
 
 def _formula_by_row(t: SectionTable) -> bool:
@@ -205,18 +232,23 @@ def _formula(row: tuple[Quantity | str | None, ...]) -> str:
 
 
 def _formulas(t: SectionTable) -> list[Text]:
-    """Each column's formulas, once; a formula common to many columns names them all."""
-    columns: dict[str, list[str]] = {}
-    for row in t.rows:
-        for (_, heading), cell in zip(t.columns, row, strict=True):
-            if isinstance(cell, Quantity) and cell.value is not None and cell.formula:
-                names = columns.setdefault(cell.formula, [])
-                if heading not in names:
-                    names.append(heading)
-    return [
-        join(listed((prose(h) for h in headings), ", "), words(" = "), prose(formula))
-        for formula, headings in columns.items()
+    """Each column's formulas, once; a column with more than one names the rows, and common formulas name all."""
+    made = [
+        (c.formula, heading, row[0])
+        for row in t.rows
+        for (_, heading), c in zip(t.columns, row, strict=True)
+        if isinstance(c, Quantity) and c.value is not None and c.formula
     ]
+    several = {h for h in {h for _, h, _ in made} if len({f for f, other, _ in made if other == h}) > 1}
+    names: dict[str, dict[str, None]] = {}
+    for formula, heading, label in made:
+        by_row = heading in several and isinstance(label, str)
+        names.setdefault(formula, {})[f"{heading} of {label}" if by_row else heading] = None
+    return [
+        join(listed((prose(n) for n in [*of][:NAMES_OF_A_FORMULA]), ", "),
+             words(" and others = " if len(of) > NAMES_OF_A_FORMULA else " = "), prose(formula))
+        for formula, of in names.items()
+    ]  # fmt: skip
 
 
 def _figures(c: SectionChart, start_ns: int) -> list[Figure]:

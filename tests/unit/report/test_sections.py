@@ -110,8 +110,31 @@ def test_a_missing_number_is_a_dash_with_its_reason_once() -> None:
     made = with_table(("a", gone), ("b", other), ("c", gone), ("d", None))
     assert [plain(row[1].text) for row in made.tables[0].table.rows] == ["– 1", "– 2", "– 1", "–"]
     assert [plain(x) for x in made.tables[0].below] == [
-        "– 1 not known: no denominator", "– 2 not recorded: not polled",
+        "– 1 not known, no denominator", "– 2 not recorded, not polled",
     ]  # fmt: skip
+
+
+def test_rows_that_hold_one_reason_alone_are_told_together() -> None:
+    """A host that tells nothing of ECC would fill a page with dashes."""
+    gone = q(None, "count", reason="no row in nvml_health")
+    rows = [
+        ("volatile", gone, None),
+        ("aggregate", gone, gone),
+        ("retired", gone, None),
+        ("lanes", q(16, "count"), gone),
+    ]
+    made = with_table(*rows).tables[0]
+    assert [plain(row[0].text) for row in made.table.rows] == ["lanes"]
+    assert "not recorded, no row in nvml_health: volatile, aggregate, retired." in [plain(x) for x in made.below]
+    two = with_table(*rows[:2]).tables[0]
+    assert len(two.table.rows) == 2, "two dashes are no page"
+
+
+def test_a_column_of_several_formulas_names_their_rows() -> None:
+    cells = [(f"r{i}", q(i + 1, "count", "derived", formula=f"f{i % 2}"), q(1, "count", "derived", formula="g"))
+             for i in range(4)]  # fmt: skip
+    told = [plain(x) for x in with_table(*cells).tables[0].below]
+    assert told == ["head 1 of r0, head 1 of r2 = f0", "head 2 = g", "head 1 of r1, head 1 of r3 = f1"]
 
 
 def test_rows_left_out_are_counted(view: View) -> None:
@@ -132,7 +155,7 @@ def test_a_wide_table_of_few_rows_is_turned() -> None:
     assert [c.title for c in made.table.columns] == ["head 0", "engine 0", "engine 1"]
     assert [[plain(c.text) for c in row] for row in made.table.rows][:2] == [["head 1", "0", "0"], ["head 2", "1", "1"]]
     assert plain(made.table.rows[-1][1].text) == "– 1"
-    assert "not recorded: not told" in plain(made.below[0])
+    assert "not recorded, not told" in plain(made.below[0])
 
 
 def test_a_long_list_of_evidence_is_cut_and_counted() -> None:
