@@ -156,12 +156,13 @@ class _Claims:
         self._residency: dict[int, Residency] = {}
 
     def topology(self, gpu: GpuTime, row: tuple[int, ...], when: str) -> Topology:
-        """One GPU at one sample."""
+        """One GPU at one sample. A process on several MIG devices of it holds what it holds on all of them."""
         at, end, used, reserved, capacity, no_reserved, no_capacity = row
         where = f"{gpu.where} AND start_ns >= {at} AND start_ns < {max(end, at + 1)}"
         told = self.context.store.sql(
-            f"SELECT pid, max(least(memory_used_bytes, {MAX}))::BIGINT, max(memory_used_bytes) IS NULL "
-            f"FROM nvml_processes WHERE {where} GROUP BY pid ORDER BY pid"
+            "SELECT pid, sum(m)::HUGEINT, count(m) < count(*) FROM (SELECT pid, "
+            f"max(least(memory_used_bytes, {MAX}))::BIGINT AS m FROM nvml_processes WHERE {where} "
+            "GROUP BY pid, gpu_instance, compute_instance) GROUP BY pid ORDER BY pid"
         )
         holders = {int(pid): None if none else int(held) for pid, held, none in told}
         holdings = [Holding(pid, held, self._of(gpu, pid, holders, at)) for pid, held in holders.items()]

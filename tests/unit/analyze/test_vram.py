@@ -232,6 +232,20 @@ def test_an_engine_that_claims_too_much_is_said() -> None:
     assert (total.value, total.reason) == (None, "NVML did not tell it")
 
 
+def test_a_process_on_two_mig_devices_holds_both_and_one_listed_twice_holds_it_once() -> None:
+    scene = sampled(Scene().clock().process(7), T0, 10 * GIB)
+    held(scene, T0, 7, 2 * GIB, gpu_instance=1, compute_instance=0)
+    held(scene, T0, 7, 3 * GIB, gpu_instance=2, compute_instance=0)
+    for op in ("compute", "graphics"):
+        scene.add(
+            "nvml_processes", start_ns=T0, duration_ns=250 * MS, gpu_index=0, gpu_uuid="GPU-0", pid=8, op=op,
+            memory_used_bytes=GIB,
+        )  # fmt: skip
+    (t,) = read_topologies(scene.context())
+    assert {p.pid: p.bytes for p in t.parts} == {7: 5 * GIB, 8: GIB, None: 700 * MIB}
+    assert amounts(t)["unattributed"] == 4 * GIB
+
+
 def test_without_memory_in_any_sample_nothing_is_told() -> None:
     made = section.evaluate(Scene().clock().samples(T0, T0 + S).context())
     assert (made.state, made.tables) == ("not evaluated", ())
