@@ -21,6 +21,7 @@ from gpuaudit.bundle.verify import verify
 from gpuaudit.capture.source import TABLES_OF_SOURCE
 from tests.doubles.build import build, compiler
 from tests.integration.sessions import Session, capture, command_line, environment, rows, trust
+from tests.nvml_double import named
 
 NOBODY = 65534
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -108,6 +109,23 @@ def test_an_xid_is_sealed_at_once_as_a_leaf_of_its_own(folder: Path, env: dict[s
     assert artefacts["gpus"]["gpus"][0]["facts"]["architecture"] == {"value": "Hopper"}
     assert len(rows(out, "nvml_health")) == 2
     assert rows(out, "gpm_samples")
+
+
+def test_a_gpu_that_hangs_for_ever_holds_up_neither_the_other_nor_the_seal(folder: Path, env: dict[str, str]) -> None:
+    out = folder / "a.db"
+    Path(env["DOUBLE_NVML_SCRIPT"]).write_text(named("hang_for_ever").read_text())
+    done = capture(["--out", out, "--duration", "2", "--source", "nvml"], env)
+    assert done.returncode == 0, done.stderr
+    check_sealed(out, folder)
+    assert {r["gpu_index"] for r in rows(out, "nvml_samples")} == {0}
+    told = {(g["table_name"], g["reason"]) for g in rows(out, "gaps") if g["source"] == "nvml"}
+    never = "NVML did not answer for GPU 1 until the end"
+    assert {(t, f"{never} ({t})") for t in ("nvml_samples", "nvml_health", "gpm_samples")} <= told
+    with Bundle.open(out) as bundle:
+        artefacts = {name: json.loads(data) for _, name, data in bundle.artefacts()}
+    states = {s["source"]: s["state"] for s in artefacts["sources"]}
+    assert states["nvml"] == "partly recorded"
+    assert [g["answered"] for g in artefacts["gpus"]["gpus"]] == [True, False]
 
 
 def test_synthetic_needs_neither_gpu_nor_privilege(folder: Path) -> None:
