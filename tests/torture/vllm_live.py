@@ -23,8 +23,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gpuaudit.bundle.errors import AuditError
 from gpuaudit.capture.child import child_environment
+from gpuaudit.capture.source import boottime_ns
 from tests.engine_server import free_port
+from tests.integration.sessions import rows
 from tests.torture.progress import Progress
 
 HOME = Path(__file__).parents[2] / "build" / "torture-vllm"
@@ -142,11 +145,12 @@ class _Session:
             [*AUDIT, *map(str, arguments), str(self._server.pid)], env=self._env, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
-        if not self._until(lambda: self._scrapes() >= 4, READY_S):
+        if not self._until(lambda: self._scraped_since(0), READY_S):
             return ["the server was not found: nothing asked for its metrics"]
         self._load()
-        after = self._scrapes()
-        self._until(lambda: self._scrapes() >= after + 8, READY_S)
+        end_ns = boottime_ns()
+        if not self._until(lambda: self._scraped_since(end_ns), READY_S):
+            return ["the server was not scraped after its load"]
         self._capture.terminate()
         said, _ = self._capture.communicate(timeout=120)
         return [] if self._capture.returncode == 0 else [f"the capture ended with {self._capture.returncode}: {said}"]
@@ -188,8 +192,13 @@ class _Session:
         except OSError:
             return False
 
-    def _scrapes(self) -> int:
-        return self._log.read_bytes().count(b"GET /metrics ")
+    def _scraped_since(self, start_ns: int) -> bool:
+        """Whether a scrape that began then or later is sealed in what will be the bundle."""
+        partial = self._out.with_name(f"{self._out.name}.partial") / "bundle.db"
+        try:
+            return any(r["op"] == "ok" and r["start_ns"] >= start_ns for r in rows(partial, "engine_scrapes"))
+        except AuditError:  # not there yet
+            return False
 
     def _until(self, condition: Callable[[], bool], deadline_s: float) -> bool:
         end = time.monotonic() + deadline_s
