@@ -23,6 +23,10 @@ from gpuaudit.capture.source import boottime_ns
 SCAN_INTERVAL_S = 2.0
 """A server needs tens of seconds to load its model; looking through all command lines costs some ms."""
 
+MAX_PAUSE_S = 60.0
+"""A process that cannot be seen from here (an ordinary user's capture) is looked for ever more rarely: it means going
+through the descriptors of every process."""
+
 MAX_ENGINES = 64
 FOUND, NAMED, ALLOWED = "listening socket of a traced process", "--engine", "--allow-remote"
 
@@ -35,6 +39,8 @@ class _Named:
     endpoint: Endpoint
     found_by: str
     pid: int | None = None
+    pause_s: float = SCAN_INTERVAL_S
+    next_s: float = 0.0
 
 
 class EngineDesk:
@@ -56,8 +62,10 @@ class EngineDesk:
         if time.monotonic() < self._next_scan_s:
             return
         for named in self._named:
-            if named.pid is None and not named.endpoint.remote:
+            if named.pid is None and not named.endpoint.remote and time.monotonic() >= named.next_s:
                 self._look_for_process(named)
+                named.next_s = time.monotonic() + named.pause_s
+                named.pause_s = min(MAX_PAUSE_S, named.pause_s * 1.5)
         for server in find_servers(self._only(), self._known):
             self._known.add((server.pid, server.start_ns))
             self._found(server)

@@ -55,12 +55,14 @@ class DialDesk:
         self._ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._lines: dict[int, Line] = {}
         self._thread = threading.Thread(target=self._serve, name="dial-desk", daemon=True)
+        self._started = False
         self._home_fd = -1
 
     def add(self, engine: int, line: Line) -> None:
         """From now on the recorder may ask for this engine."""
         self._lines[engine] = line
-        if not self._thread.is_alive():
+        if not self._started:
+            self._started = True
             self._thread.start()
 
     def close(self) -> None:
