@@ -91,8 +91,8 @@ class GpmReader:
         """What happened since the last sample; None at the first."""
         identity.pop("compute_instance", None)
         start = self._now_ns()
+        pair = self._pairs.get(instance)
         try:
-            pair = self._pairs.get(instance)
             if pair is None:
                 pair = self._pairs[instance] = _Pair(pynvml.nvmlGpmSampleAlloc(), pynvml.nvmlGpmSampleAlloc())
             if instance is None:
@@ -101,7 +101,8 @@ class GpmReader:
                 pynvml.nvmlGpmMigSampleGet(self._gpu.handle, instance, pair.spare)
         except Exception as e:
             code = code_of(e)
-            self._pairs.pop(instance, None)
+            if pair is not None:
+                pair.taken_ns = None  # the next sample is a first one again
             every = ",".join(f"{column}={code}" for column, _ in METRICS)
             return {**identity, "start_ns": start, "duration_ns": 0, "unavailable": every}
         began, pair.taken_ns = pair.taken_ns, self._now_ns()

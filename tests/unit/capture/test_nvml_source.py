@@ -132,6 +132,19 @@ def test_gpm_between_pairs_of_samples(every: Any) -> None:
     }  # fmt: skip
 
 
+def test_gpm_that_is_refused_for_a_while_says_so_and_goes_on(nvml_library: Path) -> None:
+    script = "gpus 1\n0 0 gpm_sm 50000\n500 0 refuse gpm 4\n2000 0 refuse gpm 0\n"
+    rows = watch(nvml_library, script, until={"gpm_samples": 11})["rows"]["gpm_samples"]
+    refused = [r for r in rows if "sm_activity_percent" not in r]
+    assert refused
+    assert all(r["duration_ns"] == 0 for r in refused)
+    assert {f.partition("=")[2] for r in refused for f in r["unavailable"].split(",")} == {"4"}
+    told = [r for r in rows if "sm_activity_percent" in r]
+    assert {r["sm_activity_percent"] for r in told} == {50.0}
+    assert not any(a["start_ns"] < r["start_ns"] < a["start_ns"] + a["duration_ns"] for a in told for r in refused)
+    assert told[-1]["start_ns"] > refused[-1]["start_ns"]
+
+
 def test_facts_that_do_not_change(every: Any) -> None:
     body = every["artefacts"]["gpus"]
     assert body["system"] == {
