@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from gpuaudit.capture.nvml_devices import Gpu, list_mig
 from gpuaudit.capture.nvml_events import NAMES, EventReader
@@ -42,7 +43,7 @@ def try_everything(gpus: Sequence[Gpu]) -> list[Line]:
         "NVML accounting": _accounting,
     }  # fmt: skip
     late = f"did not answer within {DEADLINE_S:.0f} s"
-    return [within(DEADLINE_S, lambda t=t: t(gpus)) or Line(name, False, late) for name, t in tries.items()]
+    return [within(DEADLINE_S, partial(attempt, gpus)) or Line(name, False, late) for name, attempt in tries.items()]
 
 
 def _fields(gpus: Sequence[Gpu]) -> Line:
@@ -71,7 +72,7 @@ def _events(gpus: Sequence[Gpu]) -> Line:
         return Line("NVML events", False, "; ".join(reason for reason, _, _ in reader.notes))
     parts = []
     for gpu in gpus:
-        mask = fact(lambda gpu=gpu: GPU_FACTS["event_types"](gpu.handle)).get("value", 0)
+        mask = fact(partial(GPU_FACTS["event_types"], gpu.handle)).get("value", 0)
         names = [name for bit, name in NAMES.items() if int(str(mask)) & bit]
         parts.append(f"GPU {gpu.index}: {', '.join(names) if names else 'not supported'}")
     return Line("NVML events", True, " | ".join(parts))
@@ -110,7 +111,7 @@ def _mig(gpus: Sequence[Gpu]) -> Line:
 def _accounting(gpus: Sequence[Gpu]) -> Line:
     told = []
     for gpu in gpus:
-        mode = fact(lambda gpu=gpu: GPU_FACTS["accounting_mode"](gpu.handle))
+        mode = fact(partial(GPU_FACTS["accounting_mode"], gpu.handle))
         words = _MODES.get(str(mode.get("value")), "not supported")
         told.append(f"GPU {gpu.index}: {words if 'error' not in mode else 'refused with code ' + str(mode['error'])}")
     return Line("NVML accounting", True, " | ".join(told))

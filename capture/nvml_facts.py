@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pynvml  # type: ignore[import-untyped]
@@ -142,7 +143,7 @@ def read_facts(gpu: Gpu, gpus: Sequence[Gpu]) -> dict[str, Any]:
     """The entry of one GPU; ``gpus`` are all, for the topology."""
     return {
         "index": gpu.index, "uuid": gpu.uuid, "answered": True,
-        "facts": {name: fact(lambda call=call: call(gpu.handle)) for name, call in GPU_FACTS.items()},  # type: ignore[misc]
+        "facts": {name: fact(partial(call, gpu.handle)) for name, call in GPU_FACTS.items()},
         "others": {other.uuid: _between(gpu, other) for other in gpus if other.uuid != gpu.uuid},
         "mig": [_mig(device) for device in list_mig(gpu)[0]],
     }  # fmt: skip
