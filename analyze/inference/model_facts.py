@@ -27,7 +27,7 @@ T = TypeVar("T")
 CONFIG_FILE = "config.json"
 INDEX_FILE = "safetensors index"
 HEADERS = "safetensors header"
-REPORTED = ("/server_info", "/info", "/v1/models", "metric label")
+REPORTED = ("/server_info", "/get_server_info", "/info", "/props", "/v1/models", "metric label")
 COMMAND_LINE = ("command line", "given at import")
 ENVIRONMENT = "environment"
 

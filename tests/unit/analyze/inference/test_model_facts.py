@@ -309,3 +309,21 @@ def test_what_is_missing_says_why() -> None:
     assert found.why_missing("kv")
     nothing = model_facts([], CATALOGUE)
     assert "names no model" in nothing.why_missing("total")
+
+
+def test_who_is_asked_for_the_type_and_in_which_order() -> None:
+    """The server, then its command line, environment and files; any quantisation before any plain type."""
+    said_by = [
+        ("dtype", "float32", "/v1/models"), ("quantization", "awq", "environment"),
+        ("quantization", "None", "metric label"), ("quantization", "gptq", "given at import"),
+    ]  # fmt: skip
+    config = {**LLAMA_8B, "quantization_config.quant_method": "fp8", "torch_dtype": "float16"}
+    assert facts(*said_by, config=config).weight_type.name == "gptq"
+    assert facts(*said_by[:3], config=config).weight_type.source == "environment quantization"
+    assert facts(*said_by[:1], config=config).weight_type.source == "config.json quantization_config"
+    assert facts(*said_by[:1], config={**LLAMA_8B, "torch_dtype": "float16"}).weight_type.bits == 32
+    assert facts(config={**LLAMA_8B, "torch_dtype": "float16"}).weight_type.source == "config.json torch_dtype"
+    sglang = facts(("dtype", "bfloat16", "/get_server_info"), config=LLAMA_8B)
+    assert sglang.weight_type.source == "/get_server_info dtype"
+    kv = facts(("kv_cache_dtype", "auto", "command line"), ("kv_cache_dtype", "fp8_e5m2", "metric label"))
+    assert (kv.kv_element.size_bytes, kv.kv_element.source) == (1, "metric label")
