@@ -5,6 +5,7 @@ Reading one takes a second, so each is read once. Do not change what these give:
 
 from __future__ import annotations
 
+import atexit
 import gzip
 import json
 from collections.abc import Mapping, Sequence
@@ -67,6 +68,9 @@ def recorded(regime: str, settings: tuple[tuple[str, str], ...] = ()) -> dict[st
 def store(regime: str, settings: tuple[tuple[str, str], ...] = ()) -> Store:
     """One recording as evidence."""
     return Store.from_tables(recorded(regime, settings), open_body={"synthetic": False, "imported": {"files": 1}})
+
+
+atexit.register(store.cache_clear)  # DuckDB complains of connections that outlive the interpreter
 
 
 def context(evidence: Store) -> Context:

@@ -17,6 +17,7 @@ from gpuaudit.analyze.store import Store
 
 _SOURCES = (
     "metric label", "metric", "command line", "given at import", "environment", "config.json", "safetensors index",
+    "safetensors header",
 )  # fmt: skip
 _LABEL, _METRIC = _SOURCES[0], _SOURCES[1]
 
