@@ -136,8 +136,8 @@ class Attacher:
         ours, theirs = socket.socketpair()
         rings = self._probing.rings if self._probing else []
         counters = self._probing.counters_fd if self._probing else -1
-        dial = self._engines.dial.theirs.fileno() if self._engines else -1
-        inherited = [theirs.fileno(), *(r.fd for r in rings), *(fd for fd in (counters, dial) if fd >= 0)]
+        dial, files = self._engines.descriptors if self._engines else (-1, -1)
+        inherited = [theirs.fileno(), *(r.fd for r in rings), *(fd for fd in (counters, dial, files) if fd >= 0)]
         with theirs, end_signals_blocked():
             # A session of its own and no descriptor of the terminal: a recorder that was taken over can neither type
             # into root's shell (TIOCSTI needs the controlling terminal) nor write to its screen.
@@ -147,7 +147,7 @@ class Attacher:
                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
             )  # fmt: skip
         if self._engines:
-            self._engines.dial.theirs.close()
+            self._engines.give_away()
         self._channel = Channel(ours, TO_ATTACHER)
         if self._probing:
             self._probing.exclude(self._recorder.pid)
@@ -157,8 +157,8 @@ class Attacher:
             sources=list(plan.options.sources), seed=plan.options.seed,
             capabilities=[vars(c) for c in self._probing.capabilities] if self._probing else [],
             gpus=list(plan.scenario.gpus) if plan.scenario else [], rings=list(rings), counters_fd=counters,
-            dial_fd=dial, synthetic=plan.options.synthetic, uid=plan.recorder.uid if plan.recorder else None,
-            gid=plan.recorder.gid if plan.recorder else None,
+            dial_fd=dial, files_fd=files, synthetic=plan.options.synthetic,
+            uid=plan.recorder.uid if plan.recorder else None, gid=plan.recorder.gid if plan.recorder else None,
         )  # fmt: skip
         self._channel.send("start", **start.to_message())
 

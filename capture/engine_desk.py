@@ -47,7 +47,8 @@ class EngineDesk:
     """``only`` gives the processes that are traced, None for the whole host."""
 
     def __init__(self, named: tuple[str, ...], remote: tuple[str, ...], only: Callable[[], set[int] | None]) -> None:
-        self.dial = DialDesk()
+        self.dial, self.files = DialDesk(), DialDesk()
+        """Two, so that a file system that hangs keeps nobody from connecting."""
         self._only = only
         self._known: set[tuple[int, int]] = set()
         self._places: set[tuple[object, ...]] = set()
@@ -84,6 +85,17 @@ class EngineDesk:
     def close(self) -> None:
         """Connect nothing any more."""
         self.dial.close()
+        self.files.close()
+
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        """The recorder's ends, to be inherited: for connections and for files; −1 once they are given away."""
+        return self.dial.theirs.fileno(), self.files.theirs.fileno()
+
+    def give_away(self) -> None:
+        """The recorder has its ends; ours are closed, so that its end is noticed."""
+        self.dial.theirs.close()
+        self.files.theirs.close()
 
     def _name(self, endpoint: Endpoint, found_by: str) -> _Named:
         engine = self._new_engine()
@@ -101,12 +113,10 @@ class EngineDesk:
         command = read_command(pids[0])
         if start is not None:
             self._known.add((pids[0], start))
-        open_file = None
         if command is not None:
-            open_file = ModelFolder(pids[0], command).open
+            self.files.add(named.engine, Line(named.endpoint, open_file=ModelFolder(pids[0], command).open))
             self._settings(named.engine, command)
-        self.dial.add(named.engine, Line(named.endpoint, open_file=open_file))
-        self._tell(named.engine, named.endpoint, pids[0], named.found_by, files=open_file is not None)
+        self._tell(named.engine, named.endpoint, pids[0], named.found_by, files=command is not None)
 
     def _found(self, server: Server) -> None:
         """A server that nobody named."""
@@ -131,7 +141,8 @@ class EngineDesk:
             return
         self._places.add(place)
         engine = self._new_engine()
-        self.dial.add(engine, Line(endpoint, netns_fd, root_fd, ModelFolder(server.pid, server.command).open))
+        self.dial.add(engine, Line(endpoint, netns_fd, root_fd))
+        self.files.add(engine, Line(endpoint, open_file=ModelFolder(server.pid, server.command).open))
         self._settings(engine, server.command)
         self._tell(engine, endpoint, server.pid, FOUND, files=True)
 

@@ -42,7 +42,7 @@ MAX_SETTINGS = 65_536
 STOP_S = 1.0
 """At the end of the capture an answer that is on its way has so long to come."""
 
-LIMITS = Limits(bytes=MAX_BODY_BYTES)
+LIMITS = Limits(bytes=MAX_BODY_BYTES, lines=50_000)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ Setting = tuple[str, str, str, str]
 class _Poller(threading.Thread):
     """Polls one engine. It touches no row: what it brings waits in :attr:`done` and :attr:`settings`."""
 
-    def __init__(self, engine: Engine, dial: DialClient) -> None:
+    def __init__(self, engine: Engine, dial: DialClient, files: DialClient) -> None:
         super().__init__(name=f"engine-{engine.engine}", daemon=True)
         self.engine = engine
         self.ended = threading.Event()
@@ -98,7 +98,7 @@ class _Poller(threading.Thread):
         self.failure = ""
         self.busy_since_ns: int | None = None
         """When the poll under way began."""
-        self._dial = dial
+        self._files = files
         self._connection = Connection(lambda left_s: dial.connect(engine.engine, engine.addresses, left_s), engine.host)
         self._parser = Parser(LIMITS)
 
@@ -115,7 +115,7 @@ class _Poller(threading.Thread):
                     self._configure()
                 pace = POLL_INTERVAL_NS if failed < PATIENCE else SLOW_INTERVAL_NS
                 left_ns = poll.start_ns + pace - boottime_ns()
-                busy_ns = poll.duration_ns // 2  # a server that is slow to answer is asked less
+                busy_ns = (boottime_ns() - poll.start_ns) // 2  # what is slow to answer, or to read, is asked less
                 self.ended.wait(max(left_ns, busy_ns, 0) / 1e9)
         except Exception as e:  # a defect here must not end the capture
             self.failure = f"{type(e).__name__}: {e}"
@@ -147,7 +147,16 @@ class _Poller(threading.Thread):
                     continue
         if self.look_at_files:
             self.look_at_files = False
-            self.settings.extend(of_files(lambda name: self._dial.open_file(self.engine.engine, name)))
+            threading.Thread(target=self._read_files, name=f"model-{self.engine.engine}", daemon=True).start()
+
+    def _read_files(self) -> None:
+        """A model's folder may be on a file system that hangs: that must not keep its engine from being polled."""
+        number = self.engine.engine
+        try:
+            for setting in of_files(lambda name: self._files.open_file(number, name)):
+                self.settings.append(setting)
+        except Exception as e:  # as in run
+            self.failure = f"reading the model's files: {type(e).__name__}: {e}"
 
 
 @dataclass
@@ -170,8 +179,9 @@ class EngineSource:
 
     name = "engines"
 
-    def __init__(self, dial: DialClient) -> None:
+    def __init__(self, dial: DialClient, files: DialClient) -> None:
         self._dial = dial
+        self._files = files
         self._numbers: Iterator[int] = count()
         self._watched: dict[int, _Watched] = {}
         self._settings_told: dict[tuple[object, ...], str] = {}
@@ -187,7 +197,7 @@ class EngineSource:
         """Begin to poll an engine, or learn its process of one that is polled."""
         watched = self._watched.get(engine.engine)
         if watched is None:
-            poller = _Poller(engine, self._dial)
+            poller = _Poller(engine, self._dial, self._files)
             self._watched[engine.engine] = _Watched(engine, poller, SeriesTracker(engine.engine, self._numbers))
             poller.start()
             return

@@ -140,7 +140,7 @@ class RecorderProcess:
             if capability.available:
                 self._sources.append(nvml)
         if self._start.dial_fd >= 0:
-            self._engines = EngineSource(DialClient(self._start.dial_fd))
+            self._engines = EngineSource(DialClient(self._start.dial_fd), DialClient(self._start.files_fd))
             self._capabilities.append(self._engines.probe())
             self._sources.append(self._engines)
         self._capabilities.append(Capability("clock", True))

@@ -14,8 +14,8 @@ from gpuaudit.capture.ring import RingDescription
 class StartMessage:
     """``capabilities`` are the attacher's sources; the recorder adds its own (NVML, clock) before leaf 0 is written.
 
-    ``uid`` and ``gid`` None: the recorder keeps its user. ``counters_fd`` −1: no rings; ``dial_fd`` −1: no
-    engines. ``public_key`` is the identity's, hex.
+    ``uid`` and ``gid`` None: the recorder keeps its user. ``counters_fd`` −1: no rings; ``dial_fd`` and
+    ``files_fd`` −1: no engines. ``public_key`` is the identity's, hex.
     """
 
     site: str
@@ -30,6 +30,7 @@ class StartMessage:
     rings: list[RingDescription]
     counters_fd: int
     dial_fd: int
+    files_fd: int
     synthetic: str | None
     seed: int
     uid: int | None
