@@ -25,10 +25,11 @@ from gpuaudit.analyze.inference.dtypes import (
     NVFP4_BITS,
     computing_type,
 )
+from gpuaudit.analyze.inference.economics import context_tokens
 from gpuaudit.analyze.inference.formulas import GIGA, TERA, Number
 from gpuaudit.analyze.inference.model import EngineRun
 from gpuaudit.analyze.quality_effects import NOT_KNOWN, quality
-from gpuaudit.analyze.roofline import attention, context_tokens
+from gpuaudit.analyze.roofline import attention
 from gpuaudit.analyze.vram import kv_pool
 
 INT4_BITS = 4 + Fraction(16 + 4, 128)

@@ -29,6 +29,7 @@ from gpuaudit.analyze.finding import Provenance
 from gpuaudit.analyze.gpu_time import GpuTime
 from gpuaudit.analyze.inference import formulas
 from gpuaudit.analyze.inference.baseline import Baseline
+from gpuaudit.analyze.inference.economics import context_tokens
 from gpuaudit.analyze.inference.formulas import GIGA, TERA
 from gpuaudit.analyze.inference.model import EngineRun
 
@@ -235,12 +236,6 @@ def _prefill(run: EngineRun, base: Baseline) -> Found | str:
         "prompts/s × (1 − prefix hits) × (2·P·s + c·L·s²) / TP",
         "prompts/s × (1 − prefix hits) × (weights read + s·kv) / TP",
     )  # fmt: skip
-
-
-def context_tokens(run: EngineRun) -> Fraction | None:
-    """Tokens in the cache of a sequence on the mean: its prompt, and half of what it generates."""
-    prompt, output = run.totals.prompt_size.mean, run.totals.generation_size.mean
-    return None if prompt is None or output is None else prompt + output / 2
 
 
 def attention(base: Baseline) -> Fraction:
