@@ -1,8 +1,9 @@
 """Before and after: the engines of two bundles, paired and compared (``inference/compare.py`` decides).
 
-Both bundles are verified before anything is read. An engine is paired by its URL, else by its model where only one on
-each side has it, else by its number. Where what a ceiling depends on was changed, the efficiency is not compared: the
-baseline is another one. The result is plain JSON in the units of a findings document; ``docs/reference/diff.md``.
+Each bundle is verified before it is read, and nothing is compared unless both hold. An engine is paired by its URL,
+else by its model where only one on each side has it, else by its number. Where what a ceiling depends on was changed,
+the efficiency is not compared: the baseline is another one. The result is plain JSON in the units of a findings
+document; ``docs/reference/diff.md`` tells its members.
 """
 
 from __future__ import annotations
