@@ -13,6 +13,9 @@ import numpy.typing as npt
 _EXACT = Context(prec=800, traps=[Inexact])
 """An f64 has 17 digits between 10^-324 and 10^309: sums of any number of them have fewer digits than this."""
 
+EXACT_INTEGERS = 1 << 53
+"""IEEE 754: below it every integer has an f64 of its own."""
+
 F64 = npt.NDArray[np.float64]
 
 
@@ -22,11 +25,20 @@ def decimal(value: float) -> Fraction:
     return Fraction(repr(value))
 
 
+def _is_plain_integer(value: float) -> bool:
+    """Whole, and small enough that every integer near it is an f64: then it is the number that was printed."""
+    return abs(value) < EXACT_INTEGERS and value.is_integer()
+
+
+def _as_int(value: Fraction) -> int | Fraction:
+    return int(value) if value.denominator == 1 else value
+
+
 def number(value: float) -> int | Fraction | None:
     """:func:`decimal`, as int where it is whole; None for NaN and infinity."""
     if not math.isfinite(value):
         return None
-    return int(value) if value == int(value) else decimal(value)
+    return int(value) if _is_plain_integer(value) else _as_int(decimal(value))
 
 
 def total(values: F64) -> Fraction | None:
@@ -44,7 +56,7 @@ def difference(before: float, after: float) -> Fraction | None:
     """``after`` − ``before``, exactly; None where either is no number."""
     if not (math.isfinite(before) and math.isfinite(after)):
         return None
-    if before.is_integer() and after.is_integer():
+    if _is_plain_integer(before) and _is_plain_integer(after):
         return Fraction(int(after) - int(before))
     return Fraction(_EXACT.subtract(Decimal(repr(after)), Decimal(repr(before))))
 
