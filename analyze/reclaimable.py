@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from gpuaudit.analyze.context import Context
 from gpuaudit.analyze.finding import Provenance
 from gpuaudit.analyze.gpu_time import GpuTime
-from gpuaudit.analyze.vram import KV_CACHE, LAST, Part, Topology
+from gpuaudit.analyze.vram import KV_CACHE, LAST, Part, Topology, engine_of
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,17 @@ def read_reclaimable(context: Context, topologies: list[Topology]) -> list[Recla
 
 
 def _unused_kv(context: Context, t: Topology, part: Part) -> list[Reclaimable]:
-    out = []
-    for run in context.engine_runs:
-        peak = run.totals.kv_peak_share
-        if t.gpu.uuid not in run.gpus or peak is None or not 0 <= peak < 1:
-            continue
-        size = int(part.bytes * (1 - peak))
-        what = f"KV cache of engine {run.engine} above its peak use"
-        formula = (
-            "KV cache × (1 − highest use of any scrape); a peak of this capture, without a margin for another load"
-        )
-        where = (*part.tables, ("engine_scrapes", run.where))
-        out.append(Reclaimable(t.gpu, what, size, part.provenance, formula, where))
-    return out[:1]
+    assert part.pid is not None  # noqa: S101 - KV cache is of a process
+    holders = {p.pid: sum(q.bytes for q in t.parts if q.pid == p.pid) for p in t.parts if p.pid is not None}
+    run = engine_of(context, t.gpu, part.pid, holders)
+    peak = None if run is None else run.totals.kv_peak_share
+    if run is None or peak is None or not 0 <= peak < 1:
+        return []
+    size = int(part.bytes * (1 - peak))
+    what = f"KV cache of engine {run.engine} above its peak use"
+    formula = "KV cache × (1 − highest use of any scrape); a peak of this capture, without a margin for another load"
+    where = (*part.tables, ("engine_scrapes", run.where))
+    return [Reclaimable(t.gpu, what, size, part.provenance, formula, where)]
 
 
 def _idle(context: Context, t: Topology, pid: int) -> str:

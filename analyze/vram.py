@@ -208,12 +208,18 @@ class _Claims:
 
 
 def engine_of(context: Context, gpu: GpuTime, pid: int, holders: Mapping[int, int | None]) -> EngineRun | None:
-    """The engine whose worker on this GPU is ``pid``: of its processes there the one that holds most."""
+    """The engine whose worker on this GPU is ``pid``: of its processes there the one that holds most.
+
+    Of an engine whose own process is not known, the only process on the GPU is taken as its worker.
+    """
     for run in context.engine_runs:
         if gpu.uuid not in run.gpus:
             continue
-        family = shards.descendants(context, run.pid) if run.pid is not None else frozenset()
-        mine = [p for p in holders if p in family] or (list(holders) if len(holders) == 1 else [])
+        if run.pid is None:
+            mine = list(holders) if len(holders) == 1 else []
+        else:
+            family = shards.descendants(context, run.pid)
+            mine = [p for p in holders if p in family]
         if mine and max(mine, key=lambda p: (holders[p] or 0, -p)) == pid:
             return run
     return None

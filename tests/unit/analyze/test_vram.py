@@ -175,6 +175,22 @@ def test_of_an_engines_processes_the_one_that_holds_most_is_its_worker() -> None
     assert told[10, "other_process"] == GIB // 4
 
 
+def test_a_process_that_is_not_the_engines_has_none_of_its_weights() -> None:
+    """The engine runs without a GPU, or elsewhere: what NVML lists on the GPU is somebody else."""
+    (t,) = read_topologies(with_engine(engine_scene().process(6).context(), run_of(pid=6)))
+    assert amounts(t) == {"other_process": 29 * GIB, "unattributed": GIB, "driver_reserved": 700 * MIB}
+
+
+def test_two_engines_on_one_gpu_have_each_its_own_peak() -> None:
+    scene = engine_scene().process(8)
+    held(scene, T0 + 50 * S, 8, GIB)
+    context = scene.context()
+    big, small = run_of(pid=7), run_of(pid=8, blocks="10", kv_peak=Fraction(1, 2), facts=None)
+    context.engine_runs = [small, big]
+    (freed,) = read_reclaimable(context, read_topologies(context))
+    assert (freed.bytes, freed.what) == (KV * 3 // 4, "KV cache of engine 0 above its peak use")
+
+
 def test_kv_cache_above_its_peak_use_can_be_given_back() -> None:
     context = with_engine(engine_scene().context(), run_of())
     (freed,) = read_reclaimable(context, read_topologies(context))
