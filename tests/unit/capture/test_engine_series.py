@@ -10,6 +10,7 @@ import pytest
 
 from gpuaudit.bundle.columns import check_rows, from_records
 from gpuaudit.bundle.tables import TABLES
+from gpuaudit.capture.engine_labels import from_samples
 from gpuaudit.capture.engine_series import FULL_INTERVAL_NS, EngineRows, SeriesTracker
 from gpuaudit.capture.exposition import parse
 
@@ -130,3 +131,13 @@ def test_the_kind_is_told_by_the_first_metrics_that_have_one() -> None:
     assert scrape(late, 0, {"python_info": 1}).scrape["series"] == 0
     assert scrape(late, 1, {"python_info": 1, "llamacpp:x": 0}).scrape["series"] == 1
     assert late.kind.name == "llama_cpp"
+
+
+def test_labels_of_the_engine_are_settings_and_others_are_not() -> None:
+    text = 'python_info{version="3.11"} 1\n'
+    text += 'vllm:cache_config_info{engine="0",block_size="16",cache_dtype="auto",x="None"} 1\n'
+    found = [(s["op"], s["value"], s["detail"]) for s in from_samples(parse(text).samples)]
+    assert found == [
+        ("block_size", "16", "vllm:cache_config_info block_size"),
+        ("kv_cache_dtype", "auto", "vllm:cache_config_info cache_dtype"),
+    ]
