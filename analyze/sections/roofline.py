@@ -80,6 +80,7 @@ def evaluate(context: Context) -> Section:
     return Section(
         ID, title, question, "evaluated" if state else "not evaluated", reason, (),
         tuple(t for t in tables if t.rows), _charts(list(ceilings.values()), told) if told else (), DEFINITIONS,
+        tuple(f"GPUs of engine {r.engine}: {r.gpu_join}." for r in context.engine_runs[:MAX_ROWS] if r.gpu_join),
     )  # fmt: skip
 
 

@@ -183,6 +183,8 @@ def test_the_numbers_of_this_host(made: list[Section]) -> None:
     decode = next(r for r in table(made, "roofline", "points") if r["work"] == "decode")
     flop = 2 * 8 * 10**9 + 2 * (2 * 4096 * 32) * (512 + 32)
     assert number(decode["rate"]) == 1280 * flop
+    (note,) = next(s for s in made if s.id == "roofline").notes
+    assert note.startswith("GPUs of engine 0: NVML listed the engine's process")
     weights = next(r for r in table(made, "vram", "topology") if r["category"] == "weights")
     assert number(weights["bytes"]) == 16 * GIB
     assert weights["precision"] == "bfloat16"
