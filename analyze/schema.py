@@ -106,10 +106,12 @@ _WASTE_KEY = one_of(
     "throttled", "memory_bound", "not_classified",
 )  # fmt: skip
 _AMOUNTS: dict[str, Shape] = {
-    **dict.fromkeys(("gpu_time", "low", "high", "share"), QUANTITY), "money": optional(QUANTITY),
+    **dict.fromkeys(("gpu_time", "low", "high", "share"), QUANTITY),
+    **dict.fromkeys(("money", "money_low", "money_high"), optional(QUANTITY)),
 }  # fmt: skip
 _CURRENCY = pattern("([A-Z]{3})?", "three capital letters, or nothing")
 _RATE = optional(pattern(r"[0-9]{1,7}(\.[0-9]{1,30})?", "a decimal number"))
+_PROJECTION = ("duty_cycle", "coverage", *(f"{t}{b}" for t in ("month", "year") for b in ("", "_low", "_high")))
 WASTE = record(
     {
         "rows": array(
@@ -118,7 +120,7 @@ WASTE = record(
                     "definition": text()}), MAX_ITEMS
         ),
         "by_key": array(record({**_AMOUNTS, "key": _WASTE_KEY}), 10), "total": record(_AMOUNTS), "prices": TEXTS,
-        "projection": optional(record(dict.fromkeys(("duty_cycle", "coverage", "month", "year"), QUANTITY))),
+        "projection": optional(record(dict.fromkeys(_PROJECTION, QUANTITY))),
         "observed": QUANTITY, "rate": _RATE, "currency": _CURRENCY, "notes": TEXTS,
     }
 )  # fmt: skip
@@ -223,8 +225,8 @@ DOCUMENT = record(
         "tool": record({"name": text(64), "version": text(64), "digest": DIGEST}),
         "options": record(
             {"rate": _RATE, "currency": _CURRENCY},
-            {"duty_cycle": number, "policy_sha256": DIGEST, "prices_sha256": DIGEST, "catalogue_sha256": array(DIGEST, 100),
-             "trusted_identities": array(DIGEST, 1000)},
+            {"duty_cycle": number, "policy_sha256": DIGEST, "prices_sha256": DIGEST,
+             "catalogue_sha256": array(DIGEST, 100), "trusted_identities": array(DIGEST, 1000)},
         ),
         "bundle": record(
             {"origin": text(1024), "root": text(64), "size": integer(), "status": NAME, "file_sha256": DIGEST,

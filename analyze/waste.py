@@ -11,7 +11,7 @@ from fractions import Fraction
 
 from gpuaudit.analyze import intervals
 from gpuaudit.analyze.context import Context
-from gpuaudit.analyze.finding import Json, Provenance, Quantity
+from gpuaudit.analyze.finding import Json, Provenance, Quantity, number_from_json
 from gpuaudit.analyze.host_time import BLOCKING_OPS, CALL_TABLES
 from gpuaudit.analyze.ledger import KEYS, NOTHING, WASTE, Amount, Entry, ledger
 from gpuaudit.analyze.memory_wall import MemoryWall
@@ -111,11 +111,14 @@ class _Section:
     def _total(self, rows: list[Json]) -> Json:
         """Sum of what is waste; its upper bound is no more than what the rest leaves of the observed time."""
         mine = [e for e in self._entries if e.key in WASTE]
-        amount, cost = _together(mine)
-        certain = sum((e.amount.low for e in self._entries if e.key == "useful"), Fraction(0))
-        amount = Amount(amount.expected, amount.low, min(amount.high, self._observed - certain))
+        by_gpu = _together(mine)[1]
+        for uuid, a in by_gpu.items():
+            observed = intervals.measure(next(g for g in self._context.gpus if g.uuid == uuid).covered)
+            rest = (e.amount.low for e in self._entries if e.gpu.uuid == uuid and e.key not in WASTE)
+            by_gpu[uuid] = Amount(a.expected, a.low, min(a.high, observed - sum(rest, Fraction(0))))
+        amount = sum(by_gpu.values(), NOTHING)
         formula = f"sum of the rows of {', '.join(WASTE)}"
-        return self._amounts(amount, cost, _evidence_of(rows, WASTE), formula)
+        return self._amounts(amount, by_gpu, _evidence_of(rows, WASTE), formula)
 
     def _amounts(
         self, amount: Amount, by_gpu: Mapping[str, Amount], evidence: tuple[str, ...], formula: str
@@ -130,6 +133,8 @@ class _Section:
             "high": time(amount.high, ", at most"),
             "share": Quantity(share, "share", "derived", evidence, "gpu_time / observed").to_json(),
             "money": self._cost({u: a.expected for u, a in by_gpu.items()}, evidence),
+            "money_low": self._cost({u: a.low for u, a in by_gpu.items()}, evidence),
+            "money_high": self._cost({u: a.high for u, a in by_gpu.items()}, evidence),
         }
 
     def _cost(self, by_gpu: Mapping[str, Fraction], evidence: tuple[str, ...]) -> Json:
@@ -148,28 +153,31 @@ class _Section:
 
     def _projection(self, total: Json) -> Json:
         """The waste per month and year at a stated duty cycle; null without one, or without a price."""
-        duty, money = self._money.duty_cycle, total["money"]
+        duty = self._money.duty_cycle
         window = self._context.window.length_ns
-        if duty is None or money is None or not self._observed or not window:
+        if duty is None or total["money"] is None or not self._observed or not window:
             return None
-        _, cost = _together([e for e in self._entries if e.key in WASTE])
-        spent = sum(filter(None, (self._money.of(u, a.expected) for u, a in cost.items())), Fraction(0))
         gpus = len(self._context.gpus)
-        per_hour = spent * NS_PER_HOUR * gpus / self._observed
         evidence = tuple(total["gpu_time"]["evidence"])
-        unit, made = self._money.currency, self._money.provenance
 
-        def over(hours: int, per: str) -> Json:
-            formula = f"money of the total / observed GPU-hours × {gpus} GPUs × {hours} h × duty cycle"
-            return Quantity(per_hour * hours * duty, f"{unit}/{per}" if per == "year" else unit, made, evidence,
-                            formula).to_json()  # fmt: skip
+        def over(which: str, hours: int, per_year: bool) -> Json:
+            value = total[which]["value"]
+            spent = number_from_json(value) or 0
+            formula = f"{which} of the total / observed GPU-hours × {gpus} GPUs × {hours} h × duty cycle"
+            unit = f"{self._money.currency}/year" if per_year else self._money.currency
+            projected = Fraction(spent) * NS_PER_HOUR * gpus / self._observed * hours * duty
+            return Quantity(projected, unit, self._money.provenance, evidence, formula).to_json()
 
         covered = Fraction(self._observed, window * gpus)
         return {
             "duty_cycle": Quantity(duty, "share", "assumed").to_json(),
             "coverage": Quantity(covered, "share", "derived", evidence, "observed / (window × GPUs)").to_json(),
-            "month": over(HOURS_PER_MONTH, "month"), "year": over(HOURS_PER_YEAR, "year"),
-        }  # fmt: skip
+            **{
+                f"{name}{suffix}": over(f"money{suffix}", hours, name == "year")
+                for name, hours in (("month", HOURS_PER_MONTH), ("year", HOURS_PER_YEAR))
+                for suffix in ("", "_low", "_high")
+            },
+        }
 
     def _notes(self) -> list[str]:
         return _notes(self._context, self._money)

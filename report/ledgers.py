@@ -160,13 +160,18 @@ def _projection(section: dict[str, Any] | None) -> tuple[tuple[str, Text], ...]:
     """Waste per month and year, with the two shares that it stands on; nothing without a stated duty cycle."""
     if section is None:
         return ()
-    duty, coverage, month, year = (quantity(section[k]) for k in ("duty_cycle", "coverage", "month", "year"))
+    told = {k: quantity(v) for k, v in section.items()}
+
+    def span(name: str) -> Text:
+        low, high = told[f"{name}_low"], told[f"{name}_high"]
+        return join(marked(told[name]), words(", at least "), number(low), words(", at most "), number(high))
+
     return (
-        ("In a month", join(marked(month), words(", if the host works as in the capture for "), marked(duty),
-                            words(" of all time"))),
-        ("In a year", marked(year)),
-        ("Resting on", join(number(coverage), words(" of the GPUs' time in the capture, which was observed: "),
-                            prose(month.formula))),
+        ("In a month", join(span("month"), words("; if the host works as in the capture for "),
+                            marked(told["duty_cycle"]), words(" of all time"))),
+        ("In a year", span("year")),
+        ("Resting on", join(number(told["coverage"]), words(" of the GPUs' time in the capture, which was observed: "),
+                            prose(told["month"].formula))),
     )  # fmt: skip
 
 

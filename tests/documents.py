@@ -236,8 +236,14 @@ def _amounts(ns: int, spread: int, observed: int) -> dict[str, Any]:
         "low": q(max(0, ns - spread), "gpu_ns", "derived", evidence=("E4",)).to_json(),
         "high": q(ns + spread, "gpu_ns", "derived", evidence=("E4",)).to_json(),
         "share": q(Fraction(ns, observed), "share", "derived", evidence=("E4",)).to_json(),
-        "money": q(ns * rate, "USD", "assumed", formula="gpu_time × price").to_json(),
+        **{
+            name: q(amount * rate, "USD", "assumed", formula="gpu_time × price").to_json()
+            for name, amount in (("money", ns), ("money_low", max(0, ns - spread)), ("money_high", ns + spread))
+        },
     }  # fmt: skip
+
+
+_MONTH = "money of the total / observed GPU-hours × 4 GPUs × 730 h × duty cycle"
 
 
 def _waste() -> dict[str, Any]:
@@ -258,7 +264,7 @@ def _waste() -> dict[str, Any]:
          **_amounts(parts[key] // 3, 0, total)}
         for key in ("waiting_for_peers", "useful", "memory_bound", "not_classified") for i in (0, 1, 3)
     ]  # fmt: skip
-    waste = sum(ns for key, ns in parts.items() if key not in ("useful", "not_classified"))
+    waste = sum(ns for key, ns in parts.items() if key not in ("useful", "memory_bound", "not_classified"))
     return {
         "rows": rows, "observed": q(total, "gpu_ns", "derived").to_json(), "rate": "2.99", "currency": "USD",
         "by_key": [{"key": k, **_amounts(ns, ns // 9, total)} for k, ns in parts.items()],
@@ -266,9 +272,14 @@ def _waste() -> dict[str, Any]:
         "projection": {
             "duty_cycle": q(Fraction(3, 5), "share", "assumed").to_json(),
             "coverage": q(Fraction(97, 100), "share", "derived", evidence=("E4",)).to_json(),
-            "month": q(Fraction(161_420, 100), "USD", "assumed",
-                       formula="money of the total / observed GPU-hours × 4 GPUs × 730 h × duty cycle").to_json(),
-            "year": q(Fraction(1_937_040, 100), "USD/year", "assumed", formula="12 months").to_json(),
+            **{
+                f"month{b}": q(Fraction(cents, 100), "USD", "assumed", formula=_MONTH).to_json()
+                for b, cents in (("", 161_420), ("_low", 120_000), ("_high", 182_050))
+            },
+            **{
+                f"year{b}": q(Fraction(cents, 100), "USD/year", "assumed", formula="12 months").to_json()
+                for b, cents in (("", 1_937_040), ("_low", 1_440_000), ("_high", 2_184_600))
+            },
         },
         "notes": ["Each nanosecond of observed GPU time stands in one row."],
     }  # fmt: skip

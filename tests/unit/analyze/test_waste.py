@@ -89,6 +89,24 @@ def test_throttled_without_a_clock_is_not_classified() -> None:
     assert bounds(scene)["throttled"] == (0, 48 * S)
 
 
+def test_headroom_against_the_wall_is_not_called_avoidable() -> None:
+    scene = Scene().clock().samples(T0, T0 + 60 * S, pids=[7], gpu_utilization_percent=100)
+    scene.add(
+        "gpm_samples", start_ns=T0, duration_ns=60 * S, gpu_index=0, gpu_uuid="GPU-0", unavailable="",
+        dram_bandwidth_percent=80.0, tensor_percent=20.0,
+    )  # fmt: skip
+    assert number(scene.document().waste["total"]["gpu_time"]) == 0
+
+
+def test_a_projection_has_the_bounds_of_its_parts() -> None:
+    scene = half_idle()
+    scene.rows["nvml_samples"][0] |= {"event_reasons": None}  # whether it was throttled then is not known
+    told = analyze_store(scene.store(), SEALED, AnalyzeOptions(rate=Decimal(4), duty_cycle=Fraction(1))).waste
+    projection = told["projection"]
+    assert number(projection["month_low"]) == number(projection["month"]) < number(projection["month_high"])
+    assert number(told["total"]["money_high"]) > number(told["total"]["money"])
+
+
 def test_memory_bound_needs_gpm_and_a_wall() -> None:
     def scene(dram: float, pipe: float | None) -> Scene:
         out = Scene().clock().samples(T0, T0 + 60 * S, pids=[7], gpu_utilization_percent=100)
@@ -153,6 +171,7 @@ def test_a_month_is_projected_only_with_a_stated_duty_cycle() -> None:
     told = analyzed(AnalyzeOptions(rate=rate, duty_cycle=Fraction(1, 2))).waste["projection"]
     assert number(told["month"]) == 4 * Fraction(1, 2) * 730 * Fraction(1, 2)
     assert number(told["year"]) == 4 * Fraction(1, 2) * 8760 * Fraction(1, 2)
+    assert number(told["month_low"]) == number(told["month"]) == number(told["month_high"])  # no doubt about idle time
     assert number(told["duty_cycle"]) == Fraction(1, 2)
     assert 0 < number(told["coverage"]) <= 1
 

@@ -94,8 +94,9 @@ def test_money_names_its_price_and_a_projection_its_duty_cycle() -> None:
         "Money is GPU time × the price of its GPU: rate given by the user: 2.99 USD per GPU-hour."
     )
     told = {name: plain(text) for name, text in view.projection}
-    assert (
-        told["In a month"] == "1,614.20 USD assumed, if the host works as in the capture for 60.0 % assumed of all time"
+    assert told["In a month"] == (
+        "1,614.20 USD assumed, at least 1,200.00 USD, at most 1,820.50 USD; "
+        "if the host works as in the capture for 60.0 % assumed of all time"
     )
     assert told["In a year"] == "19,370 USD/year assumed"
     assert told["Resting on"].startswith("97.0 % of the GPUs' time in the capture")
