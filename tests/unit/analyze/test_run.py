@@ -74,7 +74,8 @@ def test_twice_the_same_bytes_and_the_bundle_as_it_was(bundle: Path) -> None:
     document = parse_document(first)
     assert document.bundle["status"] == "SEALED"
     assert document.quality["grade"] == "A"
-    assert {o.state for o in document.outcomes} == {"finding"}
+    found = {o.id for o in document.outcomes if o.state == "finding"}
+    assert {"api_silence", "idle_allocation", "throttling", "late_rank"} <= found
 
 
 PLACES = (("1", "Asia/Kathmandu", "C"), ("4242", "America/St_Johns", "C.UTF-8"))
