@@ -20,7 +20,6 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from gpuaudit.analyze import intervals
 from gpuaudit.analyze.allocations import ALIVE, Allocations, Destinations, read_allocations, read_destinations
 from gpuaudit.analyze.context import Context
 from gpuaudit.analyze.finding import Threshold
@@ -153,8 +152,3 @@ def _traffic(context: Context, pid: int, after_ns: int) -> Phase | None:
 def traffic_where(pid: int, after_ns: int) -> str:
     """SQL condition of the copies of the traffic."""
     return f"pid = {int(pid)} AND op LIKE 'cudaMemcpy%' AND start_ns > {int(after_ns)}"
-
-
-def span(phase: Phase) -> int:
-    """Length of a phase in ns."""
-    return intervals.measure(intervals.single(phase.start_ns, phase.end_ns))
