@@ -172,7 +172,7 @@ def test_losses_at_unknown_times_forbid_the_question() -> None:
 @pytest.mark.parametrize("rule", ["api_silence", "idle_allocation"])
 def test_a_capture_shorter_than_the_threshold_is_not_clear(rule: str) -> None:
     scene = Scene().clock(end=T0).process(7).cuda(7, "cudaMalloc", T0, MS).samples(T0, T0 + 4 * S)
-    assert "less than the 5 s it takes" in refused(scene, rule)
+    assert "less than the 5.00 s it takes" in refused(scene, rule)
 
 
 def test_silence_of_a_process_without_calls_is_not_a_question() -> None:
