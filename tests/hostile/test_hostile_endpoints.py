@@ -252,3 +252,10 @@ def test_long_labels_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_odd_values_are_kept_as_they_are(value: str) -> None:
     (sample,) = parse(f"# TYPE vllm:x gauge\nvllm:x {value}\n").samples
     assert repr(sample.value) == repr(float(value))
+
+
+@pytest.mark.parametrize("more", [{"synthetic": "late-rank"}, {"sources": ("nvml",)}])
+def test_an_engine_that_would_not_be_scraped_is_refused(tmp_path: Path, more: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="cannot be scraped"):
+        run_capture(CaptureOptions(out=tmp_path / "a.db", engines=("http://127.0.0.1:8000",), **more))
+    assert list(tmp_path.iterdir()) == []
