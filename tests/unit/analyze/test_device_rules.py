@@ -6,14 +6,17 @@ from fractions import Fraction
 
 import pytest
 
+from gpuaudit.analyze.context import Found, NotEvaluated
 from gpuaudit.analyze.finding import Finding
 from gpuaudit.analyze.nvml_values import growth
+from gpuaudit.analyze.sections import gpu_health
 from gpuaudit.analyze.xid import XIDS, xid
+from gpuaudit.bundle.tables import TABLES
 from tests.rule_scenes import clock_caps, memory_errors, nvlink, pcie_link, power_cap
 from tests.rule_scenes import xid as xid_scenes
 from tests.rule_scenes.power_cap import health
 from tests.scenes import T0, S, Scene
-from tests.unit.analyze.test_rules import found, refused, value
+from tests.unit.analyze.test_rules import RULES, found, refused, value
 
 DEVICE_RULES = ("clock_caps", "power_cap", "memory_errors", "xid", "pcie_link", "nvlink")
 
@@ -257,3 +260,29 @@ def test_links_whose_state_nvml_refused_are_not_clear() -> None:
     for row in scene.rows["nvml_links"]:
         row["unavailable"] = "active=999"
     assert "unknown error (NVML code 999)" in refused(scene, "nvlink")
+
+
+def test_the_largest_values_of_every_column_break_nothing() -> None:
+    """A hostile recorder fills every column to the end of its type; what is told stays finite and has evidence."""
+    largest = {"u8": 2**8 - 1, "u16": 2**16 - 1, "u32": 2**32 - 1, "u64": 2**64 - 1}
+    scene = Scene().clock()
+    for table in ("nvml_samples", "nvml_processes", "nvml_health", "nvml_links", "nvml_events"):
+        full = {c.name: largest[c.type] for c in TABLES[table].columns if c.type in largest}
+        texts = {c.name: "xid" for c in TABLES[table].columns if c.type == "text"}
+        for i in range(3):
+            place = {
+                "start_ns": T0 + i * S,
+                "duration_ns": S,
+                "gpu_uuid": "GPU-0",
+                "unavailable": "",
+                "parent_uuid": None,
+            }
+            row = {**full, **texts, **place, "gpu_index": 0, "pid": 7}
+            zero = {c.name: 0 for c in TABLES[table].columns if i == 1 and c.nullable and c.type in largest}
+            row |= {k: v for k, v in zero.items() if k != "duration_ns"}
+            scene.add(table, **{k: v for k, v in row.items() if k in {c.name for c in TABLES[table].columns}})
+    context = scene.context()
+    for rule in (*DEVICE_RULES, "zombie_allocation", "idle_allocation", "throttling"):
+        outcome = RULES[rule](context)
+        assert isinstance(outcome, Found | NotEvaluated), rule
+    assert gpu_health.evaluate(context).state == "evaluated"
