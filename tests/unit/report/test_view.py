@@ -98,7 +98,7 @@ def test_money_names_its_price_and_a_projection_its_duty_cycle() -> None:
         "1,614.20 USD assumed, at least 1,200.00 USD, at most 1,820.50 USD; "
         "if the host works as in the capture for 60.0 % assumed of all time"
     )
-    assert told["In a year"] == "19,370 USD/year assumed"
+    assert told["In a year"] == "19,370 USD/year assumed, at least 14,400 USD/year, at most 21,846 USD/year"
     assert told["Resting on"].startswith("97.0 % of the GPUs' time in the capture")
 
 
