@@ -55,7 +55,8 @@ def evidence_of(document: Document, id: str) -> list[Evidence]:
     known = {e.id: e for e in document.evidence}
     wanted = _ids(document, id)
     if wanted is None:
-        names = [x.id for x in (*document.findings, *document.chains, *document.groups, *document.sections)]
+        named = (document.findings, document.chains, document.groups, document.sections)
+        names = [x.id for kind in named for x in kind]
         raise UsageError(
             f"no finding, chain, group, section, evidence, operation or waste key is called {id[:80]!r}",
             hint=f"there is: {', '.join(names) or 'no finding'}, E1 to E{len(known)}, and the operations by name",
