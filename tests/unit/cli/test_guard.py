@@ -76,7 +76,7 @@ def test_traceback_only_on_request(capsys: pytest.CaptureFixture[str], monkeypat
     ("args", "says"),
     [
         (["verfy"], "did you mean 'verify'?"),
-        (["frobnicate"], "there are: capture, analyze"),
+        (["frobnicate"], "there are: capture, import, analyze"),
         (["capture", "--outt", "x"], "--out"),
         (["capture", "--duration", "never"], "write 90, 90s, 5m or 2h"),
         (["capture", "--duration", "0"], "above 0"),
