@@ -20,6 +20,7 @@ from gpuaudit.analyze.gpu_time import UNKNOWN, GpuTime
 from gpuaudit.analyze.intervals import Intervals
 from gpuaudit.analyze.nvml_values import Device, last_told, of_samples, refusal, series
 from gpuaudit.analyze.rules.throttling import DEFICIT, REASONS, missing_clock_ns
+from gpuaudit.analyze.words import amount
 
 MIN_SHARE = Threshold(
     "bound_share", Fraction(1, 100), "share",
@@ -101,8 +102,9 @@ def _of_gpu(
         "power": derived(median, "mW", rows, "median board power of those samples", "NVML told no power"),
     }
     fix = Fix(
-        "Raise the power limit to the default, if supply and cooling allow it", "power limit", f"{lowest} mW",
-        f"{default} mW", "more power and heat for every job on this board",
+        "Raise the power limit to the default, if supply and cooling allow it", "power limit",
+        *(amount(Quantity(mw, "mW", "derived")) for mw in (lowest, default)),
+        "more power and heat for every job on this board",
     )  # fmt: skip
     grave = severity.of_share(deficit, observed, context.policy, DECLARATION.id)
     return about_gpu(

@@ -89,6 +89,7 @@ def test_a_lowered_power_limit_costs_the_missing_clock() -> None:
     assert value(finding, "clock_deficit") == finding.impact.value == 30 * S * 495 // 1980
     assert value(finding, "power") == 399_000
     assert finding.severity == "warning"  # an eighth of the observed time
+    assert (finding.fixes[0].current, finding.fixes[0].new) == ("400 W", "700 W")
 
 
 @pytest.mark.parametrize(("limit", "reasons"), [(700_000, 0x4), (800_000, 0x4), (400_000, 0x0), (400_000, 0x40)])
