@@ -103,7 +103,7 @@ def _of_gpu(
     }
     fix = Fix(
         "Raise the power limit to the default, if supply and cooling allow it", "power limit",
-        *(amount(Quantity(mw, "mW", "derived")) for mw in (lowest, default)),
+        amount(Quantity(lowest, "mW", "derived")), amount(Quantity(default, "mW", "derived")),
         "more power and heat for every job on this board",
     )  # fmt: skip
     grave = severity.of_share(deficit, observed, context.policy, DECLARATION.id)
