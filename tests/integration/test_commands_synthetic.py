@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gpuaudit.capture.exposition import parse as parse_exposition
 from tests.commands import audit, environment
 
 
@@ -117,6 +118,22 @@ def test_query_gives_the_same_rows_in_every_form(folder: Path) -> None:
 def test_explain_and_its_json(folder: Path) -> None:
     assert run(folder, "explain", "a.db").startswith("SYNTHETIC")
     assert json.loads(run(folder, "explain", "a.db", "--json"))["bundle"]["synthetic"] is True
+
+
+def test_export_gives_every_rank_its_ratio_and_every_gpu_its_memory(folder: Path) -> None:
+    samples = parse_exposition(export(folder)).samples
+    ratios = [s for s in samples if s.metric == "arca_gpu_compute_efficiency_ratio" and s.labels["pid"]]
+    assert {s.labels["shard"].partition(" (")[0] for s in ratios} == {f"rank {r} of 4" for r in range(4)}
+    assert all(0 <= s.value <= 1 for s in ratios)
+    memory = [s for s in samples if s.metric == "arca_vram_topology_bytes"]
+    assert len({s.labels["gpu"] for s in memory}) == 4
+    assert {"unattributed", "driver_reserved"} <= {s.labels["category"] for s in memory}
+
+
+def export(folder: Path) -> str:
+    """The metrics of the findings."""
+    run(folder, "export", "a.findings.json", "--out", "a.prom", "--force")
+    return (folder / "a.prom").read_text(encoding="utf-8")
 
 
 def test_packet_and_its_bundle(folder: Path) -> None:

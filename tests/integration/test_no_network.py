@@ -19,6 +19,7 @@ ROAD: tuple[tuple[str, ...], ...] = (
     ("capture", "--synthetic", "late-rank", "--quiet", "--out", "a.db"),
     ("verify", "a.db"),
     ("analyze", "a.db"),
+    ("export", "a.findings.json", "--out", "a.prom"),
     ("explain", "a.db"),
     ("query", "a.db", "SELECT count(*) FROM cuda_calls"),
     ("report", "a.findings.json", "--out", "packet"),
