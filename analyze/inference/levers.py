@@ -176,6 +176,10 @@ def decimal(value: Number) -> str:
 def target_quantity(tell: Teller, target: seats.SeatTarget | None) -> Quantity:
     """The seats to set, or why there is no number."""
     formula = "floor(0.80 × min(ridge, full-length sequences that the KV cache holds))"
+    if target is not None and target.kind == "traffic":
+        formula = "floor(0.80 × mean running / peak KV use)"
+    if target is not None and target.stepped:
+        formula = f"min({formula}, 2 × seats)"
     if target is None:
         return tell.measured(
             None, "count", formula, "running", reason="neither the ridge nor the KV cache's size is known"

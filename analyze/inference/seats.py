@@ -20,7 +20,10 @@ from gpuaudit.analyze.inference.persistence import Limit, declared
 _SOURCE = "rules of the reference profiler for vLLM (2026-08), seat target: "
 
 MARGIN = Threshold("seat_margin", Fraction(80, 100), "share", _SOURCE + "80 % of the wall")
-STEP = Threshold("seat_step", 2, "ratio", _SOURCE + "at most twice the seats at once where only traffic bounds them")
+STEP = Threshold(
+    "seat_step", 2, "ratio",
+    _SOURCE + "at most twice the seats at once where only traffic bounds them; chosen as well where no ridge is known",
+)  # fmt: skip
 KV_NOISE = Threshold("kv_noise", Fraction(1, 100), "share", _SOURCE + "1 % of KV use or less tells no capacity")
 KV_FULL = Threshold(
     "kv_raise_below", Fraction(80, 100), "share", _SOURCE + "seats are raised only where KV use peaked below 80 %"
@@ -72,6 +75,7 @@ class SeatTarget:
     """How many seats to set. ``wall`` is what ``kind`` bounds; ``traffic``: lowered to what the traffic showed to fit.
 
     ``bound`` is the KV bound that was used, None where there was none; ``stepped``: cut to twice the current seats.
+    ``ridge_known`` False: computing may be the lower wall, and nobody knows where it is.
     """
 
     target: int
@@ -79,6 +83,15 @@ class SeatTarget:
     kind: WallKind
     bound: KvBound | None = None
     stepped: bool = False
+    ridge_known: bool = True
+
+    @property
+    def doubt(self) -> str:
+        """What a sentence adds to the number: why it is not the wall's; empty where it is."""
+        if not self.ridge_known:
+            cut = "at most twice the present ones at once, since " if self.stepped else ""
+            return f"{cut}the ridge of the GPU is not known: measure the time per token before the next raise"
+        return "at most twice the present ones at once" if self.stepped else ""
 
 
 def kv_bound(observed: Number | None, derived: Number | None, running_peak: Number | None) -> KvBound | None:
@@ -97,7 +110,8 @@ def seat_target(
     """``floor(0.80 · min(ridge, KV bound))``; None where neither is known.
 
     Where no KV bound is known, live traffic may lower it: ``floor(0.80 · mean running / peak KV use)``, then to at most
-    twice the current seats.
+    twice the current seats. Twice them is the most as well where no ridge is known: a small model's cache may hold
+    thousands of sequences that the GPU could not compute, and only a step shows it.
     """
     walls: list[tuple[Number, WallKind]] = []
     if bound is not None:
@@ -114,7 +128,17 @@ def seat_target(
             lowered, cap = int(limit(MARGIN) * fits), None if current is None else int(limit(STEP) * current)
             stepped = cap is not None and cap < lowered
             return SeatTarget(cap if stepped and cap is not None else lowered, fits, "traffic", None, stepped)
-    return SeatTarget(target, wall, kind, bound)
+    known = ridge is not None and ridge > 0
+    if not known and current is not None and int(limit(STEP) * current) < target:
+        return SeatTarget(int(limit(STEP) * current), wall, kind, bound, True, False)
+    return SeatTarget(target, wall, kind, bound, False, known)
+
+
+def watch(target: SeatTarget) -> str:
+    """How a fix's side effect ends: what to look at when the seats are raised to a target of little evidence."""
+    if target.kind == "traffic":
+        return "; monitor KV use, the number comes from this traffic only."
+    return "." if target.ridge_known else "; measure it, the ridge of the GPU is not known."
 
 
 @dataclass(frozen=True)

@@ -53,13 +53,14 @@ DECLARATION = Declaration(
         "r5_concurrency_saturation": "Engine {engine} ran {running} sequences on average on {seats} seats "
         "({seats_from}) while {waiting} requests waited ({queue} of the load); KV use peaked at {kv_peak}, time to "
         "first token was {ttft} on average. The gate held in {fired} of {active} windows with traffic. Seats "
-        "to set: {target}."
+        "to set: {target}{doubt}."
     },
     never_claims="Where the seats were not told by a setting, which setting held them: only that something did.",
     assumptions=(
         "Impact 4 of 5; confidence 0.90, 0.60 where time to first token or KV use is not known, 0.50 where the seats "
         "are a plateau (reference profiler).",
-        "The target is 80 % of the lower of ridge (est) and full-length sequences that the KV cache holds.",
+        "The target is 80 % of the lower of ridge (est) and full-length sequences that the KV cache holds; where the "
+        "ridge is not known, at most twice the present seats.",
         gates.SEVERITY_ASSUMPTION,
     ),
 )  # fmt: skip
@@ -155,6 +156,7 @@ def _finding(tell: Teller, seats: Seats) -> Finding:
                 reason="" if totals.ttft.mean is not None else "not exported, or no request got a token",
             ),
             "target": levers.target_quantity(tell, target),
+            "doubt": f" ({target.doubt})" if target is not None and target.doubt else "",
         },
         impact=IMPACT, confidence=sure, fixes=fixes(tell, seats, target),
     )  # fmt: skip
@@ -194,8 +196,7 @@ def fixes_of(
     if target.target <= seats.seats:
         what = "ridge" if target.kind == "ridge" else "KV cache's bound"
         return (levers.replica(f"the seats are within the margin of the {what}, no raise"),)
-    side = "Each sequence gets slower as the batch grows"
-    side += "; monitor KV use, the number comes from this traffic only." if target.kind == "traffic" else "."
+    side = "Each sequence gets slower as the batch grows" + seating.watch(target)
     current = str(seats.seats // engines)
     return (
         Fix(

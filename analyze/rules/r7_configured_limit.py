@@ -38,9 +38,8 @@ DECLARATION = Declaration(
     inputs=gates.INPUTS,
     thresholds=(BELOW, OCCUPANCY, WAITING, *seats.TARGET_THRESHOLDS, *persistence.THRESHOLDS, *gates.SEVERITY),
     texts={
-        "r7_configured_limit": "Engine {engine} has {seats} seats and could have {target} ({wall}): {running} were "
-        "taken on "
-        "average ({occupancy}). The gate held in {fired} of {active} windows with traffic."
+        "r7_configured_limit": "Engine {engine} has {seats} seats and could have {target} ({wall}{doubt}): {running} "
+        "were taken on average ({occupancy}). The gate held in {fired} of {active} windows with traffic."
     },
     never_claims="That more seats would be taken: that depends on the traffic.",
     assumptions=(
@@ -124,8 +123,7 @@ def _finding(tell: Teller, cap: int, target: SeatTarget) -> Finding:
     fix = Fix(
         "Raise the seats to the target.", seats.SEAT_SETTING.get(run.kind, ""), str(cap // run.data_parallel),
         str(target.target // run.data_parallel),
-        "Each sequence gets slower as the batch grows"
-        + ("; monitor KV use, the number comes from this traffic only." if target.kind == "traffic" else "."),
+        "Each sequence gets slower as the batch grows" + seats.watch(target),
     )  # fmt: skip
     return tell.finding(
         "r7_configured_limit",
@@ -134,6 +132,7 @@ def _finding(tell: Teller, cap: int, target: SeatTarget) -> Finding:
             "seats": tell.setting(cap, "count", "max_num_seqs"),
             "target": told,
             "wall": WALLS[target.kind],
+            "doubt": f"; {target.doubt}" if target.doubt else "",
             "running": tell.measured(totals.running, "count", "mean of active windows", "running"),
             "waiting": tell.measured(totals.waiting, "count", "mean of active windows", "waiting"),
             "occupancy": tell.measured(occupancy, "share", "running / seats", "running"),

@@ -283,6 +283,22 @@ def test_data_parallel_engines_share_the_seats() -> None:
     assert (fix.setting, fix.current, fix.new) == ("max_num_seqs", "32", "118")  # each of the two has half of 236
 
 
+def test_without_a_ridge_seats_are_at_most_doubled_and_that_is_said() -> None:
+    """The cache of a tiny model holds 2,048 sequences: nobody knows whether an unnamed GPU computes 1,638 of them."""
+    told = {"max_num_seqs": "8", "kv_cache_max_concurrency": "2048"}
+    tiny = Traffic(waiting=10, settings=told, gpu=None, model="nobody/tiny")
+    finding = the(tiny, R5)
+    assert value(finding, "target") == 16
+    assert "at most twice the present ones" in str(finding.values["doubt"])
+    assert "ridge of the GPU is not known" in finding.fixes[0].side_effects
+    assert settings(finding) == {"max_num_seqs": ("8", "16")}
+    low = the(replace(tiny, waiting=0), R7)
+    assert (value(low, "target"), str(low.values["doubt"])[:15]) == (16, "; at most twice")
+    known = the(Traffic(waiting=10, settings=told), R5)
+    assert value(known, "target") == 236, "80 % of the ridge of an H100, 295"
+    assert known.values["doubt"] == ""
+
+
 @pytest.mark.parametrize(("kind", "setting"), [("sglang", "max_running_requests"), ("unknown", "")])
 def test_seats_are_called_what_the_engine_calls_them(kind: str, setting: str) -> None:
     target = seats.seat_target(ridge=Fraction(295), bound=None)

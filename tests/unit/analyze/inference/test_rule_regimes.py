@@ -39,6 +39,21 @@ def sentence(regime: str) -> str:
     return filled(statement.text, statement.values)
 
 
+@pytest.mark.parametrize(
+    ("regime", "rules"),
+    [
+        ("idle", []),
+        ("light", []),
+        ("heavy_queue", ["r5_concurrency_saturation", "r3_prefix_reuse"]),
+        ("prefix_hits", []),
+        ("kv_pressure", ["r2_kv_pressure"]),
+    ],
+)
+def test_the_findings_of_a_regime_are_these_and_no_other(regime: str, rules: list[str]) -> None:
+    """Of all rules, those on processes and GPUs too, in the order of the document."""
+    assert [f.rule for f in document(regime).findings] == rules
+
+
 @pytest.mark.parametrize("regime", ["idle", "light"])
 def test_little_traffic_fires_nothing_but_the_traffic_limiter(regime: str) -> None:
     assert engine_findings(regime) == {}
@@ -49,8 +64,7 @@ def test_little_traffic_fires_nothing_but_the_traffic_limiter(regime: str) -> No
 
 def test_the_heavy_queue_is_saturation_of_32_slots_and_not_kv_pressure() -> None:
     found = engine_findings("heavy_queue")
-    assert "r2_kv_pressure" not in found
-    assert "r2b_admission_backlog" not in found
+    assert set(found) == {"r5_concurrency_saturation", "r3_prefix_reuse"}, "random prompts share nothing"
     saturated = found["r5_concurrency_saturation"]
     assert value(saturated, "seats") == 32
     assert str(saturated.values["seats_from"]).startswith("inferred: ")
@@ -58,8 +72,10 @@ def test_the_heavy_queue_is_saturation_of_32_slots_and_not_kv_pressure() -> None
     assert kv_peak is not None
     assert kv_peak < Fraction(8, 100)
     assert fired == value(saturated, "active") == 9
-    first = document("heavy_queue").groups[0]
-    assert (first.kind, first.primary) == ("concurrency", saturated.id)
+    first, second = document("heavy_queue").groups
+    assert (first.kind, first.primary, first.supporting) == ("concurrency", saturated.id, ())
+    assert (second.kind, second.primary) == ("prefill", found["r3_prefix_reuse"].id)
+    assert "ridge of the GPU is not known" in str(saturated.values["doubt"])
     (fix,) = saturated.fixes
     assert (fix.setting, fix.current, fix.new) == ("max_num_seqs", "32 (inferred)", "51")  # 80 % of 64 that fit
 
