@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from gpuaudit.bundle.errors import InputUnusable, UsageError
-from gpuaudit.capture.importers.cells import REFUSALS, Unreadable, scaled
-from gpuaudit.capture.importers.model import Format, Line, Request, RowSink, Told
+from gpuaudit.capture.importers.cells import PERCENT, REFUSALS, Unreadable, fitting, scaled
+from gpuaudit.capture.importers.model import MAX_TIME_NS, Format, Line, Request, RowSink, Told
 from gpuaudit.capture.importers.nvidia_smi import MAX_GPU_INDEX, parse_time
 from gpuaudit.capture.importers.samples import Samples
 
@@ -22,7 +22,10 @@ SAMPLES, GPM = "nvml_samples", "gpm_samples"
 
 def _share(cell: str) -> float:
     """DCGM's profiling fields are shares of 1; the table has percent."""
-    return float(_decimal(cell) * 100)
+    value = _decimal(cell)
+    if value > 1:
+        raise Unreadable(f"got {cell!r:.40}, expected a share of at most 1")
+    return float(value * 100)
 
 
 def _mebibytes(cell: str) -> float:
@@ -48,8 +51,8 @@ FIELDS: dict[str, tuple[str, str, Callable[[str], int | float]]] = {
     "PCIRX": (GPM, "pcie_rx_mib_per_s", _mebibytes),
     "NVLTX": (GPM, "nvlink_tx_mib_per_s", _mebibytes),
     "NVLRX": (GPM, "nvlink_rx_mib_per_s", _mebibytes),
-    "GPUTL": (SAMPLES, "gpu_utilization_percent", scaled(1)),
-    "MCUTL": (SAMPLES, "memory_utilization_percent", scaled(1)),
+    "GPUTL": (SAMPLES, "gpu_utilization_percent", PERCENT),
+    "MCUTL": (SAMPLES, "memory_utilization_percent", PERCENT),
     "POWER": (SAMPLES, "power_mw", scaled(1000)),
     "TOTEC": (SAMPLES, "energy_mj", scaled(1)),
     "TMPTR": (SAMPLES, "temperature_c", scaled(1)),
@@ -61,7 +64,7 @@ FIELDS: dict[str, tuple[str, str, Callable[[str], int | float]]] = {
 }
 """Short name (``dcgmi dmon --list``) → table, column and conversion. DCGM's frame buffer sizes are in MiB."""
 
-_STAMP = re.compile(r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d{1,9})?)\s+(.*)")
+_STAMP = re.compile(r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d{1,9})?)\s+(.*)", re.ASCII)
 _ROW = re.compile(r"(GPU|GPU-I|GPU-CI|Switch|Link|CPU|Core)\s+(\S+)((?:\s+\S+)+)\s*\Z")
 
 
@@ -126,7 +129,7 @@ class _Log:
             row = rows.setdefault(table, {})
             code = REFUSALS.get(cell.lower())
             if code is None:
-                row[column] = convert(cell)
+                row[column] = fitting(table, column, convert(cell))
             else:
                 refused.setdefault(table, []).append(f"{column}={code}")
         for table, row in rows.items():
@@ -146,7 +149,13 @@ class _Log:
                 "a log of dcgmi dmon tells no times",
                 hint="give --start 2026-11-22T05:00:00Z and --interval 1s, the -d of dcgmi",
             )
-        return self.request.start_ns + self.round * self.request.interval_ns
+        time_ns = self.request.start_ns + self.round * self.request.interval_ns
+        if self.request.interval_ns <= 0 or not 0 <= time_ns < MAX_TIME_NS:
+            raise UsageError(
+                f"round {self.round} of the log would be at {time_ns} ns, one every {self.request.interval_ns} ns",
+                hint="give the --start and --interval of the recording",
+            )
+        return time_ns
 
     def _uncarried(self, what: Iterable[str]) -> None:
         for item in what:

@@ -44,7 +44,8 @@ def _no_constant(name: str) -> Any:
 
 def _ns(value: Any, factor: int, most: int, what: str) -> int:
     """A time in ns; what is finer than that is cut off."""
-    if isinstance(value, bool) or not isinstance(value, int | Decimal) or not 0 <= value * factor < most:
+    small = isinstance(value, int | Decimal) and not isinstance(value, bool) and 0 <= value < most
+    if not small or value * factor >= most:  # in this order: a Decimal past its range cannot be multiplied
         raise Unreadable(f"{what} is {value!r:.40}, expected a time")
     return int(value * factor)
 

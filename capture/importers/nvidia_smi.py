@@ -1,7 +1,8 @@
 """Logs of ``nvidia-smi --query-gpu=… --format=csv -l N``, with or without units.
 
-Which columns a log has is what its first line says. A sample stands for the time until the next one of the same GPU,
-but not past three times the usual interval: then the log has a hole, and a gap says so.
+Which columns a log has is what its first line says, and any such line after it where logs were joined. A sample stands
+for the time until the next one of the same GPU, but not past three times the usual interval: then the log has a hole,
+and a gap says so.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from gpuaudit.capture.importers.cells import (
     WATT,
     Convert,
     Unreadable,
+    fitting,
     hexadecimal,
     performance_state,
 )  # fmt: skip
@@ -85,8 +87,9 @@ COLUMNS: dict[str, tuple[str, str, Convert]] = {
 _PLACES = ("timestamp", "index", "uuid", "gpu_uuid", "name", "gpu_name", "driver_version")
 """Columns that say when and which GPU."""
 
-_TIME = re.compile(r"(\d{4})[/-](\d\d)[/-](\d\d)[ T](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?\Z")
+_TIME = re.compile(r"(\d{4})[/-](\d\d)[/-](\d\d)[ T](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?\Z", re.ASCII)
 MAX_GPU_INDEX = 4096
+ONE_GPU = "The log names neither index nor UUID: all its rows are taken to be of one GPU."
 
 
 def columns_of(line: str) -> list[str] | None:
@@ -126,11 +129,19 @@ def parse_time(text: str, utc_offset_ns: int) -> int:
 class _Log:
     """The state of reading one log."""
 
-    names: list[str]
     request: Request
     told: Told
     samples: Samples
-    uuids: dict[int, str] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+    places: dict[str, int] = field(default_factory=dict)
+
+    def header(self, names: list[str]) -> None:
+        """The columns from here on."""
+        self.names = names
+        new = [f"column {n}" for n in names if n not in COLUMNS and n not in _PLACES]
+        self.told.not_carried += [n for n in new if n not in self.told.not_carried]
+        if "index" not in names and not {"uuid", "gpu_uuid"} & set(names) and ONE_GPU not in self.told.assumptions:
+            self.told.assumptions.append(ONE_GPU)
 
     def row(self, number: int, line: str) -> None:
         cells = _cells(line)
@@ -154,9 +165,8 @@ class _Log:
         if index > MAX_GPU_INDEX or len(uuid) > 128:
             raise Unreadable(f"no GPU has index {index} or such a UUID")
         if index < 0:
-            known = {u: i for i, u in self.uuids.items()}
-            index = known.get(uuid, len(self.uuids)) if uuid else 0
-        return index, self.uuids.setdefault(index, uuid or f"index {index}, UUID not recorded")
+            index = self.places.setdefault(uuid, len(self.places)) if uuid else 0
+        return index, uuid or f"index {index}, UUID not recorded"
 
     def _values(self, told: dict[str, str]) -> dict[str, dict[str, object]]:
         """Table → column → value; what nvidia-smi refused stands in ``unavailable``."""
@@ -172,7 +182,7 @@ class _Log:
                 refused.setdefault(table, []).append(f"{column}={code}")
             else:
                 try:
-                    row[column] = convert(cell)
+                    row[column] = fitting(table, column, convert(cell))
                 except Unreadable as e:
                     raise Unreadable(f"{name}: {e}") from None
         refused.setdefault(SAMPLES, []).append("compute_processes=not_in_the_log")
@@ -193,31 +203,31 @@ def read(name: str, lines: Iterable[Line], sink: RowSink, request: Request, told
     names = columns_of(line)
     if names is None:
         raise InputUnusable(f"{name}: its first line names no timestamp and no column of nvidia-smi --query-gpu")
-    if "index" not in names and not {"uuid", "gpu_uuid"} & set(names):
-        told.assumptions.append("The log names neither index nor UUID: all its rows are taken to be of one GPU.")
     zone = f"{request.utc_offset_ns // 60_000_000_000:+d} minutes from UTC"
     told.assumptions.append(f"nvidia-smi writes local time without its zone; the log's is taken to be {zone}.")
-    told.not_carried += [f"column {n}" for n in names if n not in COLUMNS and n not in _PLACES]
-    log = _Log(names, request, told, Samples("nvml", sink, told))
+    log = _Log(request, told, Samples("nvml", sink, told))
+    log.header(names)
     for number, line in rest:
         told.lines = number
-        if line.strip() and columns_of(line) != names:  # the header stands again where logs were joined
+        if (again := columns_of(line)) is not None:  # where logs were joined
+            log.header(again)
+        elif line.strip():
             log.row(number, line)
     log.samples.finish()
 
 
 def gpus(head: Sequence[str]) -> list[dict[str, object]]:
     """GPUs that the first rows tell of, for leaf 0."""
-    names = columns_of(head[0]) if head else None
-    if names is None:
-        return []
     out: dict[tuple[int, str], dict[str, object]] = {}
-    log = _Log(names, Request(), Told("nvml"), Samples("nvml", _Nowhere(), Told("nvml")))
-    for line in head[1:]:
-        cells = _cells(line)
-        if len(cells) != len(names):
+    log = _Log(Request(), Told("nvml"), Samples("nvml", _Nowhere(), Told("nvml")))
+    for line in head:
+        if (names := columns_of(line)) is not None:
+            log.header(names)
             continue
-        told = dict(zip(names, cells, strict=True))
+        cells = _cells(line)
+        if not log.names or len(cells) != len(log.names):
+            continue
+        told = dict(zip(log.names, cells, strict=True))
         try:
             index, uuid = log._gpu(told)
         except Unreadable:

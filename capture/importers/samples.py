@@ -15,6 +15,12 @@ INTERVALS_KEPT = 31
 
 BATCH_ROWS = 4096
 
+RAN_BACK = (
+    "Times run back at line {line}: a clock was set back, summer time ended, or logs were joined in another order. "
+    "Lines are left out until the time before is passed, and later ones may stand too early by as much; import such "
+    "parts apart."
+)
+
 
 @dataclass
 class _Held:
@@ -30,17 +36,21 @@ class Samples:
         self._source = source
         self._sink = sink
         self._told = told
-        self._held: dict[tuple[str, int], _Held] = {}
+        self._held: dict[tuple[str, int, str], _Held] = {}
+        self._ran_back = False
         self._batches: dict[str, list[dict[str, object]]] = {}
 
     def add(self, table: str, index: int, uuid: str, time_ns: int, values: dict[str, object]) -> None:
         """One sample; a time before the last one of the same GPU is refused as out of order."""
         row = {"start_ns": time_ns, "gpu_index": index, "gpu_uuid": uuid, **values}
-        held = self._held.get((table, index))
+        held = self._held.get((table, index, uuid))
         if held is None:
-            self._held[table, index] = _Held(time_ns, row)
+            self._held[table, index, uuid] = _Held(time_ns, row)
         elif time_ns <= held.time_ns:
             self._told.refuse(self._told.lines, f"GPU {index}: its time is not after that of the row before")
+            if time_ns < held.time_ns and not self._ran_back:
+                self._ran_back = True
+                self._told.assumptions.append(RAN_BACK.format(line=self._told.lines))
             return
         else:
             self._emit(table, held, time_ns, index)
@@ -49,7 +59,7 @@ class Samples:
 
     def finish(self) -> None:
         """Hand over what is left; nothing says how long the last samples stood."""
-        for (table, _), held in sorted(self._held.items()):
+        for (table, _, _), held in sorted(self._held.items(), key=lambda item: item[0]):
             self._give(table, {**held.row, "duration_ns": None})
         for table, rows in self._batches.items():
             self._hand_over(table, rows)

@@ -73,3 +73,18 @@ def test_a_log_without_a_header_is_refused() -> None:
         {"index": i, "uuid": f"index {i}, UUID not recorded", "name": "not recorded", "driver": "not recorded"}
         for i in (0, 1)
     ]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("0.889", "1.889"), ("243.1", "243.1" + "0" * 13), ("18355", "9" * 18), ("18355", "-1")]
+)
+def test_a_value_that_is_none_loses_its_line_alone(before: str, after: str) -> None:
+    rows, told = read(LOG.replace(before, after))
+    assert told.unreadable == 1
+    assert len(rows.rows["gpm_samples"]) == 3
+
+
+@pytest.mark.parametrize(("start", "interval"), [(1 << 62, 1), (FIVE_NS, 0), (FIVE_NS, 1 << 62)])
+def test_a_start_or_interval_that_is_none_is_refused(start: int, interval: int) -> None:
+    with pytest.raises(UsageError, match="of the log would be at"):
+        read(LOG, Request(start_ns=start, interval_ns=interval))

@@ -141,6 +141,57 @@ def test_nounits_and_joined_logs_are_read() -> None:
     assert told.unreadable == 0
 
 
+def test_a_joined_log_with_other_columns_is_read_by_its_own_header() -> None:
+    """Without units a value under the wrong name would look right."""
+    one = "timestamp, index, utilization.gpu, temperature.gpu\n2026/11/22 05:00:00.000, 0, 10, 60\n"
+    two = "timestamp, index, temperature.gpu, utilization.gpu, fan.speed\n2026/11/22 05:00:01.000, 0, 61, 11, 5\n"
+    rows, told = read(one + two)
+    assert [(r["gpu_utilization_percent"], r["temperature_c"]) for r in rows.rows["nvml_samples"]] == [
+        (10, 60), (11, 61),
+    ]  # fmt: skip
+    assert (told.unreadable, told.not_carried) == (0, ["column fan.speed"])
+
+
+def test_a_joined_log_of_another_host_keeps_its_own_gpu() -> None:
+    """Index 0 of two hosts is two GPUs, in the rows and in leaf 0."""
+    text = "timestamp, index, uuid, power.draw\n2026/11/22 05:00:00.000, 0, GPU-aa, 10\n"
+    other = text.replace("GPU-aa", "GPU-bb")
+    rows, told = read(text + text.replace("05:00:00", "05:00:01") + other + other.replace("05:00:00", "05:00:01"))
+    assert sorted((r["gpu_uuid"], r["start_ns"]) for r in rows.rows["nvml_samples"]) == [
+        (u, FIVE_NS + s * 10**9) for u in ("GPU-aa", "GPU-bb") for s in (0, 1)
+    ]
+    assert told.unreadable == 0
+    assert [g["uuid"] for g in nvidia_smi.gpus((text + other).splitlines())] == ["GPU-aa", "GPU-bb"]
+
+
+def test_the_end_of_summer_time_is_told() -> None:
+    """02:59 is followed by 02:00: the hour that comes twice is left out, and its consequence stands in the bundle."""
+    hours = ["02:00", "02:30", "02:59", "02:00", "02:30", "03:00"]
+    lines = [f"2026/10/25 {h}:00.000, 0, 10" for h in hours]
+    rows, told = read("\n".join(["timestamp, index, power.draw", *lines]))
+    assert len(rows.rows["nvml_samples"]) == 4
+    assert told.unreadable == 2
+    (said,) = (a for a in told.assumptions if "run back" in a)
+    assert said.startswith("Times run back at line 5: ")
+    assert not any("run back" in a for a in read(LOG)[1].assumptions)
+
+
+@pytest.mark.parametrize(
+    ("cell", "refused"),
+    [("101 %", "at most 100 %"), ("999999999 %", "at most 100 %")],
+)
+def test_a_share_above_the_whole_is_no_share(cell: str, refused: str) -> None:
+    _, told = read(LOG.replace("97 %", cell))
+    assert told.unreadable == 1
+    assert refused in told.examples[0]
+
+
+def test_a_number_past_its_column_takes_no_other_row_along() -> None:
+    rows, told = read(LOG.replace("71234 MiB", "999999999999999999 MiB", 1))
+    assert len(rows.rows["nvml_samples"]) == 3
+    assert "memory.used: got" in told.examples[0]
+
+
 def test_gpus_of_the_head_are_for_leaf_0() -> None:
     assert nvidia_smi.gpus(LOG.splitlines()) == [
         {"index": 0, "uuid": "GPU-aa", "name": "NVIDIA H100 80GB HBM3", "driver": "560.35.03"},
