@@ -43,7 +43,18 @@ def try_everything(gpus: Sequence[Gpu]) -> list[Line]:
         "NVML accounting": _accounting,
     }  # fmt: skip
     late = f"did not answer within {DEADLINE_S:.0f} s"
-    return [within(DEADLINE_S, partial(attempt, gpus)) or Line(name, False, late) for name, attempt in tries.items()]
+    return [
+        within(DEADLINE_S, partial(_line, name, attempt, gpus)) or Line(name, False, late)
+        for name, attempt in tries.items()
+    ]
+
+
+def _line(name: str, attempt: Callable[[Sequence[Gpu]], Line], gpus: Sequence[Gpu]) -> Line:
+    """What a try says; a defect of the binding is not told as lateness."""
+    try:
+        return attempt(gpus)
+    except Exception as e:
+        return Line(name, False, f"could not be tried: {type(e).__name__}: {e}")
 
 
 def _fields(gpus: Sequence[Gpu]) -> Line:

@@ -65,12 +65,20 @@ def list_gpus() -> tuple[list[Gpu], dict[int, int]]:
     for index in range(pynvml.nvmlDeviceGetCount()):
         try:
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            uuid, name = text(pynvml.nvmlDeviceGetUUID(handle)), text(pynvml.nvmlDeviceGetName(handle))
-        except pynvml.NVMLError as e:
-            refused[index] = int(e.value)
+            uuid = text(pynvml.nvmlDeviceGetUUID(handle))
+        except Exception as e:
+            refused[index] = code_of(e)
         else:
-            gpus.append(Gpu(index, uuid, name, driver, handle))
+            gpus.append(Gpu(index, uuid, _name(handle), driver, handle))
     return gpus, refused
+
+
+def _name(handle: Any) -> str:
+    """The product's name, which only serves to be read: a GPU without one is recorded all the same."""
+    try:
+        return text(pynvml.nvmlDeviceGetName(handle))
+    except Exception as e:
+        return f"name not told (NVML code {code_of(e)})"
 
 
 def list_mig(gpu: Gpu) -> tuple[list[MigDevice], int]:

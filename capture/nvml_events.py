@@ -35,6 +35,9 @@ NAMES: dict[int, str] = {
 
 WANTED = sum(NAMES)
 
+UNREGISTERED = -2
+"""Stands for a code of NVML where it tells of a GPU that nobody asked about: a storm of that is one note."""
+
 
 class EventReader:
     """Waits for events of all GPUs, each time it is called."""
@@ -112,8 +115,7 @@ class EventReader:
         gpu = self._by_handle.get(_address(data.device))
         kind = int(data.eventType)
         if gpu is None:
-            now = self._now_ns()
-            self.notes.append((f"event {kind:#x} ({data.eventData}) of a GPU that was not registered", now, now))
+            self._note(None, UNREGISTERED, f"events of a GPU that was not registered, the first of type {kind:#x}")
             return None
         return {
             **gpu.identity(), "start_ns": self._now_ns(), "duration_ns": 0, "op": NAMES.get(kind, "other"),

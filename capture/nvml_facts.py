@@ -22,6 +22,8 @@ Fact = dict[str, object]
 Call = Callable[[Any], object]
 
 _SENTINEL_32 = (1 << 32) - 1
+_MAX_JSON_INTEGER = (1 << 53) - 1
+"""What canonical JSON holds exactly (RFC 8785); no fact that NVML tells comes near, but its 64-bit sentinel is past."""
 _MAX_NUMA_NODES = 64
 """Bits asked for in a set of NUMA nodes: one word, as many nodes as the largest servers have."""
 
@@ -42,7 +44,7 @@ def fact(call: Callable[[], object]) -> Fact:
     except Exception as e:
         code = code_of(e)
         return {"not_supported": True} if code == NOT_SUPPORTED else {"error": code}
-    if value == _SENTINEL_32:
+    if value == _SENTINEL_32 or (isinstance(value, int) and abs(value) > _MAX_JSON_INTEGER):
         return {"error": NOT_AVAILABLE}
     return {"value": text(value) if isinstance(value, bytes) else value}
 

@@ -130,7 +130,7 @@ def _metrics(row: Row, first: Any, second: Any) -> list[str]:
         told = get.metrics[i]
         if told.nvmlReturn != pynvml.NVML_SUCCESS:
             refused.append(f"{column}={told.nvmlReturn}")
-        elif not math.isfinite(told.value):
+        elif not math.isfinite(told.value) or told.value < 0:
             refused.append(f"{column}={NOT_AVAILABLE}")
         else:
             row[column] = float(told.value)

@@ -14,6 +14,7 @@ from gpuaudit.capture.nvml_read import (
     Reading,
     Row,
     code_of,
+    fits,
     of_field,
     one,
     read_into,
@@ -21,7 +22,7 @@ from gpuaudit.capture.nvml_read import (
 )
 
 _NO_SUCH_LINK = (NOT_SUPPORTED, int(pynvml.NVML_ERROR_INVALID_ARGUMENT))
-"""What a GPU without NVLink, or with fewer links, says of a link's state."""
+"""What a GPU says of the state of a link that it does not have."""
 
 _FIELDS = (
     ("tx_kib", pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX),
@@ -51,7 +52,7 @@ def read_links(gpu: Gpu) -> list[Row]:
             row["active"] = int(pynvml.nvmlDeviceGetNvLinkState(gpu.handle, link))
         except pynvml.NVMLError as e:
             if e.value in _NO_SUCH_LINK:
-                break
+                continue  # links are not always numbered without a hole
             refused.append(f"active={e.value}")
         refused += read_into(row, _readings(link), gpu.handle)
         refused += [*_remote(row, gpu.handle, link), *_fields(row, gpu.handle, link)]
@@ -90,7 +91,12 @@ def _fields(row: Row, handle: Any, link: int) -> list[str]:
     refused = []
     for (column, _), value in zip(_FIELDS, values, strict=True):
         try:
-            row[column] = of_field(value)
+            number = of_field(value)
         except Exception as e:
             refused.append(f"{column}={code_of(e)}")
+            continue
+        if fits(column, number):
+            row[column] = number
+        else:
+            refused.append(f"{column}={NOT_AVAILABLE}")
     return refused

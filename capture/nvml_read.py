@@ -12,13 +12,24 @@ from typing import Any
 
 import pynvml  # type: ignore[import-untyped]
 
+from gpuaudit.bundle import tables_nvml
+from gpuaudit.bundle.table import Table
+
 NOT_AVAILABLE = -1
-"""NVML_VALUE_NOT_AVAILABLE of nvml.h: the call succeeds, and its value, all bits set, says that there is none."""
+"""NVML_VALUE_NOT_AVAILABLE of nvml.h: the call succeeds, and its value, all bits set, says that there is none. Told as
+well for what cannot be a value: a negative number, one past its column, text that is not UTF-8."""
 
 NOT_SUPPORTED = int(pynvml.NVML_ERROR_NOT_SUPPORTED)
 GPU_IS_LOST = int(pynvml.NVML_ERROR_GPU_IS_LOST)
 
 _SENTINEL = {32: (1 << 32) - 1, 64: (1 << 64) - 1}
+
+_LARGEST = {
+    c.name: (1 << int(c.type[1:])) - 1
+    for table in vars(tables_nvml).values() if isinstance(table, Table)
+    for c in table.columns if c.type in ("u8", "u16", "u32", "u64")
+}  # fmt: skip
+"""Largest value that a column can hold: one that does not fit would cost the rows beside it."""
 
 Row = dict[str, object]
 Call = Callable[[Any], int | Sequence[int]]
@@ -50,6 +61,8 @@ def code_of(error: BaseException) -> int:
     """NVML's code for what a call raised. Raises anything else again: that is a defect, not an answer."""
     if isinstance(error, NoValue):
         return error.code
+    if isinstance(error, UnicodeDecodeError):  # the binding decodes what a garbled InfoROM or driver gives as text
+        return NOT_AVAILABLE
     if isinstance(error, pynvml.NVMLError):
         return int(error.value)
     raise error
@@ -67,11 +80,16 @@ def read_into(row: Row, readings: Iterable[Reading], handle: Any) -> list[str]:
             continue
         values = (told,) if isinstance(told, int) else told
         for column, value in zip(reading.columns, values, strict=True):
-            if value == _SENTINEL[reading.bits]:
+            if value == _SENTINEL[reading.bits] or not fits(column, value):
                 refused.append(f"{column}={NOT_AVAILABLE}")
             else:
                 row[column] = int(value)
     return refused
+
+
+def fits(column: str, value: int) -> bool:
+    """Whether a number is one that the column can hold."""
+    return 0 <= value <= _LARGEST[column]
 
 
 def known(value: int, bits: int = 32) -> int | None:

@@ -30,6 +30,9 @@ POLL_INTERVAL_NS = 250_000_000
 """NVML refreshes utilisation every 1/6 s to 1 s, depending on the product (nvml.h, nvmlUtilization_t): polling at
 250 ms misses little."""
 
+MAX_PROCESSES = 10_000
+"""Processes on one GPU that a poll records; a host has some hundreds. More are left out, and a gap says so."""
+
 _FIRST_USE_US = 1_000_000
 """The first list of process utilisation reaches this far back: the longest period NVML averages over."""
 
@@ -158,6 +161,7 @@ class SampleReader:
         self._mig = MigList(gpu)
         self._used_since_us: int | None = None
         self._lost = False
+        self._crowded = False
         self.notes: Notes = deque()
 
     def __call__(self) -> dict[str, list[Row]]:
@@ -166,6 +170,9 @@ class SampleReader:
         sample = read_sample(self._gpu)
         self._note_lost(str(sample["unavailable"]))
         processes, refused = read_processes(self._gpu, mig)
+        if len(processes) > MAX_PROCESSES:
+            self._note_crowd(len(processes))
+            processes = processes[:MAX_PROCESSES]
         refused += self._add_use(processes)
         if self._mig.code:
             refused.append(f"mig_devices={self._mig.code}")
@@ -181,10 +188,17 @@ class SampleReader:
             self.notes.append((reason, self._now_ns(), None))
         self._lost = lost
 
+    def _note_crowd(self, count: int) -> None:
+        if not self._crowded:
+            reason = f"NVML listed {count} processes on GPU {self._gpu.index}: {MAX_PROCESSES} of a poll are recorded"
+            self.notes.append((reason, self._now_ns(), None))
+        self._crowded = True
+
     def _add_use(self, processes: list[Row]) -> list[str]:
         """Add the newest utilisation sample of each listed process; NVML has none for a process without any use."""
+        now_us = time.clock_gettime_ns(time.CLOCK_REALTIME) // 1000
         if self._used_since_us is None:
-            self._used_since_us = time.clock_gettime_ns(time.CLOCK_REALTIME) // 1000 - _FIRST_USE_US
+            self._used_since_us = now_us - _FIRST_USE_US
         try:
             samples = pynvml.nvmlDeviceGetProcessUtilization(self._gpu.handle, self._used_since_us)
         except Exception as e:
@@ -193,7 +207,8 @@ class SampleReader:
                 return []
             return [f"process_utilization={code}"] if processes or code != NOT_SUPPORTED else []
         newest = {int(s.pid): s for s in sorted(samples, key=lambda s: int(s.timeStamp))}
-        self._used_since_us = max([self._used_since_us, *(int(s.timeStamp) for s in samples)])
+        # never past now: after a step of the wall clock back, or a garbled time, there would be no sample any more
+        self._used_since_us = min(now_us, max([self._used_since_us, *(int(s.timeStamp) for s in samples)]))
         for row in processes:
             use = newest.get(int(str(row["pid"])))
             if use is not None:

@@ -94,8 +94,11 @@ _AT_ONCE = frozenset({"gaps"})
 
 CRITICAL_BURST = 1000
 CRITICAL_PAUSE_NS = 1_000_000_000
-"""After so many segments of a table its critical rows are sealed once a second: a storm of events must not fill the
-bundle, which has room for a million leaves."""
+"""After so many segments of a table its critical rows, and gaps, are sealed once a second: a storm of events must not
+fill the bundle, which has room for a million leaves."""
+
+MAX_REASONS = 64
+"""Different reasons of one source's gaps that are kept for its final state, which names four."""
 
 
 class Recorder:
@@ -129,20 +132,17 @@ class Recorder:
         self._hold(table, rows)
 
     def add_records(self, table: str, records: Sequence[Mapping[str, object]]) -> None:
-        """The same as one mapping per row."""
+        """The same as one mapping per row; of several rows only those that do not fit are lost."""
         if not records:
             return
-        try:
-            rows = from_records(TABLES[table], records)
-        except (ValueError, OverflowError) as e:
-            self._direct_seen[table] += len(records)
-            self._refuse(table, len(records), str(e))
-            return
         self._direct_seen[table] += len(records)
-        self._hold(table, rows)
+        fitting, why = _fitting(TABLES[table], records)
+        for rows in fitting:
+            self._hold(table, rows)
         if table == "gaps":
-            for r in records:
-                self.gap_reasons.setdefault(str(r["source"]), []).append(str(r["reason"]))
+            self._note_reasons(records)
+        if why:
+            self._refuse(table, len(records) - sum(row_count(rows) for rows in fitting), why)
 
     def add_critical(self, table: str, records: Sequence[Mapping[str, object]]) -> None:
         """The same for rows that are sealed at the next :meth:`tick`, with what their segment holds already."""
@@ -253,6 +253,14 @@ class Recorder:
         segment.rows += count
         segment.raw_bytes += count * _ROW_BYTES[table]
 
+    def _note_reasons(self, gaps: Sequence[Mapping[str, object]]) -> None:
+        """Each reason of a source once: a source that is late all day gives the same ones again and again."""
+        for gap in gaps:
+            told = self.gap_reasons.setdefault(str(gap.get("source")), [])
+            reason = str(gap.get("reason"))
+            if len(told) < MAX_REASONS and reason not in told:
+                told.append(reason)
+
     def _refuse(self, table: str, count: int, why: str) -> None:
         self._direct_lost[table] += count
         if table != "gaps":
@@ -262,8 +270,7 @@ class Recorder:
     def _is_due(self, table: str, segment: _OpenSegment, now: int) -> bool:
         limits = self._limits
         return (
-            table in _AT_ONCE
-            or (segment.critical and self._may_seal_critical(table, now))
+            ((segment.critical or table in _AT_ONCE) and self._may_seal_critical(table, now))
             or segment.rows >= limits.rows
             or segment.raw_bytes >= limits.raw_bytes
             or now - segment.first_ns >= limits.age_ns
@@ -306,7 +313,7 @@ class Recorder:
             segment.parts = [rest]
             segment.rows -= n
             segment.raw_bytes = segment.rows * _ROW_BYTES[table]
-        if segment.critical:
+        if segment.critical or table in _AT_ONCE:
             self._critical_ns[table] = now
         del self._open[table]
         if table in self._rings:
@@ -323,6 +330,22 @@ class Recorder:
                 records.append({**row, "seen": counters[0], "written": counters[1], "lost": counters[2]})
                 ring.told[cpu] = counters
         self.add_records("losses", records)
+
+
+def _fitting(table: Table, records: Sequence[Mapping[str, object]]) -> tuple[list[Rows], str]:
+    """Columns of the records that fit the table, in order, and why the first of the others does not (empty: all do).
+
+    By halves, so that one bad record among thousands costs a few tries and no other record.
+    """
+    try:
+        return [from_records(table, records)], ""
+    except (ValueError, OverflowError) as e:
+        if len(records) == 1:
+            return [], str(e)
+    middle = len(records) // 2
+    left, why = _fitting(table, records[:middle])
+    right, why_right = _fitting(table, records[middle:])
+    return [*left, *right], why or why_right
 
 
 def _slice(rows: Rows, at: int, end: int) -> Rows:

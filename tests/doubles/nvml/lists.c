@@ -216,6 +216,9 @@ static nvmlReturn_t link_field(nvmlDevice_t device, unsigned int link, enum fiel
 	return link < links ? ask_link(device, (int)link, field, value) : NVML_ERROR_INVALID_ARGUMENT;
 }
 
+/* A field of a link that reads this is not supported: the link is not there, though later ones are. */
+#define NO_LINK -3
+
 #define OF_LINK(function, field, type)                                                                                \
 	nvmlReturn_t function(nvmlDevice_t device, unsigned int link, type *out)                                      \
 	{                                                                                                             \
@@ -223,7 +226,7 @@ static nvmlReturn_t link_field(nvmlDevice_t device, unsigned int link, enum fiel
 		nvmlReturn_t code = link_field(device, link, field, &value);                                          \
                                                                                                                       \
 		*out = (type)value;                                                                                   \
-		return code;                                                                                          \
+		return !code && value == NO_LINK ? NVML_ERROR_NOT_SUPPORTED : code;                                   \
 	}
 
 OF_LINK(nvmlDeviceGetNvLinkState, LINK_ACTIVE, nvmlEnableState_t)

@@ -62,6 +62,9 @@ nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevice_t *dev
 	return NVML_SUCCESS;
 }
 
+/* A text whose field reads this is not UTF-8, as from an InfoROM that lost its contents. */
+#define GARBLED -255
+
 /* Text that stands for the GPU, where `field` is not refused. */
 #define TEXT(function, field, ...)                                                                                    \
 	nvmlReturn_t function(nvmlDevice_t device, char *text, unsigned int size)                                     \
@@ -71,6 +74,8 @@ nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevice_t *dev
                                                                                                                       \
 		if (!code)                                                                                            \
 			snprintf(text, size, __VA_ARGS__);                                                            \
+		if (value == GARBLED)                                                                                 \
+			text[0] = (char)0xff;                                                                         \
 		return code;                                                                                          \
 	}
 
@@ -89,6 +94,8 @@ nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char *text, unsigned int siz
 		snprintf(text, size, "MIG-d0ab1e00-0000-4000-8000-%04d%04u%04u", index_of(device), mig->gi, mig->ci);
 	else
 		snprintf(text, size, "GPU-d0ab1e00-0000-4000-8000-%012d", index_of(device));
+	if (value == GARBLED)
+		text[0] = (char)0xff;
 	return code;
 }
 

@@ -17,6 +17,8 @@
  *	AT GPU mig GI CI BYTES		a MIG device with that memory (0: it is gone)
  *	AT GPU link N FIELD VALUE	FIELD of one NVLink; without such a line all links read FIELD alike
  *
+ * identity, serial and vbios that read -255 are texts that are not UTF-8.
+ *
  * Lines take effect in the order of the file; GPU may be * for all. FIELD is a name of FIELDS below. GPM metrics are in
  * thousandths. A link of version 5 on has the newer error counters, one before has the older ones. Everything after
  * a # is a comment.

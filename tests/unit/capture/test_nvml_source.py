@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gpuaudit.bundle.canonical import dumps
 from gpuaudit.bundle.table import Table
 from gpuaudit.bundle.tables import TABLES
 from gpuaudit.bundle.tables_nvml import NVML_HEALTH, NVML_LINKS, NVML_PROCESSES, NVML_SAMPLES
@@ -291,6 +292,35 @@ def test_not_available_is_null_and_never_a_large_number(nvml_library: Path) -> N
     assert set(accounting["unavailable"].split(",")) == {
         "gpu_utilization_percent=-1", "memory_utilization_percent=-1", "memory_max_bytes=-1", "run_time_ms=-1",
     }  # fmt: skip
+
+
+def test_garbage_costs_the_value_and_neither_its_row_nor_the_capture(nvml_library: Path) -> None:
+    """Text that is not UTF-8, numbers that no column holds, a memory that canonical JSON cannot hold."""
+    garbage = {"serial": -255, "vbios": -255, "memory_total": -1, "ecc_mode": 300, "gpm_sm": -1000}
+    script = "gpus 2\n" + "".join(f"0 0 {name} {value}\n" for name, value in garbage.items())
+    out = watch(nvml_library, script, until={"nvml_samples": 4, "nvml_health": 2, "gpm_samples": 2})
+    assert out["gaps"] == []
+    sample = of(out["rows"]["nvml_samples"], 0)[0]
+    assert sample["unavailable"] == "memory_total_bytes=-1"
+    gpm = of(out["rows"]["gpm_samples"], 0)[0]
+    assert gpm["unavailable"] == "sm_activity_percent=-1"
+    assert of(out["rows"]["nvml_health"], 0)[0]["unavailable"] == "ecc_enabled=-1"
+    assert of(out["rows"]["nvml_health"], 1)[0]["ecc_enabled"] == 1
+    facts = out["artefacts"]["gpus"]["gpus"][0]["facts"]
+    assert [facts[n] for n in ("serial", "vbios_version", "memory_total_bytes")] == [{"error": -1}] * 3
+    assert dumps(out["artefacts"]["gpus"])
+
+
+def test_a_gpu_whose_identity_is_no_text_is_told_and_the_other_goes_on(nvml_library: Path) -> None:
+    out = watch(nvml_library, "gpus 2\n0 0 identity -255\n", until={"nvml_samples": 2})
+    assert [g["index"] for g in out["gpus"]] == [1]
+    assert [g["reason"] for g in out["gaps"]] == ["GPU 0 cannot be asked: NVML code -1"]
+
+
+def test_links_numbered_with_a_hole_are_all_there(nvml_library: Path) -> None:
+    script = "gpus 1\n0 0 links 4\n0 0 link 1 link_active -3\n"
+    out = watch(nvml_library, script, until={"nvml_links": 3})
+    assert {r["link"] for r in out["rows"]["nvml_links"]} == {0, 2, 3}
 
 
 def test_what_is_refused_for_want_of_permission_is_told(nvml_library: Path) -> None:

@@ -108,6 +108,23 @@ def test_open_segments_together_stay_within_the_limit() -> None:
     assert r.held_bytes < held
 
 
+def test_a_storm_of_gaps_is_sealed_once_a_second_and_each_reason_kept_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpuaudit.capture.recorder.CRITICAL_BURST", 3)
+    memory, clock = Memory(), Clock()
+    r = recorder(memory, clock)
+    for i in range(200):
+        r.gap("nvml", f"late {i % 2}", i, i)
+        r.gap("engines", f"late {i}", i, i)
+        r.tick()
+        clock.now += 1_000_000
+    assert len(memory.segments) == 3
+    clock.now += 1_000_000_000
+    assert r.tick() == 1
+    assert r.totals()["gaps"]["written"] == "400"
+    assert r.gap_reasons["nvml"] == ["late 0", "late 1"]
+    assert len(r.gap_reasons["engines"]) == 64
+
+
 def test_gaps_do_not_wait() -> None:
     memory = Memory()
     r = recorder(memory, Clock())
@@ -153,10 +170,22 @@ def test_rows_that_do_not_fit_are_lost_and_a_gap_says_so() -> None:
     r.add_records("clock", [PAIR, {"start_ns": "yesterday"}])
     r.add("clock", from_records(TABLES["gaps"], [{"start_ns": 0, "source": "x", "reason": "y"}]))
     r.flush()
-    assert r.totals()["clock"] == {"seen": "3", "written": "0", "lost": "3", "segments": "0"}
-    reasons = [reason for _, rows in memory.rows for reason in rows["reason"].to_list()]
+    assert r.totals()["clock"] == {"seen": "3", "written": "1", "lost": "2", "segments": "1"}
+    reasons = [reason for name, rows in memory.rows if name == "gaps" for reason in rows["reason"].to_list()]
     assert len(reasons) == 2
     assert "yesterday" in str(reasons[0]) or "null" in str(reasons[0])
+
+
+def test_one_bad_row_among_many_costs_no_other() -> None:
+    memory = Memory()
+    r = recorder(memory, Clock())
+    rows = [{**PAIR, "start_ns": i} for i in range(100)]
+    rows[37] = {**PAIR, "realtime_ns": 1 << 70}
+    r.add_records("clock", rows)
+    r.flush()
+    assert r.totals()["clock"] == {"seen": "100", "written": "99", "lost": "1", "segments": "1"}
+    kept = [t for name, rows_ in memory.rows if name == "clock" for t in rows_["start_ns"].to_list()]
+    assert kept == [i for i in range(100) if i != 37]
 
 
 def test_a_full_disk_keeps_what_is_sealed_and_counts_the_rest_as_lost() -> None:
