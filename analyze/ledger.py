@@ -64,6 +64,8 @@ WASTE = tuple(k for k in KEYS if k not in ("useful", "memory_bound", "not_classi
 ran in that time, and how much of it any change could win is not known."""
 
 PER_CENT = 100
+MAX_SHORT_NS = 1 << 55
+"""A year and more, in which sums of hundredths of a ns stay within int64."""
 Array = npt.NDArray[np.int64]
 
 
@@ -233,10 +235,13 @@ class _Parts:
     def __init__(self, samples: _Samples, host: list[Intervals]) -> None:
         self._s = samples
         self._known = samples.busy != UNKNOWN
-        busy = np.where(self._known, samples.busy, 0)
-        length = np.where(self._known, samples.length, 0)
+        # Python's own integers where hundredths of a ns would pass 2^63.
+        kind = np.int64 if int(samples.length.sum()) <= MAX_SHORT_NS else object
+        self._kind = kind
+        busy = np.where(self._known, samples.busy, 0).astype(kind)
+        length = np.where(self._known, samples.length, 0).astype(kind)
         inside = [Cumulative(x).between(samples.starts, samples.ends) for x in host]
-        wait, blocked, starved = (np.where(self._known, x, 0) for x in inside)
+        wait, blocked, starved = (np.where(self._known, x, 0).astype(kind) for x in inside)
         self._times = [wait, blocked, starved, length - wait - blocked - starved]
         self._share = busy
         self._all_busy = busy * length
@@ -269,7 +274,7 @@ class _Parts:
         low = np.maximum(self._all_busy - self._times[0] * PER_CENT, 0)
         high = np.minimum(self._all_busy, rest * PER_CENT)
         bound = np.where(self._known, wall.between(s.starts, s.ends), 0)
-        walled = np.where(self._known, wall.measure.between(s.starts, s.ends), 0) * PER_CENT
+        walled = np.where(self._known, wall.measure.between(s.starts, s.ends), 0).astype(self._kind) * PER_CENT
         sums = dict.fromkeys(("throttled", "memory_bound", "useful", "not_classified"), NOTHING)
         for clock, highest in np.unique(np.stack([s.clock, s.highest], axis=1), axis=0).tolist():
             mine = (s.clock == clock) & (s.highest == highest)
