@@ -386,6 +386,12 @@ class EngineRun:
 
     @property
     def max_num_seqs(self) -> int | None:
-        """Seats of the whole engine: the setting times the data-parallel engines; None where it is not known."""
+        """Seats of the whole engine: the setting times the data-parallel engines; None where it is not known.
+
+        With SGLang's data parallelism it is not: ``--max-running-requests`` is of each part, or with
+        ``--enable-dp-attention`` of all together, and which it is nobody tells.
+        """
         seats = self.number("max_num_seqs")
+        if self.kind == "sglang" and self.data_parallel > 1:
+            return None
         return int(seats) * self.data_parallel if seats is not None and seats >= 1 else None

@@ -6,6 +6,7 @@ set of requests.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
@@ -20,11 +21,15 @@ NO_BUCKETS = Buckets()
 
 
 def delta(edges: Sequence[float], before: Sequence[int], after: Sequence[int]) -> Buckets:
-    """What each cumulative bucket gained; empty where the counts differ in number or any of them fell."""
+    """What each cumulative bucket gained; empty where the counts differ in number or any of them fell.
+
+    Empty as well where a bucket gained less than the one below it, which it contains: such buckets are not cumulative,
+    and a quantile of them would be of no requests.
+    """
     if not len(edges) == len(before) == len(after):
         return NO_BUCKETS
     counts = tuple(b - a for a, b in zip(before, after, strict=True))
-    if not counts or any(c < 0 for c in counts):
+    if not counts or counts[0] < 0 or any(low > high for low, high in itertools.pairwise(counts)):
         return NO_BUCKETS
     return Buckets(tuple(edges), counts)
 

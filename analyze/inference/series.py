@@ -5,14 +5,16 @@ nothing is ever laid out as series × scrapes: a gauge is filled forward over al
 or bucket is looked up only at the scrapes that are asked for (ends of windows, restarts). Only successful scrapes
 count: a failed one is a hole.
 
-Label sets of one metric are added up. With data-parallel engines (label ``engine``) that is right for counters and for
-requests running or waiting, and taking the first one alone would not be; KV use is kept apart per engine index.
+Label sets of one metric are added up. With data-parallel engines (label ``engine``, SGLang's ``dp_rank``) that is right
+for counters and for requests running or waiting, and taking the first one alone would not be; KV use is kept apart per
+engine index. The ranks that work on one request together (tensor and pipeline parallel, experts) each tell the same
+requests again, where they tell them at all: the first of them speaks for all.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -32,6 +34,16 @@ LARGEST = 2.0**63
 SMALLEST = 1e-15
 """No count, size, share or time of a server lies beyond: a value that does is taken as not finite, or as 0. It also
 keeps exact ratios of such values within the digits that a findings document holds (``analyze/shape.py``)."""
+
+
+SAME_REQUESTS = ("tp_rank", "pp_rank", "moe_ep_rank")
+"""Labels of ranks that share every request (SGLang with ``--enable-metrics-for-all-schedulers``)."""
+
+DATA_PARALLEL = "dp_rank"
+"""SGLang's label of what vLLM calls ``engine``."""
+
+KV_ROUNDING = 1.01
+"""A KV use up to here is a full cache, rounded; one above is no share (a percentage, for one) and is not used."""
 
 
 @dataclass(frozen=True)
@@ -118,14 +130,21 @@ class EngineSeries:
         self._held = self._split(wanted)
 
     def gauge(self, meaning: str) -> dict[str, F64]:
-        """Per engine index the gauge at every successful scrape, NaN where missing; empty where it is absent."""
+        """Per engine index the gauge at every successful scrape, NaN where missing; empty where it is absent.
+
+        What cannot be is missing as well: less than nothing, or KV use that is no share. Of several caches of one index
+        the fullest counts: shares are not added.
+        """
         option = self.chosen.get(meaning)
         out: dict[str, F64] = {}
         every = np.arange(len(self.scrapes))
         for series in self._of(option, "") if option else []:
             values = self._at([series], every)[0]
-            values[~np.isfinite(values)] = np.nan
-            out[series.index] = add(out[series.index], values) if series.index in out else values
+            values[~np.isfinite(values) | (values < 0)] = np.nan
+            if meaning == "kv_use":
+                values = np.where(values > KV_ROUNDING, np.nan, np.minimum(values, 1.0))
+            join = np.fmax if meaning == "kv_use" else add
+            out[series.index] = join(out[series.index], values) if series.index in out else values
         return out
 
     def counter(self, meaning: str, at: I64) -> F64:
@@ -231,9 +250,23 @@ def read_series(store: Store, engine: int, kind: str) -> EngineSeries:
         [engine],
     )
     seen: dict[int, Series] = {}
-    for number, metric, index, labels, le in rows:
-        seen.setdefault(int(number), Series(int(number), plain(str(metric)), str(index), _labels(str(labels)), le))
-    return EngineSeries(store, engine, kind, read_scrapes(store, engine), list(seen.values()))
+    for number, metric, engine_index, text, le in rows:
+        labels = _labels(str(text))
+        index = str(engine_index) or labels.pop(DATA_PARALLEL, "")
+        seen.setdefault(int(number), Series(int(number), plain(str(metric)), index, labels, le))
+    return EngineSeries(store, engine, kind, read_scrapes(store, engine), _one_rank(list(seen.values())))
+
+
+def _one_rank(series: list[Series]) -> list[Series]:
+    """Of series that differ only in their ranks the one of the lowest, without these labels; all others as they are."""
+    best: dict[tuple[str, str, str, float | None], tuple[list[tuple[int, str]], Series]] = {}
+    for s in series:
+        labels = {k: v for k, v in s.labels.items() if k not in SAME_REQUESTS}
+        ranks = [(len(r), r) for r in (s.labels.get(name, "") for name in SAME_REQUESTS)]
+        key = (s.metric, s.index, json.dumps(labels, sort_keys=True), s.le)
+        if key not in best or ranks < best[key][0]:
+            best[key] = (ranks, replace(s, labels=labels))
+    return [s for _, s in best.values()]
 
 
 def read_scrapes(store: Store, engine: int) -> Scrapes:

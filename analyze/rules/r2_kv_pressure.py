@@ -141,7 +141,7 @@ def _look(context: Context, run: EngineRun, limit: Limit) -> Look:
     if not run.active_windows:
         return gates.unknown(f"no traffic in {len(run.windows)} windows")
     if run.totals.kv_peak_share is None:
-        return gates.unknown(f"KV use was not exported{_why(run)}")
+        return gates.unknown(_why_no_kv(run))
     fired = gates.fired_in(run, lambda w: window_gate(w, limit).fired)
     seen = Evidence(
         len(fired), len(run.active_windows), sum(1 for w in fired if w.preemptions),
@@ -153,9 +153,10 @@ def _look(context: Context, run: EngineRun, limit: Limit) -> Look:
     return few or Look(None, f"fired in {seen.fired} of {seen.active} windows")
 
 
-def _why(run: EngineRun) -> str:
-    reason = run.absent.get("kv_use")
-    return f": {reason}" if reason else ""
+def _why_no_kv(run: EngineRun) -> str:
+    if "kv_use" in run.metrics:
+        return f"{run.metrics['kv_use']} never told a share from 0 to 1 while the running gauge was there"
+    return f"KV use was not exported: {run.absent.get('kv_use', 'the engine has no such metric')}"
 
 
 def window_gate(window: Window, limit: Limit = declared) -> Gate:

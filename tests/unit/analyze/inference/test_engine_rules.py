@@ -84,6 +84,7 @@ def test_r1_takes_the_cache_for_the_wall_where_it_is_lowest() -> None:
         (R1, Traffic(settings={"max_num_seqs": "auto"}), "max_num_seqs is not known"),
         (R1, Traffic(settings=SEATS, running=0, requests=0), "0 of 6 windows with traffic"),
         (R2, Traffic(kv=None, preemptions=1, waiting=9), "KV use was not exported"),
+        (R2, Traffic(kv=95, preemptions=1, waiting=9), "never told a share from 0 to 1"),
         (R2, Traffic(running=0, requests=0), "no traffic"),
         (R2B, Traffic(kv=0.95, waiting=20, settings=SEATS), "num_gpu_blocks, block_size"),
         (R2B, Traffic(kv=0.95, waiting=20, settings={"num_gpu_blocks": "9", "block_size": "16"}), "max_num_seqs"),

@@ -46,6 +46,63 @@ def test_data_parallel_engines_are_summed() -> None:
     assert run.max_num_seqs == 16
 
 
+def test_ranks_that_share_requests_are_counted_once() -> None:
+    """SGLang with metrics of all schedulers: four tensor-parallel ranks in two data-parallel parts."""
+    labels = 'model_name="m",tp_rank="%d",pp_rank="0",dp_rank="%d"'
+    values: dict[str, float] = {"sglang:generation_tokens_total": 5}
+    for tp, dp in ((10, 1), (2, 1), (0, 0), (1, 0)):
+        told = "{" + labels % (tp, dp) + "}"
+        values |= {f"sglang:num_running_reqs{told}": 3 + dp, f"sglang:token_usage{told}": 0.25 + dp / 2}
+        bucket = "sglang:queue_time_seconds_bucket" + told
+        values |= {bucket.replace("}", ',le="1"}'): tp + 1, bucket.replace("}", ',le="+Inf"}'): tp + 1}
+        values |= {bucket.replace("_bucket", "_count"): tp + 1}
+    scene = EngineScene(kind="sglang").setting("max_num_seqs", "8", "command line")
+    run = scene.scrape(0, dict.fromkeys(values, 0)).scrape(1, values).run()
+    (window,) = run.windows
+    assert (window.running, window.running_peak) == (7, 7), "3 of one part and 4 of the other"
+    assert (window.kv_last_share, window.kv_peak_share) == (Fraction(1, 2), Fraction(3, 4))
+    assert window.queue.buckets.counts == (4, 4), "1 of rank 0 in part 0, 3 of rank 2 in part 1"
+    assert window.queue.count == 4
+    assert run.data_parallel == 2
+    assert run.max_num_seqs is None, "of each part or of both: nobody tells"
+
+
+def test_shares_of_one_index_are_not_added() -> None:
+    cache = 'nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="fraction",model="%s"}'
+    values = {cache % "a": 0.7, cache % "b": 0.6, 'nv_trt_llm_request_metrics{request_type="scheduled"}': 1}
+    run = EngineScene(kind="triton").scrape(0, values).scrape(1, values).run()
+    assert run.totals.kv_peak_share == Fraction(7, 10)
+
+
+@pytest.mark.parametrize(("told", "seen"), [(-0.5, None), (95, None), (1.0000001, 1), (1, 1), (0, 0)])
+def test_what_is_no_share_is_missing(told: float, seen: int | None) -> None:
+    values = {"vllm:kv_cache_usage_perc": told}
+    (window,) = _run(values, values).windows
+    assert (window.kv_last_share, window.kv_mean_share, window.kv_peak_share) == (seen, seen, seen)
+
+
+def test_fewer_than_no_requests_are_missing() -> None:
+    values = {"vllm:num_requests_running": -3, "vllm:num_requests_waiting": -1}
+    (window,) = _run(values, values).windows
+    assert (window.running, window.waiting, window.waiting_mean, window.evaluable) == (None, None, None, False)
+
+
+def test_buckets_that_are_not_cumulative_have_no_quantile() -> None:
+    """More answers within 0.1 s than within 1 s: whatever these are, they are no distribution."""
+    first = histogram(TTFT, 1, 10, {"0.1": 0, "1": 0})
+    (window,) = _run(first, histogram(TTFT, 2, 20, {"0.1": 8, "1": 3})).windows
+    assert window.ttft.buckets.edges == ()
+    assert window.ttft.count == 10
+
+
+def test_edges_in_any_order_are_put_in_order() -> None:
+    end = histogram(TTFT, 8, 4, {"1": 3, "0.5": 1})
+    backwards = dict(reversed(end.items()))
+    (window,) = _run(dict.fromkeys(backwards, 0), backwards).windows
+    assert window.ttft.buckets.edges == (0.5, 1.0, float("inf"))
+    assert window.ttft.buckets.counts == (1, 3, 4)
+
+
 def test_a_metric_without_the_engine_label_is_no_engine_of_its_own() -> None:
     run = _run({'vllm:num_requests_waiting{engine="0"}': 0}, {'vllm:num_requests_waiting{engine="0"}': 0})
     assert run.data_parallel == 1
