@@ -13,7 +13,7 @@ from decimal import Decimal
 
 from gpuaudit.bundle.errors import InputUnusable, UsageError
 from gpuaudit.capture.importers.cells import PERCENT, REFUSALS, Unreadable, fitting, scaled
-from gpuaudit.capture.importers.model import MAX_TIME_NS, Format, Line, Request, RowSink, Told
+from gpuaudit.capture.importers.model import MAX_TIME_NS, Format, Line, Request, RowSink, Told, unrecorded
 from gpuaudit.capture.importers.nvidia_smi import MAX_GPU_INDEX, parse_time
 from gpuaudit.capture.importers.samples import Samples
 
@@ -136,7 +136,7 @@ class _Log:
             if table == SAMPLES:
                 refused.setdefault(table, []).append("compute_processes=not_in_the_log")
             row["unavailable"] = ",".join(refused.get(table, []))
-            self.samples.add(table, index, f"index {index}, UUID not recorded", time_ns, row)
+            self.samples.add(table, index, self.told.uuid_of(index), time_ns, row)
 
     def _round_ns(self, entity: str) -> int:
         """Start of the round that this row belongs to, from the user's start and interval."""
@@ -187,7 +187,7 @@ def gpus(head: Sequence[str]) -> list[dict[str, object]]:
         int(m[2]) for line in head if (m := _ROW.match(_unstamped(line)[1])) and m[1] == "GPU" and m[2].isdecimal()
     }
     return [
-        {"index": i, "uuid": f"index {i}, UUID not recorded", "name": "not recorded", "driver": "not recorded"}
+        {"index": i, "uuid": unrecorded(i), "name": "not recorded", "driver": "not recorded"}
         for i in sorted(found)
         if i <= MAX_GPU_INDEX
     ]

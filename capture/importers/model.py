@@ -48,17 +48,23 @@ class RowSink(Protocol):
         """Time in which the recording has nothing."""
 
 
+def unrecorded(index: int) -> str:
+    """What stands for the UUID of a GPU that a recording names by its index alone."""
+    return f"index {index}, UUID not recorded"
+
+
 @dataclass
 class Told:
     """What an importer says of one file once it is read.
 
     ``file`` is its number in the import, and the number of the engine it tells of; ``series_numbers`` is shared by the
-    files of one import.
+    files of one import. ``uuids`` are the GPUs that the beginnings of all files name, by their index.
     """
 
     source: str
     file: int = 0
     series_numbers: Iterator[int] = field(default_factory=count)
+    uuids: Mapping[int, Sequence[str]] = field(default_factory=dict)
     rows: Counter[str] = field(default_factory=Counter)
     first_ns: int | None = None
     last_ns: int | None = None
@@ -73,6 +79,21 @@ class Told:
         """A time the recording tells of."""
         self.first_ns = time_ns if self.first_ns is None else min(self.first_ns, time_ns)
         self.last_ns = time_ns if self.last_ns is None else max(self.last_ns, time_ns)
+
+    def assume(self, what: str) -> None:
+        """Something the import takes for granted; each stands once."""
+        if what not in self.assumptions:
+            self.assumptions.append(what)
+
+    def uuid_of(self, index: int) -> str:
+        """UUID of a GPU that this file names by its index alone: the only one another file names there, if any."""
+        known = self.uuids.get(index, ())
+        if len(known) == 1:
+            self.assume(f"GPU {index} is taken to be {known[0]}, the only GPU that a file of this import has there.")
+            return known[0]
+        if known:
+            self.assume(f"GPU {index} has no UUID, and other files have several there: it stands as a GPU of its own.")
+        return unrecorded(index)
 
     def refuse(self, line: int, reason: str) -> None:
         """A line that could not be read, or not be used; each counts once."""

@@ -31,6 +31,7 @@ from gpuaudit.capture.importers.cells import (
     performance_state,
 )  # fmt: skip
 from gpuaudit.capture.importers.model import EPOCH, MAX_TIME_NS, Format, Line, Request, RowSink, Told
+from gpuaudit.capture.importers.reading import HEAD_LINES
 from gpuaudit.capture.importers.samples import Samples
 
 SAMPLES, HEALTH = "nvml_samples", "nvml_health"
@@ -89,6 +90,9 @@ _PLACES = ("timestamp", "index", "uuid", "gpu_uuid", "name", "gpu_name", "driver
 
 _TIME = re.compile(r"(\d{4})[/-](\d\d)[/-](\d\d)[ T](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?\Z", re.ASCII)
 MAX_GPU_INDEX = 4096
+MAX_GPUS = 256
+"""Different UUIDs in one log: a host has 16 at most, and samples of each are held."""
+
 ONE_GPU = "The log names neither index nor UUID: all its rows are taken to be of one GPU."
 
 
@@ -140,8 +144,8 @@ class _Log:
         self.names = names
         new = [f"column {n}" for n in names if n not in COLUMNS and n not in _PLACES]
         self.told.not_carried += [n for n in new if n not in self.told.not_carried]
-        if "index" not in names and not {"uuid", "gpu_uuid"} & set(names) and ONE_GPU not in self.told.assumptions:
-            self.told.assumptions.append(ONE_GPU)
+        if "index" not in names and not {"uuid", "gpu_uuid"} & set(names):
+            self.told.assume(ONE_GPU)
 
     def row(self, number: int, line: str) -> None:
         cells = _cells(line)
@@ -164,9 +168,15 @@ class _Log:
         index = COUNT(told["index"]) if "index" in told else -1
         if index > MAX_GPU_INDEX or len(uuid) > 128:
             raise Unreadable(f"no GPU has index {index} or such a UUID")
+        if uuid and uuid not in self.places:
+            if len(self.places) >= MAX_GPUS:
+                raise Unreadable(f"it is of one more GPU than {MAX_GPUS}")
+            self.places[uuid] = len(self.places)
+            if self.told.lines > HEAD_LINES:
+                self.told.assume(f"GPUs that come first after line {HEAD_LINES} have no name and no driver in leaf 0.")
         if index < 0:
-            index = self.places.setdefault(uuid, len(self.places)) if uuid else 0
-        return index, uuid or f"index {index}, UUID not recorded"
+            index = self.places.get(uuid, 0)
+        return index, uuid or self.told.uuid_of(index)
 
     def _values(self, told: dict[str, str]) -> dict[str, dict[str, object]]:
         """Table → column → value; what nvidia-smi refused stands in ``unavailable``."""

@@ -19,7 +19,7 @@ from gpuaudit.bundle.tool import tool_facts
 from gpuaudit.bundle.writer import BundleWriter
 from gpuaudit.capture import host
 from gpuaudit.capture.importers import dcgmi, engine_series, nvidia_smi
-from gpuaudit.capture.importers.model import Format, Request, Told
+from gpuaudit.capture.importers.model import Format, Request, Told, unrecorded
 from gpuaudit.capture.importers.reading import Recording
 from gpuaudit.capture.output import BUNDLE_NAME, Output
 from gpuaudit.capture.recorder import Recorder, SegmentLimits
@@ -184,9 +184,9 @@ def _read_all(
     recorder = Recorder(writer, limits=LIMITS, now_ns=clock.boot_ns)
     told_of: list[dict[str, object]] = []
     times: list[int] = []
-    numbers = count()
+    numbers, uuids = count(), _uuids(chosen)
     for number, (recording, form, _) in enumerate(chosen):
-        told = Told(form.source, number, numbers)
+        told = Told(form.source, number, numbers, uuids)
 
         def tell(recording: Recording = recording) -> None:
             if progress is not None:
@@ -235,11 +235,25 @@ def _sources(chosen: list[Chosen], told_of: list[dict[str, object]]) -> list[dic
     ]  # fmt: skip
 
 
-def _open_body(options: ImportOptions, chosen: list[Chosen]) -> dict[str, object]:
-    gpus: dict[tuple[object, object], dict[str, object]] = {}
+def _uuids(chosen: list[Chosen]) -> dict[int, list[str]]:
+    """UUIDs of the GPUs that the beginnings of the files name, by index."""
+    out: dict[int, list[str]] = {}
     for _, form, head in chosen:
         for gpu in form.gpus(head):
-            gpus.setdefault((gpu["index"], gpu["uuid"]), gpu)
+            index, uuid = int(str(gpu["index"])), str(gpu["uuid"])
+            if uuid != unrecorded(index) and uuid not in out.setdefault(index, []):
+                out[index].append(uuid)
+    return out
+
+
+def _open_body(options: ImportOptions, chosen: list[Chosen]) -> dict[str, object]:
+    gpus: dict[tuple[object, object], dict[str, object]] = {}
+    uuids = _uuids(chosen)
+    for _, form, head in chosen:
+        for gpu in form.gpus(head):
+            index = int(str(gpu["index"]))
+            if gpu["uuid"] != unrecorded(index) or len(uuids.get(index, ())) != 1:
+                gpus.setdefault((gpu["index"], gpu["uuid"]), gpu)
     return {
         "host": {
             "hostname": options.hostname, "kernel": NOT_RECORDED, "machine": NOT_RECORDED, "cpus": 0, "host_id": "",

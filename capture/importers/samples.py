@@ -50,7 +50,7 @@ class Samples:
             self._told.refuse(self._told.lines, f"GPU {index}: its time is not after that of the row before")
             if time_ns < held.time_ns and not self._ran_back:
                 self._ran_back = True
-                self._told.assumptions.append(RAN_BACK.format(line=self._told.lines))
+                self._told.assume(RAN_BACK.format(line=self._told.lines))
             return
         else:
             self._emit(table, held, time_ns, index)

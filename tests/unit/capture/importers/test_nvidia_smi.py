@@ -164,6 +164,16 @@ def test_a_joined_log_of_another_host_keeps_its_own_gpu() -> None:
     assert [g["uuid"] for g in nvidia_smi.gpus((text + other).splitlines())] == ["GPU-aa", "GPU-bb"]
 
 
+def test_gpus_past_the_head_and_past_any_host_are_told() -> None:
+    """Leaf 0 is written before the log is read; a log of a thousand GPUs is no log, and is not held in memory."""
+    lines = [f"2026/11/22 05:00:00.000, GPU-{i}, 1" for i in range(300)]
+    rows, told = read("\n".join(["timestamp, uuid, power.draw", *lines]))
+    assert len(rows.rows["nvml_samples"]) == 256
+    assert (told.unreadable, told.examples[0]) == (44, "line 258: it is of one more GPU than 256")
+    assert any("first after line 64" in a for a in told.assumptions)
+    assert not any("first after line" in a for a in read(LOG)[1].assumptions)
+
+
 def test_the_end_of_summer_time_is_told() -> None:
     """02:59 is followed by 02:00: the hour that comes twice is left out, and its consequence stands in the bundle."""
     hours = ["02:00", "02:30", "02:59", "02:00", "02:30", "03:00"]

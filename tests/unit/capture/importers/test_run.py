@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from gpuaudit.analyze.gpu_time import read_gpus
 from gpuaudit.analyze.store import Store
 from gpuaudit.analyze.window import read_window
 from gpuaudit.bundle.errors import InputUnusable, OutputExists, UsageError
@@ -57,7 +58,7 @@ def test_three_formats_in_one_bundle(tmp_path: Path) -> None:
     assert told == result.files
     with Bundle.open(out) as bundle:
         assert bundle.open_body["imported"] == {"files": 3}
-        assert [g["uuid"] for g in bundle.open_body["gpus"]][:2] == ["GPU-aa", "index 0, UUID not recorded"]
+        assert [g["uuid"] for g in bundle.open_body["gpus"]] == ["GPU-aa", "GPU-bb"]
         store = Store.from_bundle(bundle)
     assert store.sql("SELECT engine, op, found_by, remote FROM engines") == [
         (2, "vllm", "imported from light.jsonl.gz", 0)
@@ -73,6 +74,32 @@ def test_three_formats_in_one_bundle(tmp_path: Path) -> None:
     states = {str(s["source"]): s["state"] for s in artefact(out, "sources")}
     assert states["nvml"] == "recorded"
     assert states["cuda"] == "not recorded"
+
+
+def test_a_gpu_that_two_files_tell_of_is_one_gpu(tmp_path: Path) -> None:
+    """dcgmi knows GPUs by index: beside nvidia-smi's UUIDs their time would count twice. That it is one is told."""
+    files = (written(tmp_path, "smi.csv", SMI), written(tmp_path, "dmon.log", DMON))
+    out = tmp_path / "both.db"
+    run_import(ImportOptions(files, out, request=Request(start_ns=FIVE_NS, interval_ns=10**9)))
+    assert "GPU 0 is taken to be GPU-aa, the only GPU that a file of this import has there." in str(
+        artefact(out, "imports")[1]["assumptions"]
+    )
+    with Bundle.open(out) as bundle:
+        store = Store.from_bundle(bundle)
+    assert [g.uuid for g in read_gpus(store)] == ["GPU-aa", "GPU-bb"]
+    assert store.sql("SELECT DISTINCT gpu_uuid FROM gpm_samples ORDER BY 1") == [("GPU-aa",), ("GPU-bb",)]
+
+
+def test_a_gpu_that_could_be_either_stands_alone(tmp_path: Path) -> None:
+    """Where two hosts' logs name index 0, a third that has no UUID is neither's, and says so."""
+    other = written(tmp_path, "other.csv", SMI.replace("GPU-aa", "GPU-cc"))
+    files = (written(tmp_path, "smi.csv", SMI), other, written(tmp_path, "dmon.log", DMON))
+    out = tmp_path / "three.db"
+    run_import(ImportOptions(files, out, request=Request(start_ns=FIVE_NS, interval_ns=10**9)))
+    with Bundle.open(out) as bundle:
+        uuids = sorted(str(g["uuid"]) for g in bundle.open_body["gpus"])
+    assert uuids == ["GPU-aa", "GPU-bb", "GPU-cc", "index 0, UUID not recorded"]
+    assert "other files have several there" in str(artefact(out, "imports")[2]["assumptions"])
 
 
 def test_every_value_of_every_poll_is_carried(tmp_path: Path) -> None:
