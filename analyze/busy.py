@@ -2,8 +2,11 @@
 
 Sources, best first: GPM's SM activity (Hopper and later; mean over SMs of the time with at least one warp), NVML's
 utilisation of a process, NVML's utilisation of the GPU (time in which a kernel ran, averaged by the driver over up to
-1 s). Shares are in 1/10,000; a GPM percentage is rounded to a hundredth of a per cent, half to even. What each row
-stands for: from its start to its end, never past the next row; time without a row is not observed.
+1 s). SM activity is a share of SMs and time: a kernel on a tenth of the SMs all the time has a tenth of it. So beside
+it stands the share of time in which a kernel may have run (``reach``): GPM's graphics activity where it was told, else
+all time in which any SM was active. Shares are in 1/10,000; a GPM percentage is rounded to a hundredth of a per cent,
+half to even. What each row stands for: from its start to its end, never past the next row; time without a row is not
+observed.
 """
 
 from __future__ import annotations
@@ -36,8 +39,9 @@ UTILISATION = "NVML utilisation"
 class Busy:
     """Disjoint stretches in order of time, ``spans`` of shape (n, 2) in ns, with the share of each.
 
-    ``source`` is one of :data:`GPM`, :data:`PROCESS`, :data:`UTILISATION`; ``table`` and ``where`` name its rows.
-    Where there are none, ``reason`` says why.
+    ``reach`` is the share of time in which a kernel may have run, the share itself where None. ``source`` is one of
+    :data:`GPM`, :data:`PROCESS`, :data:`UTILISATION`; ``table`` and ``where`` name its rows. Where there are none,
+    ``reason`` says why.
     """
 
     spans: Intervals
@@ -46,6 +50,12 @@ class Busy:
     table: str = ""
     where: str = ""
     reason: str = ""
+    reach: Array | None = None
+
+    @property
+    def most(self) -> Array:
+        """The share of time in which a kernel may have run, of each stretch."""
+        return self.share if self.reach is None else self.reach
 
     def within(self, seen: Intervals) -> Busy:
         """The same, of the time in ``seen`` only."""
@@ -55,7 +65,8 @@ class Busy:
         keep = (mine >= 0) & (theirs >= 0)
         spans = np.stack([low[keep], edges[1:][keep]], axis=1) if len(edges) else intervals.EMPTY
         share = self.share[mine[keep]] if len(edges) else self.share[:0]
-        return Busy(spans, share, self.source, self.table, self.where, self.reason)
+        reach = None if self.reach is None else self.reach[mine[keep]] if len(edges) else self.reach[:0]
+        return Busy(spans, share, self.source, self.table, self.where, self.reason, reach)
 
     @property
     def mean(self) -> Fraction:
@@ -117,13 +128,13 @@ def of_process(context: Context, gpu: GpuTime, pid: int) -> Busy:
 
 
 def _rows(context: Context, table: str, column: str, where: str, source: str) -> Busy:
-    value = bounded(column) + f" * {PER_CENT}"
+    value, any_kernel = bounded(column) + f" * {PER_CENT}", str(UNKNOWN)
     if source == GPM:
-        exact = f"least(greatest({column}, 0), 100)"
-        value = f"CASE WHEN isfinite({column}) THEN round_even({exact} * {PER_CENT}, 0)::BIGINT ELSE {UNKNOWN} END"
+        value, any_kernel = _hundredths(column), _hundredths("graphics_percent")
     a = context.store.arrays(
-        f"SELECT start_ns::BIGINT AS a, max(coalesce(end_ns, start_ns))::BIGINT AS b, max({value})::BIGINT AS share "
-        f"FROM {table} WHERE {where} AND {column} IS NOT NULL GROUP BY 1 ORDER BY 1"
+        f"SELECT start_ns::BIGINT AS a, max(coalesce(end_ns, start_ns))::BIGINT AS b, max({value})::BIGINT AS share, "
+        f"max({any_kernel})::BIGINT AS any_kernel FROM {table} WHERE {where} AND {column} IS NOT NULL "
+        "GROUP BY 1 ORDER BY 1"
     )
     starts = a["a"]
     if not len(starts):
@@ -131,8 +142,19 @@ def _rows(context: Context, table: str, column: str, where: str, source: str) ->
     ends = np.minimum(a["b"], np.concatenate([starts[1:], a["b"][-1:]]))
     keep = (ends > starts) & (a["share"] >= 0)
     share = np.minimum(a["share"][keep], SCALE)
-    told = Busy(np.stack([starts, ends], axis=1)[keep], share, source, table, f"{where} AND {column} IS NOT NULL")
+    reach = None
+    if source == GPM:
+        kernel = np.minimum(a["any_kernel"][keep], SCALE)
+        reach = np.where(kernel == UNKNOWN, np.where(share > 0, SCALE, 0), np.maximum(kernel, share))
+    spans = np.stack([starts, ends], axis=1)[keep]
+    told = Busy(spans, share, source, table, f"{where} AND {column} IS NOT NULL", reach=reach)
     return told.within(intervals.subtract(told.covered, context.window.asleep))
+
+
+def _hundredths(column: str) -> str:
+    """SQL: a percentage in hundredths, UNKNOWN where it is none."""
+    exact = f"round_even(least(greatest({column}, 0), 100) * {PER_CENT}, 0)::BIGINT"
+    return f"CASE WHEN isfinite({column}) THEN {exact} ELSE {UNKNOWN} END"
 
 
 def _none() -> Array:

@@ -7,11 +7,12 @@ Over one second, of the time in it that is observed (told by the source of busy 
     stalled  = min(blocked, observed − busy)                                                 [ns]
     ratio    = busy / (busy + stalled)
 
-What was blocked beside kernels for certain (it does not fit beside them otherwise) is no stall. A longer time is cut
+What was blocked beside kernels for certain (it does not fit into the rest otherwise) is no stall. A longer time is cut
 into seconds from the capture's start, and sums busy and stalled of them. So the ratio lies in 0–1, is the same however
 calls and samples are cut into rows, and no copy that is added raises it. It is a lower bound as far as copies may have
 overlapped kernels; ``highest`` is the ratio if they did wherever they could, ``lowest`` the one in which
-synchronisations that waited for both copies and kernels (``mixed``) count as blocked.
+synchronisations that waited for both copies and kernels (``mixed``) count as blocked. By SM activity a copy could
+overlap kernels in all time in which any SM was active (``Busy.reach``), since a kernel need not fill the GPU.
 
 Above 0.9: compute-bound. Below 0.7, also where copies overlapped all they could: capital trapped in the memory wall.
 A kernel that waits for the GPU's own memory counts as busy: that wall is the roofline's subject.
@@ -140,6 +141,7 @@ class Stall:
         covered = busy.covered
         self._told = Cumulative(busy.spans)
         self._busy = Cumulative(busy.spans, busy.share)
+        self._reach = Cumulative(busy.spans, busy.most)
         self._blocked = Cumulative(intervals.intersect(blocked, covered))
         self._possible = Cumulative(intervals.intersect(possible, covered))
 
@@ -150,7 +152,7 @@ class Stall:
         free = observed * SCALE - busy
         blocked = self._blocked.between(starts, ends) * SCALE
         possible = self._possible.between(starts, ends) * SCALE
-        least = np.maximum(blocked - busy, 0)
+        least = np.maximum(blocked - self._reach.between(starts, ends), 0)
         return observed, busy, np.minimum(blocked, free), least, np.minimum(possible, free)
 
     @cached_property

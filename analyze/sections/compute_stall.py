@@ -40,16 +40,20 @@ WINDOWS = (
 
 DEFINITIONS = (
     ("compute/stall ratio", stall.DEFINITION),
-    ("busy", "Time in which kernels ran: GPM's SM activity × time where GPM was recorded, else NVML's utilisation of "
+    ("busy", "Time in which kernels ran: GPM's SM activity × time where GPM was recorded (a share of SMs and time: "
+     "kernels that fill a tenth of the SMs count a tenth), else NVML's utilisation of "
      "the process × time, else NVML's utilisation of the GPU × time while the process had the GPU to itself."),
     ("blocked", "Time in which at least one thread of the process was inside a call that copies memory, or inside the "
      "synchronisation of a stream (or device) that since its last synchronisation was given asynchronous copies and "
      "no kernel, or between two copies of one thread at most 10 ms apart with no other call between them."),
-    ("stalled", "min(blocked, observed − busy), by second: what was blocked while no kernel can have run."),
+    ("stalled", "min(blocked, observed − busy), by second: as much of the blocked time as can have had no kernel "
+     "beside it."),
     ("observed", "Time that the source of busy time covers and in which calls of the process were recorded; for a GPU, "
      "calls of every process that NVML listed on it at the time."),
     ("lowest, highest", "The ratio if synchronisations that had both copies and kernels to wait for count as blocked; "
-     "and if copies overlapped kernels wherever they could (stalled = max(0, blocked − busy))."),
+     "and if copies overlapped kernels wherever they could: stalled = max(0, blocked − time in which a kernel may have "
+     "run), which is the busy time, and for SM activity GPM's graphics activity, else all time in which any SM was "
+     "active."),
     ("last 1 s, last 1 min", "The last window of that length with a ratio; windows of 1 s begin every 250 ms, of 1 min "
      "every second. A window that was observed for less than half of its length has none."),
 )  # fmt: skip

@@ -193,6 +193,30 @@ def test_gpm_is_preferred_and_rounded_to_a_hundredth() -> None:
     assert busy.of_process(context, context.gpus[0], 7).source == busy.GPM
 
 
+@pytest.mark.parametrize(
+    ("graphics", "activity", "reach"),
+    [(None, 10.0, 10_000), (None, 0.0, 0), (60.0, 10.0, 6_000), (5.0, 10.0, 1_000), (float("nan"), 10.0, 10_000)],
+)
+def test_a_kernel_that_does_not_fill_the_gpu_may_run_beside_a_copy(
+    graphics: float | None, activity: float, reach: int
+) -> None:
+    """SM activity of 10 % may be a kernel on a tenth of the SMs all the time: copies beside it need not be stalls."""
+    scene = Scene().clock().process(7).samples(T0, T0 + 2 * S, pids=[7])
+    scene.add("gpm_samples", start_ns=T0, duration_ns=2 * S, gpu_index=0, gpu_uuid="GPU-0", unavailable="",
+              sm_activity_percent=activity, graphics_percent=graphics)  # fmt: skip
+    context = scene.context()
+    found = busy.of_gpu(context, context.gpus[0])
+    assert found.most.tolist() == [reach]
+    assert found.within(of(0, 500)).most.tolist() == [reach]
+    m = Stall(found, of(0, 1000), of(0, 1000), T0, T0 + S).whole
+    assert m.stalled_ns == (10_000 - int(activity * 100)) * S // 10_000
+    assert m.highest == (
+        F(int(activity * 100), int(activity * 100) + 10_000 - reach) if activity or not reach else None
+    )
+    assert m.verdict.startswith("capital trapped in the memory wall")
+    assert m.verdict.endswith("overlapped kernels") == (m.highest is not None and m.highest >= F(7, 10))
+
+
 def test_a_process_has_its_own_utilisation_or_the_gpu_to_itself() -> None:
     scene = Scene().clock().samples(T0, T0 + 5 * S, pids=[7, 8]).samples(T0 + 5 * S, T0 + 10 * S, pids=[7])
     context = scene.context()
