@@ -18,6 +18,8 @@ from gpuaudit.analyze.inference import persistence
 from gpuaudit.analyze.inference.model import EngineRun, Number, Window
 from gpuaudit.analyze.inference.persistence import Limit, declared
 from gpuaudit.analyze.inference.rows import rows_of
+from gpuaudit.analyze.inference.settings import METRIC
+from gpuaudit.analyze.store import quoted
 
 CRITICAL_SCORE = Threshold(
     "critical_score", 4, "ratio",
@@ -137,7 +139,7 @@ class Teller:
         found = self.run.config.get(key)
         formula = f"{key} from {found.source}" if found else f"{key}"
         return Quantity(
-            value, unit, "measured" if found else "derived", (self._where("engine_config"),), formula,
+            value, unit, "measured" if found else "derived", settings_rows(self.context, self.run, key), formula,
             "" if value is not None else f"no source tells {key}",
         )  # fmt: skip
 
@@ -185,6 +187,17 @@ class Teller:
 
     def _where(self, table: str) -> str:
         return self.context.book.where(table, self.run.where)
+
+
+def settings_rows(context: Context, run: EngineRun, key: str = "") -> tuple[str, ...]:
+    """The evidence ids of what sources say of a setting (of all: no ``key``): its rows, or the metric that tells it."""
+    found = run.config.get(key)
+    if found is not None and found.source == METRIC and key in run.metrics:
+        return rows_of(context, run, (key,))
+    condition = f"{run.where} AND op = {quoted(key)}" if key else run.where
+    told = context.book.present(("engine_config",), condition)
+    in_labels = f"{run.where} AND contains(labels, {quoted(key)})" if key else run.where
+    return told or (context.book.where("engine_series", in_labels),)
 
 
 def name_of(run: EngineRun) -> str:

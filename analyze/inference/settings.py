@@ -19,7 +19,7 @@ _SOURCES = (
     "metric label", "metric", "command line", "given at import", "environment", "config.json", "safetensors index",
     "safetensors header",
 )  # fmt: skip
-_LABEL, _METRIC = _SOURCES[0], _SOURCES[1]
+_LABEL, METRIC = _SOURCES[0], _SOURCES[1]
 
 UNDECIDED = frozenset({"", "auto", "none", "null"})
 """Values that leave a choice open, in lower case."""
@@ -71,7 +71,7 @@ def read_told(store: Store, engine: int, series: list[Series], gauges: dict[str,
     told = [Told(*(str(v) for v in r)) for r in rows]
     if not any(t.source == _LABEL for t in told):
         told += _labels(series)
-    return told + [Told(key, value, _METRIC, key) for key, value in gauges.items()]
+    return told + [Told(key, value, METRIC, key) for key, value in gauges.items()]
 
 
 def _undecided(value: str) -> bool:

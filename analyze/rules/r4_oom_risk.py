@@ -113,12 +113,12 @@ def _look(context: Context, run: EngineRun, limit: Limit) -> Look:
 
 def _finding(tell: Teller, seen: Gate, facts: physics.MemoryFacts) -> Finding:
     kind = seen.kind or "weights"
-    config = tell.context.book.where("engine_config", tell.run.where)
+    config = gates.settings_rows(tell.context, tell.run)
 
     def gigabytes(value: Number | None, formula: str, reason: str) -> Quantity:
         size = None if value is None else int(value * GIGA)
         told = "" if value is not None else reason
-        return Quantity(size, "bytes", "estimated", (config,), formula, told)
+        return Quantity(size, "bytes", "estimated", config, formula, told)
 
     request = None if facts.request_bytes is None else Fraction(facts.request_bytes) / GIGA
     run = tell.run
@@ -129,14 +129,14 @@ def _finding(tell: Teller, seen: Gate, facts: physics.MemoryFacts) -> Finding:
             "engine": gates.name_of(tell.run),
             "what": WHAT[kind],
             "weights": gigabytes(facts.weight_gb, "parameters × bits / 8", "no parameter count"),
-            "tp": Quantity(facts.tp, "GPU", "derived", (config,), "tensor-parallel degree"),
+            "tp": Quantity(facts.tp, "GPU", "derived", config, "tensor-parallel degree"),
             "vram": gigabytes(facts.vram_gb, "memory of one GPU", "not known"),
             "headroom": gigabytes(
                 facts.headroom_gb, "memory × gpu_memory_utilization − 3 GB − weights / GPUs", "not known"
             ),
             "request": gigabytes(request, "KV cache of one sequence of max_model_len", "model shape not known"),
         },
-        impact=IMPACT, confidence=seen.confidence, fixes=fixes, lasting=True, extra=(config,),
+        impact=IMPACT, confidence=seen.confidence, fixes=fixes, lasting=True, extra=config,
     )  # fmt: skip
 
 
