@@ -144,16 +144,22 @@ def _copy(context: Context, t: Transfer) -> tuple[Quantity | str | None, ...]:
 
 def _charts(ceilings: list[Roof], told: list[Point]) -> tuple[SectionChart, ...]:
     used = {p.roof.gpu for p in told if p.roof is not None}
-    shown = [r for r in ceilings if r.gpu in used][:MAX_CEILINGS]
+    roofs_of: dict[tuple[str, Fraction, Fraction, str, str], list[str]] = {}
+    for r in ceilings:
+        if r.gpu in used:
+            roofs_of.setdefault((r.gpu, r.flops, r.bandwidth, r.basis, _word(r.provenance)), []).append(r.dtype)
+    shown = list(roofs_of.items())[:MAX_CEILINGS]
     data: dict[str, Json] = {
         "ceilings": [
-            {"label": f"{r.gpu}, {r.dtype} dense ({_word(r.provenance)})", "flops": str(round(r.flops)),
-             "bandwidth": str(round(r.bandwidth)), "basis": r.basis}
-            for r in shown
+            {"label": f"{gpu}, {', '.join(dtypes)} dense ({word})", "flops": str(round(flops)),
+             "bandwidth": str(round(bandwidth)), "basis": basis}
+            for (gpu, flops, bandwidth, basis, word), dtypes in shown
         ],
         "points": [_dot(p) for p in told[:MAX_POINTS] if p.intensity is not None and p.rate is not None],
     }  # fmt: skip
-    return (SectionChart("roofline", "roofline", "Rate against intensity", data),)
+    undrawn = max(0, len(roofs_of) - MAX_CEILINGS), max(0, len(told) - MAX_POINTS)
+    more = f"; {undrawn[0]} roofs and {undrawn[1]} points stand in the tables alone" if any(undrawn) else ""
+    return (SectionChart("roofline", "roofline", f"Rate against intensity{more}", data),)
 
 
 def _dot(p: Point) -> Json:

@@ -249,7 +249,12 @@ def test_the_section_has_every_point_with_numerator_and_denominator() -> None:
         assert isinstance(intensity, Quantity)
         assert intensity.provenance == "estimated"
         assert intensity.evidence
-    assert {c["label"] for c in chart.data["ceilings"]} >= {"H100 SXM, bf16 dense (est)", "H100 SXM, fp8 dense (est)"}
+    assert [c["label"] for c in chart.data["ceilings"]] == [
+        f"H100 SXM, {types} dense (est)" for types in ("bf16", "fp8, int8", "tf32", "fp64")
+    ]  # two types with one peak are one roof
+    assert len({c["flops"] for c in chart.data["ceilings"]}) == 4
+    roofs_told = next(t for t in made.tables if t.id == "roofs")
+    assert [r[1] for r in roofs_told.rows] == ["bf16", "fp8", "int8", "tf32", "fp64"]
 
 
 def test_a_section_without_anything_is_not_evaluated() -> None:
@@ -257,3 +262,13 @@ def test_a_section_without_anything_is_not_evaluated() -> None:
     assert (made.state, made.reason, made.charts) == (
         "not evaluated", "no GPU was sampled and no engine was scraped", ()
     )  # fmt: skip
+
+
+def test_roofs_that_the_chart_has_no_room_for_are_told() -> None:
+    row = Catalogue.load().gpu(H100)
+    assert row is not None
+    many = [replace(r, gpu=f"G{i}") for i in range(4) for r in roofs(row)]
+    told = [Point("0 (GPU-0)", "", "", "w", F(1), F(1), r, "n", "d") for r in many]
+    (chart,) = section._charts(many, told)
+    assert (len(chart.data["ceilings"]), len(chart.data["points"])) == (12, 20)
+    assert chart.title == "Rate against intensity; 4 roofs and 0 points stand in the tables alone"
