@@ -112,7 +112,7 @@ PROCESSES = Table("processes", "Processes that map a probed library, the workloa
     col("role", "text", "", "workload, traced, recorder or attacher"),
     col("parent_pid", "u32", "", "parent", nullable=True), col("uid", "u32", "", "real user id", nullable=True),
     col("comm", "text", "", "kernel's name"), col("exe", "text", "", "executable", nullable=True),
-    col("command_line", "text", "", "arguments joined by spaces, at most 4,096 bytes", nullable=True),
+    col("command_line", "text", "", "arguments joined by spaces, at most 4,096 bytes, secrets replaced", nullable=True),
     col("cgroup", "text", "", "cgroup path", nullable=True),
     col("seen_ns", "u64", "ns", "when the recorder saw it, CLOCK_BOOTTIME"),
     col("exit_status", "i32", "", "wait status code of the workload: exit code, or −signal", nullable=True),

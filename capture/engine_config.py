@@ -14,6 +14,7 @@ from typing import Any
 
 from gpuaudit.bundle.limits import MAX_JSON_COMMAS
 from gpuaudit.capture.engine_command import FLAGS, MAX_VALUE_CHARS, Setting
+from gpuaudit.capture.redact import is_secret, redact_text
 
 MAX_ANSWER_BYTES = 1 << 20
 MAX_CONFIG_BYTES = 4 << 20
@@ -79,7 +80,7 @@ def of_answer(path: str, body: bytes) -> Iterator[Setting]:
     for count, (key, value, detail) in enumerate(found):
         text = _text(value)
         if text is not None and count < MAX_SETTINGS:
-            yield key, text, source, detail
+            yield key, redact_text(text), source, detail
 
 
 Found = Iterator[tuple[str, Any, str]]
@@ -179,10 +180,10 @@ def _config_file(open_file: OpenFile) -> Iterator[Setting]:
     config = read_json(_whole_file(open_file(CONFIG_FILE), MAX_CONFIG_BYTES), MAX_CONFIG_BYTES)
     count = 0
     for path, value in _members(config):
-        text = _text(value)
+        text = None if is_secret(path) else _text(value)
         if text is not None and (count := count + 1) <= MAX_SETTINGS:
             outer, _, rest = path.partition(".")
-            yield rest if outer in _INNER else path, text, CONFIG_FILE, path
+            yield rest if outer in _INNER else path, redact_text(text), CONFIG_FILE, path
 
 
 def _members(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:

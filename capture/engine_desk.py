@@ -18,6 +18,7 @@ from gpuaudit.capture.engine_discovery import Server, find_servers, listening_pr
 from gpuaudit.capture.engine_endpoint import Endpoint, parse_endpoint, tcp_endpoint, unix_endpoint
 from gpuaudit.capture.engine_files import ModelFolder
 from gpuaudit.capture.processes import PROC
+from gpuaudit.capture.redact import redact_text
 from gpuaudit.capture.source import boottime_ns
 
 SCAN_INTERVAL_S = 2.0
@@ -157,12 +158,13 @@ class EngineDesk:
     def _settings(self, engine: int, command: EngineCommand) -> None:
         now = boottime_ns()
         for key, value, source, detail in command.settings():
-            row = {"start_ns": now, "engine": engine, "op": key, "value": value, "source": source, "detail": detail}
+            row = {"start_ns": now, "engine": engine, "op": key, "value": redact_text(value), "source": source,
+                   "detail": detail}  # fmt: skip
             self._rows.append(("engine_config", row))
 
     def _tell(self, engine: int, endpoint: Endpoint, pid: int | None, found_by: str, *, files: bool = False) -> None:
         self._messages.append({
-            "engine": engine, "url": endpoint.url, "host": endpoint.host, "path": endpoint.path,
+            "engine": engine, "url": redact_text(endpoint.url), "host": endpoint.host, "path": endpoint.path,
             "addresses": len(endpoint.addresses), "pid": pid, "found_by": found_by, "remote": endpoint.remote,
             "files": files, "found_ns": boottime_ns(),
         })  # fmt: skip

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import gpuaudit
+from gpuaudit.capture.redact import redact_text
 
 MAX_BODY_BYTES = 4 << 20
 """A real vLLM server's metrics are 55 KB per model and engine index."""
@@ -94,7 +95,7 @@ class Connection:
         if head.minor == 0 or "close" in head.get("connection").lower() or self._buffer:
             self.close()
         if 300 <= head.status < 400:
-            to = head.get("location")
+            to = redact_text(head.get("location")[:400])
             raise ExchangeFailed("refused", f"it redirects to {to!r:.120}, not followed", status=head.status)
         if head.status != 200:
             raise ExchangeFailed("failed", f"status {head.status}", status=head.status)

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpuaudit.capture.redact import redact_arguments
+
 PROC = "/proc"
 NS_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 """Unit of the start time in /proc/PID/stat: 10 ms on every common kernel."""
@@ -32,7 +34,10 @@ _MAPPING = re.compile(
 
 @dataclass(frozen=True)
 class ProcessInfo:
-    """Who a process is. Text is as the kernel gives it: bytes that are not UTF-8 are lone surrogates."""
+    """Who a process is. Text is as the kernel gives it: bytes that are not UTF-8 are lone surrogates.
+
+    Secrets that are recognised in the command line are not in it (:mod:`gpuaudit.capture.redact`).
+    """
 
     pid: int
     start_ns: int
@@ -131,7 +136,7 @@ def read_process(pid: int) -> ProcessInfo | None:
         exe = None
     return ProcessInfo(
         pid, int(rest[19]) * NS_PER_TICK, int(rest[1]), int(uid.group(1)) if uid else None, comm, exe,
-        os.fsdecode(command.rstrip(b"\0").replace(b"\0", b" ")) if command else None,
+        " ".join(redact_arguments(os.fsdecode(command.rstrip(b"\0")).split("\0"))) if command else None,
         os.fsdecode(cgroup.group(1)) if cgroup else None,
     )  # fmt: skip
 

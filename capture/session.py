@@ -29,6 +29,7 @@ from gpuaudit.capture.options import CaptureOptions, CaptureResult, Status
 from gpuaudit.capture.output import Output, default_name
 from gpuaudit.capture.privileges import protect_memory, recorder_credentials
 from gpuaudit.capture.processes import why_not_followed
+from gpuaudit.capture.redact import redact_arguments, redact_text
 from gpuaudit.capture.scenario import Scenario, load_scenario
 from gpuaudit.capture.source import SELECTABLE_SOURCES
 
@@ -94,8 +95,9 @@ def _open_body(options: CaptureOptions, facts: dict[str, object], scenario: Scen
     """Leaf 0, but for the GPUs and the state of the sources, which the recorder adds."""
     asked = {
         "duration_s": None if options.duration_s is None else str(options.duration_s), "pids": list(options.pids),
-        "command": list(options.command), "sources": list(options.sources), "synthetic": options.synthetic,
-        "engines": list(options.engines), "allow_remote": list(options.allow_remote),
+        "command": redact_arguments(options.command), "sources": list(options.sources), "synthetic": options.synthetic,
+        "engines": [redact_text(u) for u in options.engines],
+        "allow_remote": [redact_text(u) for u in options.allow_remote],
         "seed": options.seed if scenario else None, "site": options.site, "strict": options.strict,
     }  # fmt: skip
     return {

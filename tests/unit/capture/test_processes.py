@@ -115,11 +115,11 @@ def test_a_link_out_of_the_root_is_followed_inside_it(tmp_path: Path) -> None:
     (tmp_path / "escape").symlink_to("../../../../../../etc/passwd")
     root = os.open(tmp_path, os.O_PATH)
     try:
-        fd = processes._open_inside(root, "/link")
+        fd = processes.open_inside(root, "/link")
         assert os.read(fd, 10) == b"inside"
         os.close(fd)
         with pytest.raises(FileNotFoundError):
-            processes._open_inside(root, "/escape")
+            processes.open_inside(root, "/escape")
     finally:
         os.close(root)
 
