@@ -8,17 +8,16 @@ root's are not lent to what somebody wrote on a command line.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from gpuaudit.capture import processes
 from gpuaudit.capture.engine_command import EngineCommand
+from gpuaudit.capture.engine_rights import Rights, taken_on
 from gpuaudit.capture.processes import PROC
 
 FILES = re.compile(r"(?:config\.json|model\.safetensors\.index\.json|[A-Za-z0-9][A-Za-z0-9._-]{0,100}\.safetensors)\Z")
@@ -26,7 +25,6 @@ FILES = re.compile(r"(?:config\.json|model\.safetensors\.index\.json|[A-Za-z0-9]
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(?:/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?\Z")
 _REVISION = re.compile(r"[A-Za-z0-9._/-]{1,128}\Z")
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class ModelFolder:
@@ -41,17 +39,12 @@ class ModelFolder:
         """The file ``name`` of the folder, an ordinary one."""
         if not FILES.match(name):
             raise OSError(errno.EACCES, "not a file of a model")
-        uid, gid = _owner(self._pid)
-        with _as_user(uid, gid):
+        with taken_on(Rights.of(self._pid)):
             folder, prefix = self._folder()
             try:
-                fd = processes.open_inside(folder, prefix + name, resolve=processes.RESOLVE_BENEATH)
+                return _ordinary(folder, prefix + name)
             finally:
                 os.close(folder)
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            raise OSError(errno.EACCES, "not an ordinary file")
-        return fd
 
     def _folder(self) -> tuple[int, str]:
         """A descriptor of the folder that nothing leads out of, and where in it the model's files are."""
@@ -98,10 +91,21 @@ class ModelFolder:
         return (p for p in places if p and p.startswith("/"))
 
 
+def _ordinary(folder: int, name: str) -> int:
+    """An ordinary file within ``folder``. What it is is seen before it is opened: to open a device can do something."""
+    found = processes.open_inside(folder, name, flags=os.O_PATH, resolve=processes.RESOLVE_BENEATH)
+    try:
+        if not stat.S_ISREG(os.fstat(found).st_mode):
+            raise OSError(errno.EACCES, "not an ordinary file")
+        return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    finally:
+        os.close(found)
+
+
 def _commit(folder: int, revision: str) -> str:
     if re.fullmatch(r"[0-9a-f]{40}", revision):
         return revision
-    fd = processes.open_inside(folder, f"refs/{revision}", resolve=processes.RESOLVE_BENEATH)
+    fd = _ordinary(folder, f"refs/{revision}")
     try:
         commit = os.read(fd, 64).decode("ascii", "replace").strip()
     finally:
@@ -109,29 +113,3 @@ def _commit(folder: int, revision: str) -> str:
     if not re.fullmatch(r"[0-9a-f]{40}", commit):
         raise OSError(errno.EINVAL, "no revision")
     return commit
-
-
-def _owner(pid: int) -> tuple[int, int]:
-    """Effective user and group of ``pid``."""
-    text = Path(f"{PROC}/{pid}/status").read_text("utf-8", "replace")
-    ids = re.search(r"^Uid:\t\d+\t(\d+).*\nGid:\t\d+\t(\d+)", text, re.MULTILINE)
-    if ids is None:
-        raise OSError(errno.ESRCH, "the process ended")
-    return int(ids[1]), int(ids[2])
-
-
-@contextmanager
-def _as_user(uid: int, gid: int) -> Iterator[None]:
-    """The kernel judges this thread's opening of files by ``uid`` and ``gid`` (setfsuid(2), per thread)."""
-    if os.geteuid() != 0:
-        yield
-        return
-    _libc.setfsgid(gid)
-    _libc.setfsuid(uid)
-    try:
-        if _libc.setfsuid(-1) != uid or _libc.setfsgid(-1) != gid:
-            raise OSError(errno.EPERM, "the user could not be taken on")
-        yield
-    finally:
-        _libc.setfsuid(0)
-        _libc.setfsgid(0)

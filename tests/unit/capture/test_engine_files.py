@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +39,15 @@ def model(tmp_path: Path) -> Path:
     index = {"metadata": {"total_size": 16}, "weight_map": {"w": "a-1.safetensors", "v": "a-2.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder
+
+
+@pytest.fixture
+def readable(model: Path) -> Path:
+    """The model's folder, which every user can reach."""
+    for folder in (model, *model.parents):
+        if folder.stat().st_uid == 0 and str(folder).startswith("/tmp/"):
+            folder.chmod(0o755)
+    return model
 
 
 def shard(path: Path, tensors: dict[str, tuple[str, int]]) -> None:
@@ -118,12 +129,9 @@ def test_only_ordinary_files_are_read(model: Path, kind: str) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-def test_the_rights_are_those_of_the_process(model: Path) -> None:
+def test_the_rights_are_those_of_the_process(readable: Path) -> None:
     """What its user may not read, root does not read for it."""
-    model.chmod(0o755)
-    for parent in (model, *model.parents):
-        if parent.stat().st_uid == 0 and str(parent).startswith("/tmp/"):
-            parent.chmod(0o755)
+    model = readable
     (model / "config.json").chmod(0o600)
     process = subprocess.Popen(["sleep", "600"], user=65534, group=65534)
     try:
@@ -135,6 +143,83 @@ def test_the_rights_are_those_of_the_process(model: Path) -> None:
         process.kill()
         process.communicate()
     os.close(os.open(model / "config.json", os.O_RDONLY))
+
+
+def started_as(script: str) -> subprocess.Popen[bytes]:
+    """A process that has done what ``script`` says, and waits."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"import os; {script}; print(flush=True); input()"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize(("groups", "allowed"), [([], False), ([4242], False), ([4242, 0], True)])
+def test_the_groups_are_those_of_the_process(readable: Path, groups: list[int], allowed: bool) -> None:
+    """What root's group may read, root does not read for a process that is not in it."""
+    (readable / "config.json").chmod(0o640)
+    process, before = started_as(f"os.setgroups({groups}); os.setgid(65534); os.setuid(65534)"), os.getgroups()
+    try:
+        folder = ModelFolder(process.pid, command(str(readable)))
+        if allowed:
+            os.close(folder.open("config.json"))
+        else:
+            with pytest.raises(PermissionError):
+                folder.open("config.json")
+    finally:
+        process.communicate(b"\n")
+    assert os.getgroups() == before
+    os.close(os.open(readable / "config.json", os.O_RDONLY))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize("script", ["os.setresuid(65534, 0, 0)", "os.setresgid(65534, 0, 0)", "os.seteuid(65534)"])
+def test_a_setuid_program_lends_nobody_its_rights(readable: Path, script: str) -> None:
+    process = started_as(script)
+    try:
+        with pytest.raises(PermissionError):
+            ModelFolder(process.pid, command(str(readable))).open("config.json")
+    finally:
+        process.communicate(b"\n")
+
+
+def test_what_is_no_ordinary_file_is_not_even_opened(model: Path) -> None:
+    """To open a device can do something: a watchdog would start. A FIFO stands for it; inotify sees each opening."""
+    path = model / "config.json"
+    path.unlink()
+    os.mkfifo(path)
+    libc, seen_open = ctypes.CDLL(None, use_errno=True), 0x20
+    watch = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        assert libc.inotify_add_watch(watch, os.fsencode(path), seen_open) > 0
+        assert [s[0] for s in settings(model) if s[2] == "config.json"] == ["unreadable"]
+        with pytest.raises(BlockingIOError):
+            os.read(watch, 4096)
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+        assert os.read(watch, 4096)
+    finally:
+        os.close(watch)
+
+
+def test_a_huge_sparse_file_is_read_no_further_than_its_limit(model: Path) -> None:
+    os.truncate(model / "config.json", 1 << 42)
+    os.truncate(model / "a-1.safetensors", 1 << 42)
+    found = settings(model)
+    assert [s[1] for s in found if s[2] == "config.json"] == ["more than 4194304 bytes"]
+    assert ("bytes_bf16", "12", "safetensors header", "2 files") in found
+
+
+def test_settings_that_look_like_secrets_are_left_out(model: Path) -> None:
+    (model / "config.json").write_text(
+        '{"api_key": "hunter2", "note": "Bearer: hf_abcdefgh12345678", "eos_token_id": 2}'
+    )
+    found = settings(model)
+    assert "hunter2" not in str(found)
+    assert "hf_" not in str(found)
+    assert ("eos_token_id", "2", "config.json", "eos_token_id") in found
 
 
 HOSTILE = {
