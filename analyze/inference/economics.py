@@ -7,7 +7,7 @@ GPU-hour; an engine costs what all its GPUs cost.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -24,7 +24,8 @@ SECONDS_PER_HOUR = 3600
 class EnginePrice:
     """What one hour of all GPUs of an engine costs; ``per_hour`` None: not known, and ``reason`` says why.
 
-    ``gpus`` are those that are paid for: the recorded degree of parallelism where it is more than were observed.
+    ``gpus`` are those that are paid for: the recorded degree of parallelism where it is more than were observed, or
+    where all GPUs of the host stand for those that were not named.
     """
 
     per_hour: Fraction | None
@@ -71,11 +72,18 @@ class Efficiency:
     reason: str = ""
 
 
-def engine_price(run: EngineRun, prices: PriceBook, names: Mapping[str, str]) -> EnginePrice:
-    """The price of all GPUs of an engine; ``names`` are those of GPUs by UUID.
+def engine_price(
+    run: EngineRun, prices: PriceBook, names: Mapping[str, str], others: Iterable[EngineRun] = ()
+) -> EnginePrice:
+    """The price of all GPUs of an engine; ``names`` are those of GPUs by UUID, ``others`` the engines beside it.
 
-    Where none was observed, a rate for every GPU and a recorded degree of parallelism are enough.
+    Where none was observed, a rate for every GPU and a recorded degree of parallelism are enough. A GPU that engines
+    share is not paid for twice, and what each would pay of it is not known.
     """
+    beside = _beside(run, others)
+    if run.on_mig or beside:
+        why = f"{beside} on the same GPU" if beside else "its GPU is in MIG mode"
+        return _unknown(prices, f"{why}: what its part of a GPU costs is not known")
     if not run.gpus:
         paid, price = degree(run), prices.price_of(None)
         if paid is None or price is None:
@@ -87,10 +95,26 @@ def engine_price(run: EngineRun, prices: PriceBook, names: Mapping[str, str]) ->
         if price is None:
             return _unknown(prices, _why_no_price(prices, names.get(uuid, uuid)))
         each.append(price)
-    paid = max(len(run.gpus), degree(run) or 0)
+    if (too_many := _perhaps_fewer(run)) and len(set(each)) > 1:
+        return _unknown(prices, too_many)
+    paid = degree(run) or 0 if too_many else max(len(run.gpus), degree(run) or 0)
     total = sum((p.per_hour for p in each), Fraction(0)) * Fraction(paid, len(each))
     labels = "; ".join(dict.fromkeys(p.label for p in each))
     return EnginePrice(total, each[0].currency, paid, each[0].provenance, labels)
+
+
+def _perhaps_fewer(run: EngineRun) -> str:
+    """Why not all of :attr:`EngineRun.gpus` are the engine's for certain; empty where nothing speaks against it."""
+    used = degree(run)
+    if run.gpus_listed or used is None or used >= len(run.gpus):
+        return ""
+    return f"it was set to {used} of the host's {len(run.gpus)} GPUs, and which these are was not recorded"
+
+
+def _beside(run: EngineRun, others: Iterable[EngineRun]) -> str:
+    """Other engines that NVML listed on a GPU of this one; empty where there are none."""
+    found = [str(o.engine) for o in others if o.engine != run.engine and set(o.gpus) & set(run.gpus)]
+    return f"engine {', '.join(found)} ran" if found else ""
 
 
 def _why_no_price(prices: PriceBook, gpu: str) -> str:
@@ -112,9 +136,14 @@ def degree(run: EngineRun) -> int | None:
     return int(tp) * stages * run.data_parallel
 
 
-def energy(run: EngineRun) -> Energy:
-    """Tokens and power of the energy-pair windows."""
+def energy(run: EngineRun, others: Iterable[EngineRun] = ()) -> Energy:
+    """Tokens and power of the energy-pair windows; not where others than the engine took part of that power."""
     t = run.totals
+    shared = "its GPU is in MIG mode: the power of a part of a GPU is not told" if run.on_mig else _perhaps_fewer(run)
+    if beside := _beside(run, others):
+        shared = f"{beside} on the same GPU: whose power it was is not told"
+    if shared:
+        return Energy(None, t.energy_generation_tps, t.energy_windows, None, None, shared)
     power = t.power_mw
     watts = None if power is None else power / MILLI
     per_joule = formulas.tokens_per_joule(t.energy_generation_tps, watts)

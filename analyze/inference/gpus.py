@@ -26,10 +26,15 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class Join:
-    """GPUs of an engine and one sentence on how they were found."""
+    """GPUs of an engine and one sentence on how they were found.
+
+    ``listed``: NVML named its processes there. ``sliced``: some of them is in MIG mode, where nobody has a whole GPU.
+    """
 
     uuids: tuple[str, ...]
     how: str
+    listed: bool = False
+    sliced: bool = False
 
 
 def find_gpus(store: Store, pid: int | None, engines: int) -> Join:
@@ -41,9 +46,9 @@ def find_gpus(store: Store, pid: int | None, engines: int) -> Join:
             f"SELECT gpu_uuid, min(gpu_index) FROM nvml_processes WHERE pid IN ({listed}) GROUP BY 1 ORDER BY 2, 1"
         )
         if rows:
-            return Join(
-                tuple(str(r[0]) for r in rows), "NVML listed the engine's process, or one it started, on these GPUs"
-            )
+            uuids = tuple(str(r[0]) for r in rows)
+            how = "NVML listed the engine's process, or one it started, on these GPUs"
+            return Join(uuids, how, listed=True, sliced=_sliced(store, uuids))
     why = "the engine's process is not known" if pid is None else "NVML listed none of the engine's processes on a GPU"
     rows = store.sql(
         "SELECT gpu_uuid, min(gpu_index) FROM nvml_samples WHERE parent_uuid IS NULL GROUP BY 1 ORDER BY 2, 1"
@@ -52,9 +57,18 @@ def find_gpus(store: Store, pid: int | None, engines: int) -> Join:
         return Join((), "no GPU was sampled")
     if engines > 1:
         return Join((), f"{why}, and with more than one engine the host's GPUs cannot be assigned")
-    return Join(
-        tuple(str(r[0]) for r in rows), f"{why}; it is the only engine, so all GPUs of the host are taken as its"
-    )
+    uuids = tuple(str(r[0]) for r in rows)
+    how = f"{why}; it is the only engine, so all GPUs of the host are taken as its"
+    return Join(uuids, how, sliced=_sliced(store, uuids))
+
+
+def _sliced(store: Store, uuids: tuple[str, ...]) -> bool:
+    """Whether any of the GPUs had MIG devices, by their own samples or those of the processes on them."""
+    listed = ", ".join(quoted(u) for u in uuids)
+    return bool(store.sql(
+        f"SELECT 1 FROM nvml_samples WHERE parent_uuid IN ({listed}) UNION ALL "
+        f"SELECT 1 FROM nvml_processes WHERE gpu_uuid IN ({listed}) AND gpu_instance IS NOT NULL LIMIT 1"
+    ))  # fmt: skip
 
 
 def _family(store: Store, pid: int) -> list[int]:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 SCRAPED = "scraped"
 
 
+ON_MIG = "its GPU is in MIG mode, and of a part of a GPU neither peak nor bandwidth is known"
+
+
 @dataclass(frozen=True)
 class _Named:
     """An engine as the recorder's table names it."""
@@ -104,6 +107,7 @@ def _run(context: Context, named: _Named, engines: int) -> EngineRun:
         totals=aggregate(windows, _deltas(series)), kv_by_index=_kv_by_index(series),
         longest_gap_s=_longest_gap(scrapes), start_ns=int(scrapes.done_ns[0]), end_ns=int(scrapes.done_ns[-1]),
         gpus=join.uuids, gpu_name=_gpu_name(store, join.uuids), gpu_join=join.how,
+        gpus_listed=join.listed, on_mig=join.sliced,
         doubts={m: o.doubt for m, o in series.chosen.items() if o.doubt},
         facts=model_facts(
             [Recorded(t.key, t.value, t.source, t.detail) for t in sorted(told, key=lambda t: rank(t.source))],
@@ -116,6 +120,8 @@ def _run(context: Context, named: _Named, engines: int) -> EngineRun:
 def _with_ceiling(run: EngineRun, context: Context) -> EngineRun:
     """The run with its ceilings, or why there are none."""
     assert run.facts is not None  # noqa: S101 - set by _run
+    if run.on_mig:
+        return replace(run, ceiling_reason=ON_MIG)
     tp, longest = run.number("tensor_parallel_size"), run.number("max_model_len")
     vram = run.totals.vram_total_bytes
     site = Site(

@@ -78,8 +78,8 @@ class _Told:
 
     def __init__(self, context: Context, run: EngineRun, names: dict[str, str]) -> None:
         self.run = run
-        self.energy = economics.energy(run)
-        self.price = economics.engine_price(run, context.prices, names)
+        self.energy = economics.energy(run, context.engine_runs)
+        self.price = economics.engine_price(run, context.prices, names, context.engine_runs)
         self.cost = economics.cost(run, self.price)
         self.efficiency = economics.efficiency(run)
         self.recoverable = economics.recoverable_per_hour(self.price, self.efficiency.batch)

@@ -13,7 +13,8 @@ from gpuaudit.analyze.finding import Quantity, Section
 from gpuaudit.analyze.prices import PriceBook, PriceFile
 from gpuaudit.analyze.sections.economics import evaluate
 from tests import recorded_engines
-from tests.engine_scene import EngineScene, gpu_rows, histogram, holder_row
+from tests.engine_scene import START_NS, EngineScene, gpu_rows, histogram, holder_row
+from tests.recorded_engines import Sink
 
 UUID = "GPU-5a1d0c3e-0000-4000-8000-000000000000"
 H100 = "NVIDIA H100 80GB HBM3"
@@ -25,10 +26,14 @@ GPUS = [{"index": 0, "uuid": UUID, "name": H100, "driver": "580"}]
 
 def scene(
     *, completed_per_s: int = 5, tps: int = TPS, power: int | None = POWER_MW, model: str = "meta-llama/Llama-3.1-8B",
-    gpu: bool = True,
+    gpu: bool = True, engine: int = 0, sink: Sink | None = None,
 ) -> EngineScene:  # fmt: skip
     """A minute of polls at 2 Hz, 1,000 tokens/s at ten running requests, 500 W."""
-    made = EngineScene().setting("model", model, "/v1/models").setting("tensor_parallel_size", "1", "command line")
+    made = (
+        EngineScene(engine, sink=sink)
+        .setting("model", model, "/v1/models")
+        .setting("tensor_parallel_size", "1", "command line")
+    )
     made.setting("max_num_seqs", "40", "command line").setting("max_model_len", "8192", "/v1/models")
     for i in range(121):
         at = Fraction(i, 2)
@@ -178,3 +183,45 @@ def test_the_recorded_degree_is_paid_for_where_fewer_gpus_were_seen() -> None:
     assert figures(section)["GPUs paid for"].value == 4
     assert figures(section)["price of its GPUs"].value == 8
     assert any("were observed" in n for n in section.tables[0].notes)
+
+
+def test_engines_on_one_gpu_do_not_each_take_all_of_it() -> None:
+    """Two engines would have paid for the GPU twice, and each token would have taken all of its power."""
+    made = scene()
+    scene(engine=1, gpu=False, sink=made.sink)
+    section = evaluate(context(made, rate="2"))
+    for number, table in enumerate(section.tables):
+        told = {str(label): q for label, q, _ in table.rows if isinstance(q, Quantity)}
+        for label in ("energy per token", "price of its GPUs", "a million output tokens", "recoverable"):
+            assert told[label].value is None
+            assert f"engine {1 - number} ran on the same GPU" in told[label].reason
+        assert told["decode MFU"].value is not None
+    assert section.statements == ()
+
+
+def test_an_engine_on_a_mig_device_has_no_ceiling_of_the_whole_gpu() -> None:
+    made = scene()
+    device = {**holder_row(7, UUID), "gpu_instance": 3, "compute_instance": 0}
+    made.rows("nvml_processes", [device | {"start_ns": START_NS + 1}])
+    section = evaluate(context(made, rate="2"))
+    assert section.state == "not evaluated"
+    assert section.reason.count("MIG mode") == 3, "energy, money and ceilings"
+
+
+def host_of_two(degree: str) -> Section:
+    """A lone engine whose process nobody knows, on a host with two GPUs."""
+    made = scene(gpu=False).setting("tensor_parallel_size", degree, "command line", at_s=1)
+    values = {"power_mw": POWER_MW, "memory_used_bytes": 70 << 30, "memory_total_bytes": 80 << 30}
+    for i, uuid in enumerate((UUID, "GPU-other")):
+        made.rows("nvml_samples", gpu_rows(uuid, i, [(t / 4, values) for t in range(241)]))
+    return evaluate(context(made, rate="2"))
+
+
+def test_gpus_of_the_host_that_an_engine_may_not_use_are_not_its_own() -> None:
+    told = figures(host_of_two("1"))
+    assert told["energy per token"].value is None
+    assert told["energy per token"].reason.startswith("it was set to 1 of the host's 2 GPUs")
+    assert (told["GPUs paid for"].value, told["price of its GPUs"].value) == (1, 2)
+    both = figures(host_of_two("2"))
+    assert both["energy per token"].value == 2 * POWER_MW / TPS
+    assert (both["GPUs paid for"].value, both["price of its GPUs"].value) == (2, 4)
