@@ -68,6 +68,8 @@ class Context:
     groups: list[Group] = field(default_factory=list)
     outcomes: list[RuleOutcome] = field(default_factory=list)
     """Numbered findings, their groups, and what became of each rule, for sections: empty while rules are evaluated."""
+    unjudged: dict[str, frozenset[int]] = field(default_factory=dict)
+    """Per rule on inference engines the numbers of those it could not judge; filled while rules are evaluated."""
     names: dict[int, str] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -78,6 +78,7 @@ def over_engines(
             looks.append((run, unknown(f"was not scraped: {run.reason or run.state}")))
         else:
             looks.append((run, look(context, run, limit)))
+    context.unjudged[declaration.id] = frozenset(run.engine for run, x in looks if not x.evaluated)
     items = [x.finding for _, x in looks if x.finding is not None]
     judged = sum(1 for _, x in looks if x.evaluated)
     told = f"{judged} of {len(looks)} engines evaluated"

@@ -127,7 +127,7 @@ def _limited(context: Context, run: EngineRun) -> Statement:
     found = (
         limiter.limiter(signals) if run.state == "scraped" else Limiter("declined", f"it was not scraped: {run.reason}")
     )
-    blind = [_title(o.id).partition(" ")[0] for o in context.outcomes if o.id in LAYERS and o.state == "not evaluated"]
+    blind = [_title(rule).partition(" ")[0] for rule in sorted(LAYERS) if run.engine in context.unjudged.get(rule, ())]
     unevaluated = f" Rules that could not be evaluated: {', '.join(blind)}." if blind else ""
     return Statement(
         SENTENCES[found.kind],

@@ -8,11 +8,15 @@ from typing import get_args
 
 import pytest
 
-from gpuaudit.analyze.finding import RuleOutcome
 from gpuaudit.analyze.inference.limiter import Kind, Signals, limiter, traffic_bound
+from gpuaudit.analyze.registry import plugins
+from gpuaudit.analyze.run import AnalyzeOptions, analyze_store
 from gpuaudit.analyze.sections import root_causes
+from gpuaudit.analyze.store import Store
 from gpuaudit.analyze.words import filled
+from tests.engine_scene import EngineScene
 from tests.served import Traffic
+from tests.verifications import SEALED
 
 BUSY = Signals(
     windows=3, waiting=0, kv_mean=Fraction(1, 2), running=60, ridge=153, tpot_ms=20, floor_ms=5, chunked_prefill=False
@@ -51,9 +55,11 @@ def test_the_bound_of_traffic_is_a_quarter_of_the_ridge_or_eight() -> None:
     assert traffic_bound(Fraction(295)) == Fraction(295, 4)
 
 
-def sentence(traffic: Traffic, *outcomes: RuleOutcome) -> str:
+def sentence(traffic: Traffic, *rules: str) -> str:
     context = traffic.scene().context()
-    context.outcomes = list(outcomes)
+    for plugin in plugins():
+        if plugin.declaration.id in rules:
+            plugin.evaluate(context)
     made = root_causes.evaluate(context)
     assert made.state == "evaluated"
     (statement,) = made.statements
@@ -78,9 +84,21 @@ def test_the_section_says_it_in_a_sentence(traffic: Traffic, says: str) -> None:
 
 
 def test_rules_that_could_not_be_evaluated_are_named_beside_the_limiter() -> None:
-    blind = RuleOutcome("r5_concurrency_saturation", "not evaluated", "max_num_seqs is not known")
-    other = RuleOutcome("throttling", "not evaluated", "no sample")
-    assert sentence(Traffic(), blind, other).endswith("Rules that could not be evaluated: R5.")
+    rules = ("r5_concurrency_saturation", "r2_kv_pressure", "throttling")
+    assert sentence(Traffic(), *rules).endswith("Rules that could not be evaluated: R5.")
+
+
+def test_of_two_engines_each_names_its_own_rules() -> None:
+    """Seats of the first are told and those of the second are not: R5 is blind to the second one only."""
+    scene = Traffic(settings={"max_num_seqs": "16"}).scene()
+    second = EngineScene(engine=1, pid=None, sink=scene.sink)
+    for t in range(13):
+        second.scrape(t, {"vllm:num_requests_running": 4, "vllm:num_requests_waiting": 0})
+    evidence = Store.from_tables(scene.sink.tables(), open_body={"synthetic": False})
+    document = analyze_store(evidence, SEALED, AnalyzeOptions())
+    (section,) = (s for s in document.sections if s.id == "root_causes")
+    blind = [str(s.values["unevaluated"]).rpartition(": ")[2] for s in section.statements]
+    assert blind == ["R2b, R3, R4, R6, R7.", "R1, R2, R2b, R3, R4, R5, R6, R7."]
 
 
 def test_an_engine_that_was_not_scraped_is_said_to_be() -> None:
