@@ -64,8 +64,8 @@ def roofline(data: dict[str, Any], title: str) -> Figure | None:
     for p in drawn:
         cx, cy = x.at(p.intensity), y.at(p.rate)
         labels.keep_free((cx - 5, cx + 5, cy - 5, cy + 5))
-    _ceilings(figure, labels, ceilings, (x, y))
     _keep_roofs_free(labels, ceilings, (x, y))
+    _ceilings(figure, labels, ceilings, (x, y))
     unlabelled = [p for p in drawn if not _draw(figure, labels, p, x.at(p.intensity), y.at(p.rate))]
     _legend(figure, [k for k in KINDS if any(p.kind == k for p in drawn)])
     figure.caption = _caption(data, unlabelled, [p for p in points if p not in drawn])
@@ -127,7 +127,7 @@ def _ceilings(figure: Figure, labels: Labels, ceilings: list[_Ceiling], axes: tu
 
 
 def _keep_roofs_free(labels: Labels, ceilings: list[_Ceiling], axes: tuple[LogAxis, LogAxis]) -> None:
-    """No label of a point lies across a roof: its line as a row of small boxes."""
+    """No label lies across a roof: its line as a row of small boxes."""
     x, y = axes
     for c in ceilings:
         flat = y.at(c.flops)

@@ -17,6 +17,7 @@ from gpuaudit.analyze.run import document_bytes
 from gpuaudit.bundle.errors import InputUnusable
 from gpuaudit.report.charts.canvas import Label
 from gpuaudit.report.charts.canvas import Path as Line
+from gpuaudit.report.charts.labels import label_box
 from gpuaudit.report.html import render
 from gpuaudit.report.pdf import print_pdf
 from gpuaudit.report.sections import SectionView
@@ -223,6 +224,24 @@ def test_the_knee_and_every_ceiling_are_labelled() -> None:
         told
     )
     assert "memory 3.35 TB/s" in told
+
+
+def test_no_label_lies_across_a_flat_roof() -> None:
+    """The four peaks of an H100 lie close together: labels of each go beside the roofs, not through them."""
+    peaks = [("fp8, int8", 1979), ("bf16", 989), ("tf32", 494), ("fp64", 67)]
+    roofs = [
+        {"label": name, "flops": str(peak * 10**12), "bandwidth": str(3350 * 10**9), "basis": ""}
+        for name, peak in peaks
+    ]
+    figure = chart("roofline", ceilings=roofs).figures[0]
+    flat = [s.points for s in figure.shapes if isinstance(s, Line) and s.role == "roof"
+            and s.points[0][1] == s.points[1][1]]  # fmt: skip
+    assert len(flat) == len(peaks)
+    for label in (s for s in figure.shapes if isinstance(s, Label)):
+        left, right, top, bottom = label_box(label.text, (label.x, label.y, label.anchor))
+        across = [y for (x1, y), (x2, _) in flat if left < x2 and x1 < right and top < y < bottom]
+        assert not across, label.text
+    assert sum(1 for text in labels_of(chart("roofline", ceilings=roofs)) if text.startswith("knee ")) == len(peaks)
 
 
 def test_points_that_find_no_room_are_named_below() -> None:
