@@ -63,4 +63,4 @@ def test_a_process_that_was_seen_for_less_than_the_threshold_is_not_clear() -> N
     scene = Scene().clock().process(7, duration_ns=4 * S).cuda(7, "cudaMalloc", T0, MS)
     found = outcome(scene.document(), "api_silence")
     assert found.state == "not evaluated"
-    assert found.reason.startswith("0 of 1 processes evaluated; the others were observed for less than 5 s")
+    assert found.reason.startswith("0 of 1 processes evaluated; the others were observed for less than 5.00 s")
