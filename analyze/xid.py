@@ -12,7 +12,7 @@ from typing import Literal
 
 from gpuaudit.analyze.finding import Severity
 
-SOURCE = "NVIDIA, XID Errors, XID Catalog (edition naming driver R575), read 2026-11-22"
+SOURCE = "NVIDIA, XID Errors, XID Catalog for Ampere and later (edition naming driver R575), read 2026-11-22"
 
 Bucket = Literal[
     "none", "restart_app", "reset", "reboot", "restart_vm", "power", "update", "ecc", "nvlink", "nvlink5", "cleanup",

@@ -1,8 +1,9 @@
 """Rule: the applications clock keeps a GPU below the SM clock that it could reach.
 
 Looked at is the time of NVML samples in which something ran, the applications clock allowed less than the highest SM
-clock, the SM clock was not above what it allows, and no power or thermal reason was named (those are the rule
-``throttling``'s). Impact: that time × (1 − allowed clock / highest clock). Unit: GPU-nanoseconds.
+clock, the SM clock was what it allows (or below it while NVML named the setting as the reason), and no power or thermal
+reason was named (those are the rule ``throttling``'s). Impact: that time × (1 − allowed clock / highest clock). Unit:
+GPU-nanoseconds.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ DECLARATION = Declaration(
     "the SM clock limits; nor who set the clock or why.",
     assumptions=(
         "What NVML tells at a sample holds until the next one.",
-        "An SM clock above the applications clock shows that the setting did not bind; such samples are left out.",
+        "An SM clock above the applications clock, or below it for no reason that NVML names, shows that the setting "
+        "did not bind; such samples are left out.",
+        "Locked clocks (nvidia-smi -lgc) are not told by NVML as a setting: this rule does not see them.",
     ),
 )  # fmt: skip
 
@@ -81,26 +84,24 @@ def _of_gpu(context: Context, gpu: GpuTime, cap: npt.NDArray[np.int64]) -> Findi
     busy = _known(gpu, cap) & (gpu.utilization > 0)
     below = _below(gpu, cap, Fraction(context.policy.value(CAP, DECLARATION.id)))
     free = (gpu.event_reasons == UNKNOWN) | (gpu.event_reasons & MASK == 0)
-    chosen = busy & below & free & (gpu.clock_sm_mhz <= cap)
+    named = (gpu.event_reasons != UNKNOWN) & (gpu.event_reasons & SETTING != 0)
+    chosen = busy & below & free & ((gpu.clock_sm_mhz == cap) | (named & (gpu.clock_sm_mhz < cap)))
     capped, ran = intervals.measure(gpu.time(chosen)), intervals.measure(gpu.time(busy))
     if not capped or Fraction(capped, ran) < context.policy.value(MIN_SHARE, DECLARATION.id):
         return None
-    named = chosen & (gpu.event_reasons != UNKNOWN) & (gpu.event_reasons & SETTING != 0)
     deficit = _deficit(gpu, cap, chosen)
     lowest, highest = int(cap[chosen].min()), int(gpu.clock_sm_max_mhz[chosen].max())
     rows = (context.book.where("nvml_samples", f"{gpu.where} AND {COLUMN} < clock_sm_max_mhz"),)
     told = (context.book.where("nvml_samples", f"{gpu.where} AND {COLUMN} IS NOT NULL"),)
     missing = derived(deficit, "gpu_ns", rows, "sum of time × (1 − allowed clock / highest clock), rounded down")
     values: dict[str, Quantity | str] = {
-        "capped": derived(capped, "gpu_ns", rows, "time of samples at or below the allowed clock, no other reason"),
+        "capped": derived(capped, "gpu_ns", rows, "time of samples that the setting bound"),
         "busy": derived(ran, "gpu_ns", told, "time of samples with utilisation above 0 that tell the clocks"),
         "share": derived(Fraction(capped, ran), "share", (*rows, *told), "capped / busy"),
         "clock_cap": derived(lowest, "MHz", rows, "lowest applications clock of those samples"),
         "clock_max": derived(highest, "MHz", rows, "highest SM clock that NVML names"),
         "clock_deficit": missing,
-        "named": derived(
-            intervals.measure(gpu.time(named)), "gpu_ns", rows, "time of those with the reason applications clocks"
-        ),
+        "named": derived(intervals.measure(gpu.time(chosen & named)), "gpu_ns", rows, "time of those with that reason"),
     }
     fix = Fix(
         "Reset the applications clock, unless it was lowered on purpose", "applications clock", f"{lowest} MHz",

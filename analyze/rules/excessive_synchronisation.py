@@ -37,7 +37,7 @@ DECLARATION = Declaration(
     thresholds=(SHARE, RATE, MIN_CALLS, *severity.THRESHOLDS),
     texts={
         "excessive_synchronisation": "Thread {thread} of process {process} was in synchronisations for {waited} of "
-        "{observed} observed ({share}): {calls} calls, {rate}, of {median} (median); {per_launch} launches for each."
+        "{observed} observed ({share}): {calls} calls, {rate}, of {median} (median); launches for each: {per_launch}."
     },
     never_claims="That the GPU was idle meanwhile, or that a wait could be left out: the host may need the result. "
     "Time on the GPU is not recorded by these calls.",

@@ -28,16 +28,18 @@ DECLARATION = Declaration(
     question="Did a process hold more managed memory than its GPUs have?",
     inputs=(
         ("cuda_calls", ("start_ns", "duration_ns", "pid", "op", "return_code", "size_bytes", "device_pointer")),
+        ("probes", ("op", "library")),
         ("nvml_processes", ("gpu_uuid", "pid")),
         ("nvml_samples", ("gpu_uuid", "memory_total_bytes", "parent_uuid")),
     ),
     thresholds=(OVER,),
     texts={
         "managed_oversubscription": "Process {process} held up to {managed} of managed memory, {ratio} times the "
-        "{memory} of the GPUs that NVML listed it on ({gpus}): {over} had to stay on the host."
+        "{memory} of the GPUs that NVML listed it on ({gpus}): {over} of it cannot be on them at once."
     },
     never_claims="That pages moved, or how much time it cost: page faults are not recorded; nor that all was used.",
-    assumptions=("Managed memory that is freed by a function that is not probed is counted as still held.",),
+    assumptions=("What was allocated before a process was probed is not counted.",
+                 "Managed memory that is freed by a function that is not probed is counted as still held.",),
 )  # fmt: skip
 
 
@@ -47,6 +49,8 @@ def evaluate(context: Context) -> Outcome:
         reason = context.quality.source_reason("cuda") or "no process that maps a probed library made one"
         return NotEvaluated(f"no CUDA call was recorded: {reason}")
     lost = context.quality.lost("cuda_calls")
+    if not _probed(context):
+        return NotEvaluated("cudaMallocManaged was not among the functions that this recording probed")
     balances = read_balances(context.store, MANAGED)
     if lost:
         return NotEvaluated(f"{lost} records of CUDA calls were lost: an allocation or a free may be among them")
@@ -62,6 +66,14 @@ def evaluate(context: Context) -> Outcome:
     if nowhere:
         told += "; of the others NVML did not tell the GPU or its memory"
     return Found(worst(items), told) if items or not nowhere else NotEvaluated(told)
+
+
+def _probed(context: Context) -> bool:
+    """Whether the recording says nothing of its probes, or has one at the allocation that is looked for."""
+    rows = context.store.sql(
+        "SELECT count(*), count(*) FILTER (op = 'cudaMallocManaged') FROM probes WHERE library = 'cudart'"
+    )
+    return not rows[0][0] or bool(rows[0][1])
 
 
 def _memory(context: Context, pid: int) -> dict[str, int]:

@@ -40,17 +40,18 @@ DECLARATION = Declaration(
     ),
     thresholds=(UNCORRECTED, CORRECTED, coverage.JUDGED),
     texts={
-        "uncorrected": "GPU {gpu} had {errors} uncorrectable memory errors within the capture; {life} in the board's "
-        "life.",
-        "corrected": "GPU {gpu} corrected {errors} memory errors within the capture; {life} in the board's life.",
+        "uncorrected": "Uncorrectable memory errors of GPU {gpu} within the capture: {errors}; in the board's life: "
+        "{life}.",
+        "corrected": "Memory errors that GPU {gpu} corrected within the capture: {errors}; in the board's life: "
+        "{life}.",
         "remap_failed": "GPU {gpu} reports that a row of its memory could not be remapped; rows remapped so far: "
         "{rows}.",
         "remap_pending": "GPU {gpu} has a row of memory that will be remapped at its next reset; rows remapped so far: "
         "{rows}.",
         "retirement_pending": "GPU {gpu} has pages of memory that will be retired when the driver is loaded again; "
         "pages retired so far: {pages}.",
-        "history": "GPU {gpu} had {life} uncorrectable memory errors in the board's life, none of them within the "
-        "capture.",
+        "history": "Uncorrectable memory errors of GPU {gpu} in the board's life: {life}; within the capture: "
+        "{errors}.",
     },
     never_claims="That results were wrong, which allocation an error hit, or that the board will fail.",
     assumptions=(
@@ -126,17 +127,17 @@ def _of_gpu(context: Context, gpu: Device, memory: _Memory) -> Iterator[Finding]
     health = (context.book.where("nvml_health", gpu.where),)
     grew = {}
     for kind, limit in limits.items():
-        table, values, _ = memory.source(kind)
+        _, values, _ = memory.source(kind)
         grew[kind] = growth(values)
         if (grew[kind] or 0) >= limit:
-            column = f"ecc_{kind}_volatile" if table == "nvml_health" else f"ecc_{kind}"
-            rows = (context.book.where(table, f"{gpu.where} AND {column} IS NOT NULL"),)
-            errors = derived(grew[kind], "count", rows, "growth of the volatile counter, reading by reading")
+            errors = _errors(context, gpu, memory, kind)
             life = _life(memory, kind, health)
             yield _finding(context, gpu, kind, {"errors": errors, "life": life}, errors)
     life = _life(memory, "uncorrected", health)
     if life.value and (grew["uncorrected"] or 0) < limits["uncorrected"]:
-        yield _finding(context, gpu, "history", {"life": life}, life)
+        yield _finding(
+            context, gpu, "history", {"life": life, "errors": _errors(context, gpu, memory, "uncorrected")}, life
+        )
     rows_told = memory.total("remapped_rows_corrected", "remapped_rows_uncorrected")
     remapped = derived(rows_told, "count", health, "remapped rows, last reading", "NVML told none")
     for text, column in (("remap_failed", "remapped_rows_failed"), ("remap_pending", "remapped_rows_pending")):
@@ -148,6 +149,15 @@ def _of_gpu(context: Context, gpu: Device, memory: _Memory) -> Iterator[Finding]
         pages = derived(told, "count", health, "retired pages, last reading", "NVML told none")
         flag = derived(1, "count", health, "retired_pages_pending was 1 at its last reading")
         yield _finding(context, gpu, "retirement_pending", {"pages": pages}, flag)
+
+
+def _errors(context: Context, gpu: Device, memory: _Memory, kind: str) -> Quantity:
+    """Growth of the volatile counter within the capture; with fewer than two readings it is not known."""
+    table, values, _ = memory.source(kind)
+    column = f"ecc_{kind}_volatile" if table == "nvml_health" else f"ecc_{kind}"
+    rows = (context.book.where(table, f"{gpu.where} AND {column} IS NOT NULL"),)
+    how = "growth of the volatile counter, reading by reading"
+    return derived(growth(values), "count", rows, how, "fewer than two readings of the counter")
 
 
 def _life(memory: _Memory, kind: str, evidence: tuple[str, ...]) -> Quantity:

@@ -47,10 +47,11 @@ DECLARATION = Declaration(
     thresholds=(WINDOWS, GROWTH, GROWTH_SHARE, SPAN),
     texts={
         "memory_leak": "Process {process} held at least {low_last} in the end, {growth} more than at the beginning: "
-        "the least it held rose in every one of {steps} steps over {observed} ({rate}). {allocations} allocations, "
-        "{frees} frees. This is consistent with a leak."
+        "the least it held rose in every one of {steps} steps over {observed} ({rate}). Allocations: "
+        "{allocations}, frees: {frees}. This is consistent with a leak; a program that is still loading, or a cache "
+        "that is still filling, looks the same."
     },
-    never_claims="That it is a leak (a cache that is still filling looks the same), nor anything of memory that is "
+    never_claims="That it is a leak, nor anything of memory that is "
     "taken by other functions, through the driver interface, or kept within a pool.",
     window="equal parts of the time from a process's first recorded CUDA call to its last",
     assumptions=(

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from gpuaudit.analyze import coverage, intervals
 from gpuaudit.analyze.context import Context, NotEvaluated, Outcome
@@ -30,7 +31,8 @@ REPLAYS = Threshold(
 )  # fmt: skip
 CRC = Threshold(
     "crc_growth", 100, "count",
-    "chosen: single CRC errors are part of a link's bit error rate and are repaired; a hundred in a capture are told",
+    "chosen: single CRC errors (NVLink 5: packets with errors) are part of a link's bit error rate and are repaired; a "
+    "hundred in a capture are told",
     least=1,
 )  # fmt: skip
 
@@ -41,15 +43,15 @@ DECLARATION = Declaration(
     question="Was an NVLink down beside others that were up, did one go down, and did its error counters grow?",
     inputs=(
         ("nvml_links", ("start_ns", "gpu_uuid", "link", "active", "crc_flit_errors", "crc_data_errors",
-                        "replay_errors", "recovery_errors")),
+                        "replay_errors", "recovery_errors", "receive_errors", "link_recoveries")),
     ),
     thresholds=(RECOVERIES, REPLAYS, CRC, coverage.JUDGED),
     texts={
-        "went_down": "GPU {gpu}: {links} NVLinks went down within the capture ({which}).",
-        "inactive": "GPU {gpu}: {links} of {told} NVLinks are down ({which}) while the others are up.",
-        "uneven": "GPU {gpu} has {active} NVLinks up, other GPUs of this host up to {most}.",
-        "errors": "GPU {gpu}: NVLink errors grew within the capture: {recoveries} recoveries, {replays} replays, {crc} "
-        "CRC errors ({which}).",
+        "went_down": "NVLinks of GPU {gpu} that went down within the capture: {links} ({which}).",
+        "inactive": "NVLinks of GPU {gpu} that are down while others of it are up: {links} of {told} ({which}).",
+        "uneven": "NVLinks that are up on GPU {gpu}: {active}; on another GPU of this host: {most}.",
+        "errors": "NVLink errors of GPU {gpu} grew within the capture ({which}): recoveries {recoveries}, replays "
+        "{replays}, CRC errors {crc}, packets with errors {packets}.",
     },
     never_claims="That a link was meant to be there, which end of it is at fault, or what its errors cost.",
     assumptions=(
@@ -58,7 +60,11 @@ DECLARATION = Declaration(
     ),
 )  # fmt: skip
 
-ERRORS = ("crc_flit_errors", "crc_data_errors", "replay_errors", "recovery_errors")
+CRC_ERRORS = ("crc_flit_errors", "crc_data_errors")
+RECOVERY_ERRORS = ("recovery_errors", "link_recoveries")
+ERRORS = (*CRC_ERRORS, "replay_errors", *RECOVERY_ERRORS, "receive_errors")
+"""Counters of a link: one of version 5 on has ``link_recoveries`` and ``receive_errors``, one before the others."""
+
 SOURCE = "NVIDIA, XID Errors, XID 74: reset the GPUs of the link or reboot; if it comes again, ask the vendor's support"
 
 
@@ -87,9 +93,15 @@ class _Gpu:
         return {n: v for n, v in total.items() if v}
 
     def known(self) -> Intervals:
-        """From the first to the last reading of a link's state."""
-        at = np.concatenate([a["start_ns"][a["active"] != UNKNOWN] for a in self.links.values()])
+        """From the first to the last reading of a link's state and, where it is up, of one of its counters at least."""
+        at = np.concatenate([a["start_ns"][_told(a)] for a in self.links.values()])
         return intervals.single(int(at.min()), int(at.max())) if len(at) else intervals.EMPTY
+
+
+def _told(link: dict[str, Array]) -> npt.NDArray[np.bool_]:
+    counted = np.any([link[c] != UNKNOWN for c in ERRORS], axis=0)
+    out: npt.NDArray[np.bool_] = (link["active"] == 0) | ((link["active"] != UNKNOWN) & counted)
+    return out
 
 
 def evaluate(context: Context) -> Outcome:
@@ -102,8 +114,9 @@ def evaluate(context: Context) -> Outcome:
     items = [f for g in gpus for f in _of_gpu(context, g, most)]
     known = {g.device.uuid: g.known() for g in gpus}
     if not items and not any(len(t) for t in known.values()):
-        why = refusal(context.store, "nvml_links", gpus[0].device.where, "active")
-        return NotEvaluated(f"NVML told the state of no link twice: {why}")
+        where = gpus[0].device.where
+        state, errors = (refusal(context.store, "nvml_links", where, c) for c in ("active", ERRORS[0]))
+        return NotEvaluated(f"NVML told state and errors of no link twice; state: {state}; errors: {errors}")
     return coverage.outcome(context, items, known, "the state of NVLinks", DECLARATION.id)
 
 
@@ -121,7 +134,7 @@ def _read(context: Context, device: Device) -> _Gpu:
 
 
 MAX_LINKS = 64
-"""Links of one GPU that are looked at; nvml.h has at most 18 (NVML_NVLINK_MAX_LINKS)."""
+"""Links of one GPU that are looked at; NVML_NVLINK_MAX_LINKS of nvml.h is 36."""
 
 
 def _of_gpu(context: Context, gpu: _Gpu, most: int) -> Iterator[Finding]:
@@ -133,7 +146,7 @@ def _of_gpu(context: Context, gpu: _Gpu, most: int) -> Iterator[Finding]:
         yield _finding(context, gpu, "went_down", "critical", {"links": links, "which": _names(gone)})
     still = [n for n in down if n not in gone]
     if still and up:
-        links = derived(len(still), "count", rows, "links down at every reading")
+        links = derived(len(still), "count", rows, "other links down at their last reading")
         yield _finding(context, gpu, "inactive", "warning", {"links": links, "told": told, "which": _names(still)})
     if up and len(up) < most and not down:
         values: dict[str, Quantity | str] = {
@@ -141,24 +154,25 @@ def _of_gpu(context: Context, gpu: _Gpu, most: int) -> Iterator[Finding]:
             "most": derived(most, "count", (context.book.where("nvml_links"),), "most links up on one GPU"),
         }
         yield _finding(context, gpu, "uneven", "notice", values)
-    recoveries, replays, crc = gpu.grew(ERRORS[-1]), gpu.grew("replay_errors"), gpu.grew(*ERRORS[:2])
+    recoveries, replays, crc = gpu.grew(*RECOVERY_ERRORS), gpu.grew("replay_errors"), gpu.grew(*CRC_ERRORS)
+    packets = gpu.grew("receive_errors")
     limit = {t.name: context.policy.value(t, DECLARATION.id) for t in (RECOVERIES, REPLAYS, CRC)}
     grave: Severity | None = None
-    if sum(replays.values()) >= limit[REPLAYS.name] or sum(crc.values()) >= limit[CRC.name]:
+    if sum(replays.values()) >= limit[REPLAYS.name] or sum([*crc.values(), *packets.values()]) >= limit[CRC.name]:
         grave = "notice"
     if sum(recoveries.values()) >= limit[RECOVERIES.name]:
         grave = "warning"
     if grave is not None:
         counted: dict[str, Quantity | str] = {
             name: derived(sum(of.values()), "count", rows, "growth of the counters of all links, reading by reading")
-            for name, of in (("recoveries", recoveries), ("replays", replays), ("crc", crc))
+            for name, of in (("recoveries", recoveries), ("replays", replays), ("crc", crc), ("packets", packets))
         }
-        which = _names(sorted({*recoveries, *replays, *crc}))
+        which = _names(sorted({*recoveries, *replays, *crc, *packets}))
         yield _finding(context, gpu, "errors", grave, {**counted, "which": which})
 
 
 def _names(links: list[int]) -> str:
-    return "links " + ", ".join(map(str, links))
+    return ("link " if len(links) == 1 else "links ") + ", ".join(map(str, links))
 
 
 def _finding(context: Context, gpu: _Gpu, text: str, grave: Severity, values: dict[str, Quantity | str]) -> Finding:

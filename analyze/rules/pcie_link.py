@@ -18,6 +18,7 @@ from gpuaudit.analyze.drafts import about_gpu, derived
 from gpuaudit.analyze.finding import Declaration, Finding, Fix, Quantity, Severity, Threshold
 from gpuaudit.analyze.gpu_time import UNKNOWN, GpuTime
 from gpuaudit.analyze.nvml_values import Device, growth, last_told, of_samples, refusal, series
+from gpuaudit.analyze.words import duration
 
 BUSY = Threshold(
     "busy_percent", 50, "count",
@@ -51,10 +52,10 @@ DECLARATION = Declaration(
     ),
     thresholds=(BUSY, STATE, MIN_SHARE, USED, REPLAYS, coverage.JUDGED, *severity.THRESHOLDS),
     texts={
-        "degraded": "GPU {gpu} ran at PCIe generation {generation} with {width} lanes for {degraded} of the {loaded} "
-        "under load ({share}); GPU and slot can do generation {generation_max} with {width_max} lanes. The most it "
-        "carried in one direction was {busiest} of what the link can do then.",
-        "replays": "GPU {gpu} repeated {replays} PCIe packets within the capture, {rate}.",
+        "degraded": "The PCIe link of GPU {gpu} was at generation {generation}, lanes: {width}, for {degraded} of the "
+        "{loaded} under load ({share}); GPU and slot can do generation {generation_max}, lanes: {width_max}. The most "
+        "it carried in one direction was {busiest} of what the link could do then.",
+        "replays": "PCIe packets that GPU {gpu} repeated within the capture: {replays} ({rate}).",
     },
     never_claims="That the work was slower for it: only copies use the link; nor which part (slot, riser, cable, "
     "switch, firmware setting) is the cause. The missing bandwidth is an upper bound.",
@@ -90,14 +91,18 @@ def evaluate(context: Context) -> Outcome:
         return NotEvaluated(f"no NVML sample of any GPU: {context.quality.source_reason('nvml') or 'none recorded'}")
     items: list[Finding] = []
     known = {}
+    loaded = 0
     for gpu in context.gpus:
         link = _Link(context, gpu)
         known[gpu.uuid] = gpu.time(link.known)
+        loaded += intervals.measure(gpu.time(link.loaded(context)))
         items += [f for f in (_degraded(context, link), _replays(context, link)) if f is not None]
     if not items and not any(len(t) for t in known.values()):
         why = refusal(context.store, "nvml_health", context.gpus[0].where, "pcie_width_max")
         return NotEvaluated(f"NVML did not tell both the PCIe link and what it can do: {why}")
-    return coverage.outcome(context, items, known, "the PCIe link", DECLARATION.id)
+    if not items and not loaded:
+        return NotEvaluated("no GPU whose link NVML told was under load, and without load a link may rest")
+    return coverage.outcome(context, items, known, f"the PCIe link (under load: {duration(loaded)})", DECLARATION.id)
 
 
 class _Link:
@@ -162,7 +167,7 @@ def _degraded(context: Context, link: _Link) -> Finding | None:
         grave = "notice"
     fix = Fix(
         "Look at slot, riser and firmware settings, and seat the board again", "PCIe link", "",
-        f"generation {link.generation_max}, {link.width_max} lanes", "the node has to be taken down",
+        f"generation {link.generation_max}, lanes: {link.width_max}", "the node has to be taken down",
     )  # fmt: skip
     return about_gpu(
         context, DECLARATION, Device(gpu.uuid, gpu.index), text="degraded", severity=grave, values=values,

@@ -38,8 +38,8 @@ DECLARATION = Declaration(
     thresholds=(SHARE, MIN_CALLS, SMALL, *severity.THRESHOLDS),
     texts={
         "synchronous_copies": "Thread {thread} of process {process} was in blocking copies for {copied} of {observed} "
-        "observed ({share}): {calls} copies of {size} in all ({directions}), {median} at the median; {small} of them "
-        "were of at most {threshold}."
+        "observed ({share}): {calls} copies of {size} in all ({directions}), {median} at the median; of at most "
+        "{threshold}: {small}."
     },
     never_claims="That the GPU was idle meanwhile, or whether the host memory was pageable or pinned: the call does "
     "not tell; nor that an asynchronous copy would have been hidden behind other work.",

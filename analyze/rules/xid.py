@@ -32,14 +32,16 @@ DECLARATION = Declaration(
     ),
     thresholds=(MIN_EVENTS, coverage.JUDGED),
     texts={
-        "xid": "GPU {gpu} reported XID {number} {events} times: {meaning}. The vendor's action: {action}; to look "
+        "xid": "GPU {gpu} reported XID {number}: {meaning}. Events: {events}. The vendor's action: {action}; to look "
         "into: {then}.",
-        "unknown": "GPU {gpu} reported XID {number} {events} times, a number that the catalogue used here does not "
-        "explain.",
+        "unknown": "GPU {gpu} reported XID {number}, which the catalogue used here does not explain. Events: {events}.",
     },
     never_claims="Which process caused an event, or that the same cause will act again; the XID is where to begin to "
     "look, as its vendor says.",
-    assumptions=(f"Meaning and action: {SOURCE}.",),
+    assumptions=(
+        f"Meaning and action: {SOURCE}.",
+        "On a GPU before Ampere a number may mean something else: the catalogue does not tell of those.",
+    ),
 )
 
 

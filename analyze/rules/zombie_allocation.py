@@ -52,7 +52,7 @@ DECLARATION = Declaration(
         "exited": "Process {process} exited, and NVML listed it on GPU {gpu} for {held} more, with {memory} ({share} "
         "of the GPU's memory).",
         "never_computed": "Process {process} was listed on GPU {gpu} for {held} with {memory} ({share} of the GPU's "
-        "memory) and never computed: {proof}.",
+        "memory) and was not seen to compute: {proof}.",
     },
     never_claims="That the memory could be given to another process at once, or that a process without kernels is "
     "useless: it may wait for work.",
@@ -163,6 +163,8 @@ def _finding(context: Context, gpu: GpuTime, listed: _Listed, held: Intervals, p
     grave: Severity = "warning"
     if lost is not None:
         grave = severity.of_share(lost, observed, context.policy, DECLARATION.id)
+    if proof:
+        grave = severity.at_most(grave, "warning")  # it may be a server that waits for its first request
     return about_process(
         context, DECLARATION, listed.pid, text="never_computed" if proof else "exited", severity=grave, values=values,
         impact=impact, gpu=Device(gpu.uuid, gpu.index), fixes=(Fix(END if proof else FREE),),

@@ -9,7 +9,11 @@ import pytest
 from gpuaudit.analyze.context import Found, NotEvaluated
 from gpuaudit.analyze.finding import Finding
 from gpuaudit.analyze.nvml_values import growth
+from gpuaudit.analyze.rules import memory_errors as memory_errors_rule
+from gpuaudit.analyze.rules import nvlink as nvlink_rule
+from gpuaudit.analyze.rules import xid as xid_rule
 from gpuaudit.analyze.sections import gpu_health
+from gpuaudit.analyze.words import sentence
 from gpuaudit.analyze.xid import XIDS, xid
 from gpuaudit.bundle.tables import TABLES
 from tests.rule_scenes import clock_caps, memory_errors, nvlink, pcie_link, power_cap
@@ -61,6 +65,8 @@ def test_a_clock_cap_costs_the_share_of_the_clock_it_takes() -> None:
     "more",
     [
         {"clock_sm_mhz": 991},  # above what the setting allows: it did not bind
+        {"clock_sm_mhz": 210, "event_reasons": 0x0},  # far below it, and NVML does not name the setting
+        {"clock_sm_mhz": 210, "event_reasons": 0x1},  # hardly any work
         {"event_reasons": 0x4},  # a power cap: the rule throttling tells it
         {"gpu_utilization_percent": 0},  # nothing ran
         {"clock_sm_cap_mhz": 1980},
@@ -80,6 +86,11 @@ def test_just_below_a_hundredth_is_a_cap() -> None:
 def test_a_cap_without_reasons_told_still_counts() -> None:
     (finding,) = found(clock_caps.capped(event_reasons=None), "clock_caps")
     assert value(finding, "named") == 0
+
+
+def test_below_the_cap_nvml_has_to_name_it() -> None:
+    (finding,) = found(clock_caps.capped(clock_sm_mhz=975), "clock_caps")
+    assert value(finding, "named") == value(finding, "capped") == 60 * S
 
 
 def test_a_lowered_power_limit_costs_the_missing_clock() -> None:
@@ -116,6 +127,14 @@ def test_ecc_that_does_not_grow_is_clear() -> None:
     assert found(health(Scene().clock(), ecc_uncorrected_volatile=9, ecc_corrected_volatile=9), "memory_errors") == []
 
 
+def test_one_reading_does_not_say_when_errors_came() -> None:
+    scene = health(Scene().clock(), ecc_uncorrected_volatile=9, ecc_uncorrected_aggregate=9)
+    scene.rows["nvml_health"] = scene.rows["nvml_health"][:1]
+    finding = by_text(scene, "memory_errors")["history"]
+    assert (value(finding, "life"), value(finding, "errors")) == (9, None)
+    assert "fewer than two readings" in sentence(finding, memory_errors_rule.DECLARATION)
+
+
 def test_counters_of_samples_do_where_health_has_none() -> None:
     scene = Scene().clock().samples(T0, T0 + 30 * S, ecc_uncorrected=1, ecc_corrected=0)
     scene.samples(T0 + 30 * S, T0 + 60 * S, ecc_uncorrected=2, ecc_corrected=0)
@@ -149,6 +168,16 @@ def test_xids_are_told_with_the_vendors_action() -> None:
     assert "fallen off the bus" in str(told["79"].values["meaning"])
     assert told["4242"].text == "unknown"
     assert "XID Errors" in told["94"].fixes[0].action
+
+
+def test_one_of_a_kind_is_not_told_as_many() -> None:
+    """Counts stand after a colon, so that one event, error or link reads as well as many."""
+    told = {f.values["number"]: sentence(f, xid_rule.DECLARATION) for f in found(xid_scenes.scenes()[0], "xid")}
+    assert told["79"].startswith("GPU 1 (GPU-1) reported XID 79: the GPU has fallen off the bus. Events: 1. The")
+    assert told["4242"].endswith("does not explain. Events: 1.")
+    (scene,) = nvlink.scenes()
+    gone = sentence(by_text(scene, "nvlink")["went_down"], nvlink_rule.DECLARATION)
+    assert gone == "NVLinks of GPU 1 (GPU-1) that went down within the capture: 1 (link 3)."
 
 
 def test_no_xid_is_clear_only_where_the_recorder_listened() -> None:
@@ -204,8 +233,8 @@ def test_a_link_that_was_hardly_used_is_a_notice(throughput: int | None, severit
     ],
 )  # fmt: skip
 def test_a_link_that_sleeps_when_idle_is_no_finding(more: dict[str, int]) -> None:
-    """Generation 1 at idle or in a power-saving state is how GPUs save power."""
-    assert found(pcie_link.link(1, 16, **more), "pcie_link") == []
+    """Generation 1 at idle or in a power-saving state is how GPUs save power: nothing is known of the link then."""
+    assert "under load" in refused(pcie_link.link(1, 16, **more), "pcie_link")
 
 
 def test_a_lower_generation_at_the_edge_of_load() -> None:
@@ -236,8 +265,8 @@ def test_nvlinks_down_gone_fewer_and_with_errors() -> None:
         "went_down": ("critical", "1"), "inactive": ("warning", "1"), "uneven": ("notice", "2"),
         "errors": ("warning", "3"),
     }  # fmt: skip
-    assert told["went_down"].values["which"] == "links 3"
-    assert told["inactive"].values["which"] == "links 1"
+    assert told["went_down"].values["which"] == "link 3"
+    assert told["inactive"].values["which"] == "link 1"
     assert (value(told["uneven"], "active"), value(told["uneven"], "most")) == (2, 4)
     assert (value(told["errors"], "recoveries"), value(told["errors"], "replays")) == (3, 0)
 
@@ -253,6 +282,30 @@ def test_crc_errors_are_told_from_a_hundred(errors: int, count: int) -> None:
         Scene().clock(), 0, special={0: {"crc_flit_errors": lambda at: errors if at == T0 + 60 * S else 0}}
     )
     assert len(found(scene, "nvlink")) == count
+
+
+NVLINK_5 = dict.fromkeys(("crc_flit_errors", "crc_data_errors", "replay_errors", "recovery_errors"))
+
+
+def newer_links(**counters: nvlink.Value) -> Scene:
+    """Two links of version 5, which lack the older counters."""
+    return nvlink.links(Scene().clock(), 0, 2, {n: {**NVLINK_5, **counters} for n in range(2)})
+
+
+def test_the_counters_of_nvlink_5_are_looked_at() -> None:
+    sound = newer_links(receive_errors=7, link_recoveries=2)
+    assert found(sound, "nvlink") == []
+    packets = by_text(newer_links(receive_errors=lambda at: (at - T0) // S, link_recoveries=0), "nvlink")["errors"]
+    assert (packets.severity, value(packets, "packets"), value(packets, "crc")) == ("notice", 120, 0)
+    trained = by_text(newer_links(receive_errors=0, link_recoveries=lambda at: int(at > T0)), "nvlink")["errors"]
+    assert (trained.severity, value(trained, "recoveries")) == ("warning", 2)
+
+
+def test_links_that_are_up_and_tell_no_errors_are_not_clear() -> None:
+    scene = newer_links()
+    for row in scene.rows["nvml_links"]:
+        row["unavailable"] = "crc_flit_errors=3"
+    assert "errors: not supported (NVML code 3)" in refused(scene, "nvlink")
 
 
 def test_links_whose_state_nvml_refused_are_not_clear() -> None:

@@ -85,6 +85,12 @@ def test_a_process_that_computes_or_calls_or_is_short_is_no_zombie() -> None:
     assert len(found(listed(polled().process(7), 7, T0, T0 + 30 * S), "zombie_allocation")) == 1
 
 
+def test_a_process_that_only_waits_is_never_critical() -> None:
+    """A server without a request holds all the memory and runs nothing: worth telling, and nobody's alarm."""
+    (finding,) = found(listed(polled().process(7), 7, T0, T0 + 60 * S, memory=80 * GIB), "zombie_allocation")
+    assert (finding.text, value(finding, "share"), finding.severity) == ("never_computed", 1, "warning")
+
+
 def test_without_utilisation_a_probed_library_is_the_proof() -> None:
     scene = listed(polled().process(7), 7, T0, T0 + 60 * S, sm=None)
     assert found(scene, "zombie_allocation") == []
@@ -177,6 +183,16 @@ def test_managed_memory_that_just_fits_or_is_freed_is_no_finding() -> None:
     assert "did not tell the GPU" in refused(
         managed_oversubscription.managed(100 * GIB, total=None), "managed_oversubscription"
     )
+
+
+def test_managed_memory_that_was_not_probed_is_not_clear() -> None:
+    """A recording from before cudaMallocManaged was probed has no row of it, whatever was allocated."""
+    scene = Scene().clock().process(7).cuda(7, "cudaMalloc", T0, US, size_bytes=1, device_pointer=1)
+    assert found(scene, "managed_oversubscription") == []
+    probe = {"start_ns": T0, "library": "cudart", "path": "libcudart.so.12", "mechanism": "uprobe_multi"}
+    scene.add("probes", **probe, op="cudaMalloc")
+    assert "cudaMallocManaged was not among" in refused(scene, "managed_oversubscription")
+    assert found(scene.add("probes", **probe, op="cudaMallocManaged"), "managed_oversubscription") == []
 
 
 def test_a_size_that_no_memory_has_does_not_break_the_balance() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,7 @@ import pynvml  # type: ignore[import-untyped]
 import pytest
 
 from gpuaudit.capture import nvml_check, nvml_events, nvml_samples
-from gpuaudit.capture.nvml_devices import Gpu
+from gpuaudit.capture.nvml_devices import Gpu, MigList
 
 GPU = Gpu(0, "GPU-0", "a GPU", "575.1", None)
 NOW_US = 1_000_000_000
@@ -22,7 +23,7 @@ def process(pid: int) -> Any:
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU without MIG, whose sample has nothing."""
-    monkeypatch.setattr(nvml_samples.MigList, "fresh", lambda *_: [])
+    monkeypatch.setattr(MigList, "fresh", lambda *_: [])
     monkeypatch.setattr(nvml_samples, "read_sample", lambda gpu: {**gpu.identity(), "unavailable": ""})
     monkeypatch.setattr(pynvml, "nvmlDeviceGetProcessUtilization", lambda *_: [])
 
@@ -51,7 +52,7 @@ def test_use_is_asked_for_since_a_time_that_is_never_to_come(monkeypatch: pytest
 
     monkeypatch.setattr(pynvml, "nvmlDeviceGetProcessUtilization", use)
     monkeypatch.setattr(nvml_samples, "_PROCESS_KINDS", (("compute", lambda *_: [process(7)]),))
-    monkeypatch.setattr(nvml_samples.time, "clock_gettime_ns", lambda *_: clock["us"] * 1000)
+    monkeypatch.setattr(time, "clock_gettime_ns", lambda *_: clock["us"] * 1000)
     reader = nvml_samples.SampleReader(GPU, now_ns=lambda: 0)
     for step in (0, 250_000, -5_000_000, 0):
         clock["us"] += step
