@@ -44,6 +44,11 @@ def model_words(name: str) -> frozenset[str]:
     return frozenset(w for w in _words(own) if not _RELEASE.match(w)) - MODEL_NEUTRAL - QUANTISED
 
 
+def own_words(name: str) -> frozenset[str]:
+    """Every word of a model's own name, of packing and training too; none where it is too long."""
+    return frozenset(_words(name.rstrip("/").rsplit("/", 1)[-1].replace("_", " ")))
+
+
 def model_pattern_words(text: str) -> frozenset[str]:
     """Words of a pattern for models: as of a name, and its release."""
     return model_words(text) | release_words(text)

@@ -1,7 +1,8 @@
 """What was published on how quantisation changes what a model says: a small dated table with citations.
 
-A figure holds for the models it was measured on. For any other model, and where nothing is in the table, the answer is
-"not known: measure".
+A figure holds for the models it was measured on, and not for what others made of them: a name with a word more (chat,
+distill, a tuner's name, another type of weights) is another model. For any other model, and where nothing is in the
+table, the answer is "not known: measure". Dates are those of the publication that has the figure.
 """
 
 from __future__ import annotations
@@ -11,27 +12,32 @@ from functools import cache
 from importlib import resources
 
 from gpuaudit.analyze.csv_input import parse_sheet
-from gpuaudit.analyze.matching import model_words
+from gpuaudit.analyze.matching import own_words
 
-COLUMNS = ("method", "models", "measure", "effect", "source", "date")
+COLUMNS = ("method", "models", "also", "measure", "effect", "source", "date")
 
 NOT_KNOWN = "not known: measure"
 
 
 @dataclass(frozen=True)
 class Effect:
-    """One published figure: a method, the models it was measured on (words of their names), and what came out."""
+    """One published figure: a method, the models it was measured on, and what came out.
+
+    ``models`` are words that their names have, ``also`` words that they may have.
+    """
 
     method: str
     models: str
+    also: str
     measure: str
     effect: str
     source: str
     date: str
 
     def holds_for(self, model: str) -> bool:
-        """Whether every word of ``models`` stands in the model's own name."""
-        return frozenset(self.models.split()) <= model_words(model.replace("-", " ").replace("_", " "))
+        """Whether the model's own name has every word of ``models``, and no word that is not in either list."""
+        words, needed = own_words(model), frozenset(self.models.split())
+        return needed <= words and words - needed <= frozenset(self.also.split())
 
 
 @cache
@@ -40,9 +46,12 @@ def effects() -> tuple[Effect, ...]:
     data = (resources.files("gpuaudit.analyze") / "catalog" / "quality.csv").read_bytes()
     rows = parse_sheet("quality.csv", data, COLUMNS).rows
     return tuple(
-        Effect(r.text("method"), r.text("models"), r.text("measure"), r.text("effect"), r.text("source"), r.day("date"))
+        Effect(
+            r.text("method"), r.text("models"), r.text("also"), r.text("measure"), r.text("effect"), r.text("source"),
+            r.day("date"),
+        )
         for r in rows
-    )
+    )  # fmt: skip
 
 
 def quality(method: str, model: str | None) -> str:

@@ -20,7 +20,6 @@ from gpuaudit.analyze.finding import Provenance
 from gpuaudit.analyze.inference import formulas
 from gpuaudit.analyze.inference.baseline import Baseline
 from gpuaudit.analyze.inference.dtypes import (
-    FP4_ARCHITECTURES,
     FP8_ARCHITECTURES,
     NVFP4_BITS,
     computing_type,
@@ -38,11 +37,18 @@ INT4_BITS = 4 + Fraction(16 + 4, 128)
 MARLIN_ARCHITECTURES = frozenset({"Ampere", "Ada", "Hopper"})
 INT8_ARCHITECTURES = frozenset({"Turing", "Ampere", "Ada", "Hopper"})
 """Architectures that vLLM's table of supported hardware lists for these kernels (docs.vllm.ai, 0.11, 2025)."""
+FP8_WIDENED = frozenset({"Turing", "Ampere"})
+"""Without FP8 tensor cores: vLLM keeps weights in FP8 and computes in 16 bits (docs.vllm.ai, 0.32, "FP8 W8A8")."""
+NVFP4_ARCHITECTURES = frozenset({"Blackwell"})
+"""NVIDIA's own format, with a scale in FP8 for each 16 values; AMD's CDNA 4 has MXFP4, which is another."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way to keep weights: bits in memory with scales, the type computed in, what it needs, and what may fail."""
+    """One way to keep weights: bits in memory with scales, the type computed in, what it needs, and what may fail.
+
+    ``widened`` are architectures that can keep the weights so, and compute in 16 bits; ``otherwise`` is of the others.
+    """
 
     name: str
     label: str
@@ -51,23 +57,28 @@ class Method:
     architectures: frozenset[str]
     needs: str
     otherwise: str
+    widened: frozenset[str] = frozenset()
 
+
+WIDENED = (
+    "its tensor cores have no FP8: vLLM keeps the weights in 8 bits and computes in 16, so that memory is freed and "
+    "prefill gains nothing"
+)
 
 METHODS = (
     Method("fp8", "8-bit floating point, weights and activations", 8, "fp8", FP8_ARCHITECTURES,
            "FP8 tensor cores (NVIDIA: compute capability 8.9 or higher, Ada on); a checkpoint in FP8, or the engine "
            "quantises when it loads (vLLM: --quantization fp8)",
-           "its tensor cores have no FP8: vLLM keeps the weights in 8 bits and computes in 16, so that memory is freed "
-           "and prefill gains nothing"),
+           "no FP8 tensor cores, and vLLM's documentation does not tell of keeping weights in FP8 on it", FP8_WIDENED),
     Method("int8", "8-bit integers, weights and activations (W8A8)", 8, "int8", INT8_ARCHITECTURES,
            "a checkpoint quantised with calibration (W8A8), and kernels of the engine for the architecture",
            "vLLM's table of supported hardware does not list it for this architecture"),
     Method("int4", "4-bit weights in groups of 128 (AWQ, GPTQ), 16-bit activations", INT4_BITS, "bf16",
            MARLIN_ARCHITECTURES, "a checkpoint quantised to 4 bits; Marlin kernels (Ampere on)",
            "vLLM's table of supported hardware does not list Marlin kernels for this architecture"),
-    Method("nvfp4", "4-bit floating point (NVFP4), weights and activations", NVFP4_BITS, "fp4", FP4_ARCHITECTURES,
+    Method("nvfp4", "4-bit floating point (NVFP4), weights and activations", NVFP4_BITS, "fp4", NVFP4_ARCHITECTURES,
            "FP4 tensor cores (NVIDIA: Blackwell); a checkpoint in NVFP4",
-           "its tensor cores have no FP4"),
+           "its tensor cores have no NVFP4"),
 )  # fmt: skip
 """Methods that are compared, largest first."""
 
@@ -170,14 +181,15 @@ def _advice(run: EngineRun, base: Baseline, m: Method) -> Advice:
         decode_bound(base, load, base.bits, base.compute, whole), decode_bound(base, load, m.bits, compute, whole)
     )
     prefill = _change(prefill_bound(base, load, base.bits, base.compute), prefill_bound(base, load, m.bits, compute))
-    usable = supported or m.name == "fp8"
-    reason = "" if usable else f"{base.gpu.arch}: {m.otherwise}"
+    widened = base.gpu.arch in m.widened
+    usable = supported or widened
+    hardware = f"{base.gpu.arch}: {'yes' if supported else WIDENED if widened else m.otherwise}"
     return Advice(
         run.engine, m.name, m.label, m.bits, freed,
         None if freed is None or not token else int(freed / token),
         decode if usable else None, prefill if usable else None,
-        f"{base.gpu.arch}: yes" if supported else f"{base.gpu.arch}: {m.otherwise}", m.needs,
-        quality(m.name, run.model), _falsified(decode, freed), base.provenance, reason,
+        hardware, m.needs, quality(m.name, run.model), _falsified(decode if usable else None, freed), base.provenance,
+        "" if usable else hardware,
     )  # fmt: skip
 
 

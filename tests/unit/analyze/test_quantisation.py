@@ -74,10 +74,23 @@ def test_four_bits_with_scales_compute_in_sixteen() -> None:
 
 def test_fp4_needs_blackwell() -> None:
     assert by_method(advise(run()))["nvfp4"].decode_change is None
-    assert "have no FP4" in by_method(advise(run()))["nvfp4"].reason
+    assert "have no NVFP4" in by_method(advise(run()))["nvfp4"].reason
     nvfp4 = by_method(advise(run(B200)))["nvfp4"]
     assert nvfp4.reason == ""
     assert nvfp4.freed_bytes == int(W * (1 - F(9, 2) / 16))
+
+
+@pytest.mark.parametrize(
+    ("gpu", "method"),
+    [("AMD Instinct MI250X", "fp8"), ("AMD Instinct MI355X", "nvfp4"), ("AMD Instinct MI300X", "int4"), (B200, "int8")],
+)
+def test_what_is_not_known_to_run_on_the_gpu_has_no_bound(gpu: str, method: str) -> None:
+    """FP8 weights are kept and widened on Turing and Ampere only; CDNA 4 has MXFP4 and not NVFP4."""
+    a = by_method(advise(run(gpu)))[method]
+    assert (a.decode_change, a.prefill_change) == (None, None)
+    assert a.reason == a.hardware
+    assert ": yes" not in a.hardware
+    assert "tokens/s" not in a.falsified_by
 
 
 def test_nothing_larger_or_equal_is_offered() -> None:
@@ -113,7 +126,16 @@ def test_quality_is_published_for_the_model_or_not_known() -> None:
     assert quality("fp8", None).startswith("not known")
     assert quality("nvfp4", LLAMA) == "not known: measure"
     assert "5.47 to 5.60" in quality("int4", "meta-llama/Llama-2-7b-hf")
-    assert "4.88" in quality("int4", "meta-llama/Llama-2-13b-chat-hf")
+    assert "4.88 to 4.97" in quality("int4", "/models/meta_llama-2-13b-hf/")
+
+
+@pytest.mark.parametrize("name", [
+    "meta-llama/Llama-2-13b-chat-hf", "nvidia/Llama-3.1-Nemotron-70B-Instruct", "Llama-3.1-8B-Instruct-abliterated",
+    "RedHatAI/Meta-Llama-3.1-8B-Instruct-FP8", "Llama-3.1", "x" * 600,
+])  # fmt: skip
+def test_a_figure_does_not_hold_for_what_others_made_of_the_model(name: str) -> None:
+    for method in ("fp8", "int4"):
+        assert quality(method, name).startswith("not known: measure") == (name != "Llama-3.1")
 
 
 def test_every_effect_has_a_source_and_a_date() -> None:
