@@ -128,16 +128,16 @@ class _Book:
         return where
 
     @cached_property
-    def _without_requests(self) -> dict[str, Intervals]:
-        """Per GPU: time in which every engine on it was idle (no running, no waiting request, no token)."""
-        out: dict[str, Intervals] = {}
+    def _without_requests(self) -> dict[int, Intervals]:
+        """Per process: time in which the engine it is of was idle (no running, no waiting request, no token)."""
+        out: dict[int, Intervals] = {}
         for run in self.context.engine_runs:
             idle = intervals.from_bounds(
                 [w.start_ns for w in run.windows if w.evaluable and not w.active],
                 [w.end_ns for w in run.windows if w.evaluable and not w.active],
             )
-            for uuid in run.gpus:
-                out[uuid] = intervals.intersect(out[uuid], idle) if uuid in out else idle
+            for pid in run.pids:
+                out[pid] = intervals.intersect(out[pid], idle) if pid in out else idle
         return out
 
     def parts(self, gpu: GpuTime) -> Iterator[tuple[tuple[int, ...], str, Amount]]:
@@ -150,7 +150,7 @@ class _Book:
     def _of_group(
         self, gpu: GpuTime, pids: tuple[int, ...], samples: _Samples, wall: MemoryWall
     ) -> Iterator[tuple[str, Amount]]:
-        waiting, blocked, starved = self._host_time(gpu, pids)
+        waiting, blocked, starved = self._host_time(pids)
         seen = samples.covered
         parts = _Parts(samples, [intervals.intersect(x, seen) for x in (waiting, blocked, starved)])
         yield "not_classified", parts.unknown
@@ -161,16 +161,17 @@ class _Book:
         yield rest, parts.idle(3)
         yield from parts.busy(wall.within(intervals.subtract(seen, waiting)))
 
-    def _host_time(self, gpu: GpuTime, pids: Sequence[int]) -> tuple[Intervals, Intervals, Intervals]:
+    def _host_time(self, pids: Sequence[int]) -> tuple[Intervals, Intervals, Intervals]:
         """Disjoint: waiting for peers; blocked; starved. Of a process on several GPUs it is not known for which."""
-        if not pids or any(len(self._gpus_of[p]) > 1 for p in pids):
-            no_requests = self._without_requests.get(gpu.uuid, intervals.EMPTY) if pids else intervals.EMPTY
-            return intervals.EMPTY, intervals.EMPTY, no_requests
+        if not pids:
+            return intervals.EMPTY, intervals.EMPTY, intervals.EMPTY
+        no_requests = [self._without_requests.get(p, intervals.EMPTY) for p in pids]
+        if any(len(self._gpus_of[p]) > 1 for p in pids):
+            return intervals.EMPTY, intervals.EMPTY, intervals.intersect_all(no_requests)
         waits = [self.host.waiting(p) for p in pids]
         stuck = [intervals.union(w, self.host.blocked(p)) for w, p in zip(waits, pids, strict=True)]
-        idle = [intervals.union(s, self.host.starving(p)) for s, p in zip(stuck, pids, strict=True)]
+        idle = [intervals.union(s, self.host.starving(p), n) for s, p, n in zip(stuck, pids, no_requests, strict=True)]
         waiting, blocked, starved = (intervals.intersect_all(x) for x in (waits, stuck, idle))
-        starved = intervals.union(starved, self._without_requests.get(gpu.uuid, intervals.EMPTY))
         blocked = intervals.subtract(blocked, waiting)
         return waiting, blocked, intervals.subtract(starved, intervals.union(waiting, blocked))
 

@@ -210,7 +210,7 @@ def _evidence(context: Context, e: Entry, *, wall: bool) -> tuple[str, ...]:
         out += book.present(("cuda_calls",), f"op IN ({ops}) AND {who}")
     if e.key == "starved":
         out += book.present(CALL_TABLES, who)
-        out += [book.where("engine_scrapes", r.where) for r in context.engine_runs if e.gpu.uuid in r.gpus]
+        out += [book.where("engine_scrapes", r.where) for r in context.engine_runs if set(pids) & set(r.pids)]
     if e.key in ("memory_bound", "useful") and wall:
         out.append(book.where("gpm_samples", e.gpu.where))
     return tuple(dict.fromkeys(out))

@@ -106,7 +106,7 @@ def engine_price(
 def _perhaps_fewer(run: EngineRun) -> str:
     """Why not all of :attr:`EngineRun.gpus` are the engine's for certain; empty where nothing speaks against it."""
     used = degree(run)
-    if run.gpus_listed or used is None or used >= len(run.gpus):
+    if run.pids or used is None or used >= len(run.gpus):
         return ""
     return f"it was set to {used} of the host's {len(run.gpus)} GPUs, and which these are was not recorded"
 

@@ -28,12 +28,13 @@ _COLUMNS = (
 class Join:
     """GPUs of an engine and one sentence on how they were found.
 
-    ``listed``: NVML named its processes there. ``sliced``: some of them is in MIG mode, where nobody has a whole GPU.
+    ``pids``: its processes, where NVML named any of them there. ``sliced``: some of the GPUs is in MIG mode, where
+    nobody has a whole one.
     """
 
     uuids: tuple[str, ...]
     how: str
-    listed: bool = False
+    pids: tuple[int, ...] = ()
     sliced: bool = False
 
 
@@ -48,7 +49,7 @@ def find_gpus(store: Store, pid: int | None, engines: int) -> Join:
         if rows:
             uuids = tuple(str(r[0]) for r in rows)
             how = "NVML listed the engine's process, or one it started, on these GPUs"
-            return Join(uuids, how, listed=True, sliced=_sliced(store, uuids))
+            return Join(uuids, how, pids=tuple(pids), sliced=_sliced(store, uuids))
     why = "the engine's process is not known" if pid is None else "NVML listed none of the engine's processes on a GPU"
     rows = store.sql(
         "SELECT gpu_uuid, min(gpu_index) FROM nvml_samples WHERE parent_uuid IS NULL GROUP BY 1 ORDER BY 2, 1"

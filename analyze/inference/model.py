@@ -352,8 +352,9 @@ class EngineRun:
     gpus: tuple[str, ...] = ()
     gpu_name: str | None = None
     gpu_join: str = ""
-    gpus_listed: bool = False
-    """NVML named its processes on :attr:`gpus`; else they are all of the host, of which it may use fewer."""
+    pids: tuple[int, ...] = ()
+    """Its processes, where NVML named any of them on :attr:`gpus`; else those are all of the host, of which it may use
+    fewer."""
     on_mig: bool = False
     """Some of :attr:`gpus` is in MIG mode: what is told of a whole GPU is not told of the engine's part."""
     facts: ModelFacts | None = None

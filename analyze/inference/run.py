@@ -107,7 +107,7 @@ def _run(context: Context, named: _Named, engines: int) -> EngineRun:
         totals=aggregate(windows, _deltas(series)), kv_by_index=_kv_by_index(series),
         longest_gap_s=_longest_gap(scrapes), start_ns=int(scrapes.done_ns[0]), end_ns=int(scrapes.done_ns[-1]),
         gpus=join.uuids, gpu_name=_gpu_name(store, join.uuids), gpu_join=join.how,
-        gpus_listed=join.listed, on_mig=join.sliced,
+        pids=join.pids, on_mig=join.sliced,
         doubts={m: o.doubt for m, o in series.chosen.items() if o.doubt},
         facts=model_facts(
             [Recorded(t.key, t.value, t.source, t.detail) for t in sorted(told, key=lambda t: rank(t.source))],
