@@ -182,7 +182,7 @@ def _pair(before: Side, after: Side, pair: Pair, price: tuple[Fraction, str] | N
     return {
         "engine": {"before": gates.name_of(pair.before), "after": gates.name_of(pair.after), "paired_by": pair.by},
         "verdict": NOT_COMPARABLE if found is None else found.verdict,
-        "reason": refused if found is None else found.reason,
+        "reason": refused if found is None else found.reason or _alone(shown, reset=reset),
         "baseline": RESET if reset else "",
         "arms": None if found is None else _arms(found, reset=reset),
         "figures": [f.to_json() for f in shown.values()],
@@ -218,6 +218,14 @@ def _direction(shown: dict[str, Figure], *, reset: bool) -> Direction:
     return compare.direction(
         None if reset else efficiency.change.value, throughput.change.value, ttft.before.value, ttft.after.value
     )
+
+
+def _alone(shown: dict[str, Figure], *, reset: bool) -> str:
+    """What a verdict without an efficiency rests on; empty where there is one, or where nothing was compared."""
+    if shown["Throughput"].change.value is None or (not reset and shown["Efficiency"].change.value is not None):
+        return ""
+    why = "the settings that it depends on were changed" if reset else "it is not known on both sides"
+    return f"throughput alone decides: no efficiency, {why}; the time to first token has no part in it"
 
 
 def _arms(found: Direction, *, reset: bool) -> Json:

@@ -82,7 +82,19 @@ def test_a_changed_type_resets_the_baseline_and_ignores_the_efficiency() -> None
     assert engine["verdict"] == "NoChange"
     assert [(d["key"], d["resets_baseline"]) for d in engine["drift"]] == [("dtype", True), ("max_num_seqs", False)]
     slower = replace(BASE, requests=35, settings={"dtype": "float16"})
-    assert compared(BASE, slower)["verdict"] == "Worse", "throughput alone decides"
+    worse = compared(BASE, slower)
+    assert worse["verdict"] == "Worse"
+    assert worse["reason"].startswith("throughput alone decides: no efficiency, the settings that it depends on")
+
+
+def test_a_verdict_without_an_efficiency_says_what_it_rests_on() -> None:
+    """Twice as late and "Better": the table needs an efficiency for its veto, and the reader has to know."""
+    unknown = replace(BASE, gpu=None)
+    engine = compared(unknown, replace(unknown, requests=60, ttft=0.4))
+    assert engine["verdict"] == "Better"
+    assert "it is not known on both sides" in engine["reason"]
+    assert "time to first token has no part in it" in engine["reason"]
+    assert compared(BASE, replace(BASE, requests=60))["reason"] == ""
 
 
 def test_changed_seats_reset_nothing() -> None:
