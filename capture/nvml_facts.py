@@ -189,6 +189,6 @@ def _mig(device: MigDevice) -> dict[str, Any]:
         told: dict[str, Fact] = {name: {"error": code} for name in _MIG_NAMES}
     else:
         pairs = zip(_MIG_NAMES, _MIG_MEMBERS, strict=True)
-        told = {name: {"value": int(getattr(attributes, member))} for name, member in pairs}
+        told = {name: fact(partial(getattr, attributes, member)) for name, member in pairs}
     own: dict[str, Fact] = {name: {"value": int(str(value))} for name, value in device.instances().items()}
     return {"uuid": device.uuid, "facts": {"name": {"value": device.name}, **own, **told}}

@@ -195,15 +195,15 @@ class Recorder:
         return len(due)
 
     def flush(self) -> None:
-        """Close every open segment, the losses last, so that they count what was sealed before them."""
+        """Write artefacts and close every open segment, the losses last: they count what was sealed before them."""
         now = self._now_ns()
+        self._write_artefacts()
         for table in [t for t in TABLES if t in self._open and t != "losses"]:
             self._close(table, now)
         for table in self._rings:
             self._tell_losses(table, now)
         if "losses" in self._open:
             self._close("losses", now)
-        self._write_artefacts()
 
     def drop_held(self) -> tuple[int, int]:
         """Give up the rows of open segments, for which there is no room: they count as lost.
@@ -282,7 +282,12 @@ class Recorder:
 
     def _write_artefacts(self) -> None:
         while self._artefacts:
-            self._writer.append_artefact(*self._artefacts[0])
+            name, body = self._artefacts[0]
+            try:
+                self._writer.append_artefact(name, body)
+            except ValueError as e:  # canonical JSON cannot hold it: that costs this piece, not the capture
+                now = self._now_ns()
+                self.gap("recorder", f"the artefact {name} could not be written: {e!s:.300}", now, now)
             self._artefacts.pop(0)
 
     def _count(self, table: str) -> TableCount:

@@ -58,6 +58,7 @@ DECLARATION = Declaration(
     "useless: it may wait for work.",
     assumptions=(
         "A list of processes holds until the next poll.",
+        "NVML and the recording name processes alike; a recorder in a container with process ids of its own does not.",
         "A process id that was given to a new process names the new one from its start on.",
     ),
 )  # fmt: skip

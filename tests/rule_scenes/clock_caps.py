@@ -1,4 +1,4 @@
-"""An applications clock of 990 MHz on GPUs that reach 1,980 MHz."""
+"""An applications clock of 990 MHz on GPUs that reach 1,980 MHz, and clocks locked there where no cap is told."""
 
 from typing import Any
 
@@ -18,4 +18,4 @@ def capped(seconds: int = 60, **more: Any) -> Scene:
 
 
 def scenes() -> list[Scene]:
-    return [capped()]
+    return [capped(), capped(clock_sm_cap_mhz=None)]

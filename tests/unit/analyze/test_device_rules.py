@@ -69,7 +69,7 @@ def test_a_clock_cap_costs_the_share_of_the_clock_it_takes() -> None:
         {"clock_sm_mhz": 210, "event_reasons": 0x1},  # hardly any work
         {"event_reasons": 0x4},  # a power cap: the rule throttling tells it
         {"gpu_utilization_percent": 0},  # nothing ran
-        {"clock_sm_cap_mhz": 1980},
+        {"clock_sm_cap_mhz": 1980, "event_reasons": 0x0},
         {"clock_sm_cap_mhz": 1961, "clock_sm_mhz": 1961},  # within a hundredth of 1,980 (1,960.2)
     ],
 )
@@ -86,6 +86,15 @@ def test_just_below_a_hundredth_is_a_cap() -> None:
 def test_a_cap_without_reasons_told_still_counts() -> None:
     (finding,) = found(clock_caps.capped(event_reasons=None), "clock_caps")
     assert value(finding, "named") == 0
+
+
+@pytest.mark.parametrize("cap", [None, 1980])
+def test_locked_clocks_are_told_where_nvml_names_them(cap: int | None) -> None:
+    """nvidia-smi -lgc leaves the applications clock as it was, and newer GPUs have none."""
+    (finding,) = found(clock_caps.capped(clock_sm_cap_mhz=cap), "clock_caps")
+    assert (finding.text, finding.impact.value, value(finding, "clock")) == ("named", 30 * S, 990)
+    unnamed = clock_caps.capped(clock_sm_cap_mhz=None, event_reasons=0x0)
+    assert "no applications clock" in refused(unnamed, "clock_caps")
 
 
 def test_below_the_cap_nvml_has_to_name_it() -> None:

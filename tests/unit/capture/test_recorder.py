@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gpuaudit.bundle.canonical import dumps
 from gpuaudit.bundle.columns import Rows, from_records, row_count
 from gpuaudit.bundle.errors import HostUnfit
 from gpuaudit.bundle.table import Table
@@ -237,6 +238,16 @@ def test_a_storm_of_critical_rows_is_sealed_once_a_second(monkeypatch: pytest.Mo
     assert r.tick() == 1
     assert memory.segments[-1][1] == 7
     assert r.totals()["nvml_events"]["written"] == "10"
+
+
+def test_an_artefact_that_cannot_be_written_is_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = Memory()
+    monkeypatch.setattr(memory, "append_artefact", lambda _, body: dumps(body))
+    r = recorder(memory, Clock())
+    r.artefact("gpus", {"memory_bytes": (1 << 64) - 1})
+    r.flush()
+    (reason,) = memory.rows[0][1]["reason"].to_list()
+    assert str(reason).startswith("the artefact gpus could not be written: canonical JSON: 18446744073709551615 is")
 
 
 def test_an_artefact_is_sealed_once_and_kept_while_the_disk_is_full() -> None:
