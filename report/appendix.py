@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from gpuaudit.analyze.finding import Document, Quantity, number_from_json
+from gpuaudit.bundle.canonical import dumps
 from gpuaudit.bundle.rounding import half_even
 from gpuaudit.report.completeness import count
 from gpuaudit.report.tables import Cell, Column, Table, build
@@ -20,7 +22,6 @@ class Declared:
     id: Text
     question: Text
     facts: tuple[tuple[str, Text], ...]
-    thresholds: Table
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class EvidenceRow:
 @dataclass(frozen=True)
 class Appendix:
     declared: tuple[Declared, ...]
+    thresholds: tuple[Table, ...]
     tables: tuple[Table, ...]
     left_out: tuple[Text, ...]
     evidence: tuple[EvidenceRow, ...]
@@ -48,8 +50,10 @@ LEAVES_SHOWN = 24
 def appendix(document: Document) -> Appendix:
     """The appendix of one document."""
     section = document.appendix
+    listed_below = {a["text"] for a in section["assumptions"]}
     return Appendix(
-        tuple(_declared(d) for d in section["declarations"]),
+        tuple(_declared(d, listed_below) for d in section["declarations"]),
+        _thresholds(section["declarations"]),
         (
             _records("Tool and options of the analysis", {**document.tool, **document.options}),
             _definitions(section["definitions"]),
@@ -64,24 +68,40 @@ def appendix(document: Document) -> Appendix:
     )
 
 
-def _declared(d: dict[str, Any]) -> Declared:
+def _declared(d: dict[str, Any], listed_below: set[str]) -> Declared:
+    """Its entry; assumptions stand once, in the table that has those of all, unless that one lacks them."""
     inputs = listed(
         join(data(i["table"]), words(" ("), listed(data(c) for c in i["columns"]), words(")")) for i in d["inputs"]
     )
     facts = [("Reads", inputs), ("Window", prose(d["window"])), ("Never claims", prose(d["never_claims"]))]
-    if d["assumptions"]:
-        facts.append(("Assumes", listed((prose(a) for a in d["assumptions"]), " ")))
+    own = [a for a in d["assumptions"] if a not in listed_below]
+    if own:
+        facts.append(("Assumes", listed((prose(a) for a in own), " ")))
     if d["controls"]:
         facts.append(("Supports controls", listed(data(c) for c in d["controls"])))
-    thresholds = build(
-        "Thresholds",
-        [Column("threshold"), Column("value", numeric=True), Column("source", wide=True)],
-        [[data(t["name"]), Quantity(number_from_json(t["value"]), t["unit"], "assumed"), prose(t["source"])]
-         for t in d["thresholds"]],
-        empty="it decides by no threshold",
-        sortable=False,
+    if not d["thresholds"]:
+        facts.append(("Thresholds", words("it decides by none")))
+    return Declared(prose(d["title"]), data(d["id"]), prose(d["question"]), tuple(facts))
+
+
+def _thresholds(declarations: list[dict[str, Any]]) -> tuple[Table, ...]:
+    """Every threshold with its value and source: one that several rules share with the same source is told once."""
+    users: dict[tuple[str, Fraction, str, str], list[str]] = {}
+    for d in declarations:
+        for t in d["thresholds"]:
+            key = (t["name"], Fraction(number_from_json(t["value"]) or 0), t["unit"], t["source"])
+            users.setdefault(key, []).append(d["id"])
+    rows = [
+        (listed(data(u) for u in ids), data(name), Quantity(value, unit, "assumed"), prose(source), len(ids))
+        for (name, value, unit, source), ids in users.items()
+    ]
+    columns = [Column("threshold"), Column("value", numeric=True), Column("source", wide=True)]
+    return (
+        build("Thresholds of one rule or detector", [Column("rule or detector"), *columns],
+              [r[:4] for r in rows if r[4] == 1], empty="none"),
+        build("Thresholds that several share", [*columns, Column("rules and detectors")],
+              [(*r[1:4], r[0]) for r in rows if r[4] > 1], empty="none"),
     )  # fmt: skip
-    return Declared(prose(d["title"]), data(d["id"]), prose(d["question"]), tuple(facts), thresholds)
 
 
 def _left_out(name: str, section: dict[str, Any]) -> Text:
@@ -97,9 +117,14 @@ def _definitions(rows: list[dict[str, Any]]) -> Table:
 
 
 def _assumptions(rows: list[dict[str, Any]]) -> Table:
+    """Each assumption once, with the ids of all that make it."""
+    ids: dict[str, list[dict[str, Any]]] = {}
+    for r in rows:
+        ids.setdefault(dumps([r["text"], r["value"]]).decode(), []).append(r)
     return build(
         "Assumptions", [Column("id"), Column("assumption", wide=True), Column("value")],
-        [[data(r["id"]), prose(r["text"]), loose(r["value"])] for r in rows], empty="none", sortable=False,
+        [[listed(data(r["id"]) for r in same), prose(same[0]["text"]), loose(same[0]["value"])]
+         for same in ids.values()], empty="none", sortable=False,
     )  # fmt: skip
 
 
@@ -111,13 +136,19 @@ _PROBE_COLUMNS = (
 
 
 def _probes(rows: list[dict[str, Any]]) -> Table:
+    """Every probe; those that never fired and stood alike share a row, which names each of them."""
+    alike: dict[str, list[dict[str, Any]]] = {}
+    for n, r in enumerate(rows):
+        idle = all(r.get(key) in (None, "", 0, "0") for key in ("hits", "unmatched", "misses"))
+        rest = {key: r.get(key) for key, _, _ in _PROBE_COLUMNS[1:]}
+        alike.setdefault(dumps(rest).decode() if idle else str(n), []).append(r)
     body: list[list[Any]] = []
-    for r in rows:
-        line: list[Any] = []
-        for key, _, numeric in _PROBE_COLUMNS:
-            line.append(_probe_number(key, r.get(key)) if numeric else loose(r.get(key)))
+    for same in alike.values():
+        line: list[Any] = [listed(loose(r.get("op")) for r in same)]
+        for key, _, numeric in _PROBE_COLUMNS[1:]:
+            line.append(_probe_number(key, same[0].get(key)) if numeric else loose(same[0].get(key)))
         body.append(line)
-    columns = [Column(title, numeric=numeric) for _, title, numeric in _PROBE_COLUMNS]
+    columns = [Column(title, numeric=numeric, wide=key == "op") for key, title, numeric in _PROBE_COLUMNS]
     return build("Probes, as they stood at the end", columns, body, empty="no probe was attached")
 
 
@@ -131,7 +162,7 @@ def _libraries(rows: list[dict[str, Any]]) -> Table:
     titles = ("library", "state", "process", "path", "build id", "exported, not observed", "reason")
     return build(
         "Libraries that could be probed",
-        [Column(t, wide=t in ("path", "build id", "exported, not observed")) for t in titles],
+        [Column(t, wide=t == "exported, not observed") for t in titles],
         [[loose(r.get(k)) for k in keys] for r in rows], empty="no process mapped a library of the probe table",
     )  # fmt: skip
 

@@ -69,7 +69,7 @@ def completeness(document: Document) -> Completeness:
         gap_lines=_gap_lines(gaps, int(document.window["start_ns"])),
         source_lines=_source_lines(quality["sources"]),
         gaps=_gaps(gaps, int(document.window["start_ns"])),
-        all_counts=_counts("Records per table", quality["tables"], ALL_COUNTERS),
+        all_counts=_counts("Records per table", quality["tables"], ALL_COUNTERS, together=True),
     )
 
 
@@ -92,11 +92,19 @@ def _two_up(tables: list[dict[str, Any]]) -> tuple[Table, ...]:
     return tuple(_counts(caption, part, COUNTERS) for caption, part in zip(captions, parts, strict=False))
 
 
-def _counts(caption: str, tables: list[dict[str, Any]], keys: tuple[tuple[str, str], ...]) -> Table:
+def _counts(
+    caption: str, tables: list[dict[str, Any]], keys: tuple[tuple[str, str], ...], *, together: bool = False
+) -> Table:
+    """Counters by table; ``together`` names all tables that hold nothing in one row."""
+    rows = [(data(t["table"]), t) for t in tables]
+    empty = [t for t in tables if all(t[key] is not None and int(t[key]) == 0 for key, _ in keys)]
+    if together and empty:
+        rows = [(name, t) for name, t in rows if t not in empty]
+        rows.append((listed(data(t["table"]) for t in empty), empty[0]))
     return build(
         caption,
         [Column("table"), *(Column(title, numeric=True) for _, title in keys)],
-        [[data(t["table"]), *(count(t[key]) for key, _ in keys)] for t in tables],
+        [[name, *(count(t[key]) for key, _ in keys)] for name, t in rows],
         empty="no table holds a row",
         sortable=False,
     )

@@ -15,6 +15,7 @@ from gpuaudit.report.charts.canvas import Figure
 from gpuaudit.report.charts.roofline import roofline
 from gpuaudit.report.charts.stack import stack
 from gpuaudit.report.charts.strips import strips
+from gpuaudit.report.side_by_side import Beside, side_by_side
 from gpuaudit.report.statements import EvidenceLinks
 from gpuaudit.report.tables import Cell, Column, Raw, Table, build
 from gpuaudit.report.text import Text, data, fill, inert, join, listed, mark, marked, plain, prose, words
@@ -56,6 +57,7 @@ class SectionView:
     question: Text
     sentences: tuple[Text, ...]
     tables: tuple[SectionTableView, ...]
+    made: Text
     figures: tuple[Figure, ...]
     definitions: tuple[tuple[Text, Text], ...]
     notes: tuple[Text, ...]
@@ -89,12 +91,11 @@ def sections(document: Document) -> Sections:
 
 def _section(s: Section, anchor: str, links: EvidenceLinks, start_ns: int) -> SectionView:
     quantities = [*_of_statements(s.statements), *(q for t in s.tables for q in _of_table(t))]
-    made = _made(s.statements, links)
-    tables = [_table(t, links) for t in s.tables]
     return SectionView(
         anchor, prose(s.title), data(s.id), prose(s.question),
         tuple(_sentence(x, links) for x in s.statements),
-        (*tables, *made),
+        tuple(_table(t, links) for t in side_by_side(s.tables)),
+        _made(s.statements, links),
         tuple(f for c in s.charts for f in _figures(c, start_ns)),
         tuple((prose(term), prose(text)) for term, text in s.definitions),
         tuple(prose(n) for n in s.notes),
@@ -127,24 +128,26 @@ def _few(ids: tuple[str, ...], links: EvidenceLinks, limit: int = IDS_IN_A_CELL)
     return join(links.text(ids[:limit]), words(f" and {half_even(len(ids) - limit)} more"))
 
 
-def _made(statements: tuple[Statement, ...], links: EvidenceLinks) -> tuple[SectionTableView, ...]:
+def _made(statements: tuple[Statement, ...], links: EvidenceLinks) -> Text:
     """How the numbers in the sentences were made, for those that were not simply read; each formula once."""
-    rows: list[list[Raw]] = []
+    told: dict[tuple[str, str], list[Quantity]] = {}
     for s in statements:
         for name, v in s.values.items():
             if isinstance(v, Quantity) and v.formula:
-                rows.append([prose(name.replace("_", " ")), _cell(v, {}), data(v.provenance), prose(v.formula),
-                             _few(v.evidence, links)])  # fmt: skip
-    if not rows:
-        return ()
-    columns = [Column("number"), Column("value", numeric=True), Column("made"), Column("formula", wide=True),
-               Column("evidence")]  # fmt: skip
-    return (SectionTableView(build("How the numbers in these sentences were made", columns, rows, marks=True), ()),)
+                told.setdefault((name, v.formula), []).append(v)
+    return listed(
+        (join(prose(name.replace("_", " ")), words(" "), listed(_with_evidence(v, links) for v in values),
+              words(" = "), prose(formula)) for (name, formula), values in told.items()), " · ",
+    )  # fmt: skip
 
 
-def _table(t: SectionTable, links: EvidenceLinks) -> SectionTableView:
+def _with_evidence(v: Quantity, links: EvidenceLinks) -> Text:
+    return join(marked(v), words(" ["), _few(v.evidence, links), words("]")) if v.evidence else marked(v)
+
+
+def _table(beside: Beside, links: EvidenceLinks) -> SectionTableView:
     reasons: dict[str, int] = {}
-    t, gathered = _gathered(t)
+    t, gathered = _gathered(beside.table)
     per_row = len(t.columns) <= MOST_COLUMNS_WITH_EVIDENCE and bool(_ids(_of_table(t)))
     rows: list[list[Raw]] = []
     for row in t.rows:
@@ -153,13 +156,13 @@ def _table(t: SectionTable, links: EvidenceLinks) -> SectionTableView:
             line.append(_few(_ids(c for c in row if isinstance(c, Quantity)), links))
         rows.append(line)
     columns = [_column(heading, [row[at] for row in t.rows]) for at, (_, heading) in enumerate(t.columns)]
-    below = [*(prose(n) for n in t.notes), *_why_not(reasons), *gathered]
+    below = [*(prose(n) for n in t.notes), *_why_not(reasons), *gathered, *_same(beside)]
     if _formula_by_row(t):
         columns.append(Column("formula", wide=True))
         for line, row in zip(rows, t.rows, strict=True):
             line.insert(len(t.columns), prose(_formula(row)) if _formula(row) else words("–"))
-    else:
-        below += _formulas(t)
+    elif formulas := _formulas(t):
+        below.append(listed(formulas, " · "))
     if per_row:
         columns.append(Column("evidence"))
     if not per_row and _ids(_of_table(t)):
@@ -221,14 +224,26 @@ def _absence(q: Quantity) -> str:
     return f"{absent(q.provenance)}, {q.reason}" if q.reason else absent(q.provenance)
 
 
+def _same(beside: Beside) -> list[Text]:
+    """What is the same of all that stand side by side, in one sentence."""
+    if not beside.same:
+        return []
+    told = listed((join(prose(label), words(" "), prose(text)) for label, text in beside.same), "; ")
+    return [join(words("The same of "), prose(beside.of), words(": "), told, words("."))]
+
+
 def _formula_by_row(t: SectionTable) -> bool:
-    """Whether each row has one number, made in its own way: then a formula stands in its row."""
-    per_row = [[c for c in row if isinstance(c, Quantity)] for row in t.rows]
-    return all(len(cells) <= 1 for cells in per_row) and len({c.formula for cells in per_row for c in cells}) > 2
+    """Whether the numbers of each row were made in one way: then a formula stands in its row."""
+    per_row = [_formulas_of(row) for row in t.rows]
+    return all(len(found) <= 1 for found in per_row) and len({f for found in per_row for f in found}) > 2
+
+
+def _formulas_of(row: tuple[Quantity | str | None, ...]) -> set[str]:
+    return {c.formula for c in row if isinstance(c, Quantity) and c.formula}
 
 
 def _formula(row: tuple[Quantity | str | None, ...]) -> str:
-    return next((c.formula for c in row if isinstance(c, Quantity)), "")
+    return next((c.formula for c in row if isinstance(c, Quantity) and c.formula), "")
 
 
 def _formulas(t: SectionTable) -> list[Text]:

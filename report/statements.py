@@ -158,16 +158,21 @@ def _provenance(provenance: str, formula: str) -> Text:
     return join(data(provenance), words(": "), prose(formula)) if formula else data(provenance)
 
 
+STATES = ("finding", "not evaluated", "clear")
+"""States of outcomes in the order of their table: what was found, what could not be asked, what was answered by no."""
+
+
 def outcomes(document: Document) -> Table:
-    """What became of every rule and detector, those that found nothing and those that could not look among them."""
+    """What became of every rule and detector; those of one state and one reason share a row."""
     titles = {d["id"]: d["title"] for d in document.appendix["declarations"]}
+    alike: dict[tuple[str, str], list[Text]] = {}
+    for o in sorted(document.outcomes, key=lambda o: STATES.index(o.state) if o.state in STATES else len(STATES)):
+        name = join(prose(titles.get(o.id, "")), words(" "), data(o.id))
+        alike.setdefault((o.state, o.reason), []).append(name)
     return build(
         "Every rule and detector, and what became of it",
-        [Column("rule or detector"), Column("state", whole=True), Column("reason", wide=True)],
-        [
-            [join(prose(titles.get(o.id, "")), words(" "), data(o.id)), data(o.state), prose(o.reason or "–")]
-            for o in document.outcomes
-        ],
+        [Column("state", whole=True), Column("rule or detector", wide=True), Column("reason", wide=True)],
+        [[data(state), listed(names, "; "), prose(reason or "–")] for (state, reason), names in alike.items()],
         sortable=False,
     )
 

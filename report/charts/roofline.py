@@ -51,6 +51,7 @@ def roofline(data: dict[str, Any], title: str) -> Figure | None:
     ceilings = [_Ceiling(inert(c["label"]), int(c["flops"]), int(c["bandwidth"])) for c in data["ceilings"]]
     if not ceilings:
         return None
+    ceilings = _merged(ceilings)
     points = [_point(p) for p in data["points"]]
     drawn = [p for p in points if p.intensity > 0 and p.rate > 0]
     bottom = _TOP + _PLOT_HEIGHT
@@ -70,6 +71,24 @@ def roofline(data: dict[str, Any], title: str) -> Figure | None:
     _legend(figure, [k for k in KINDS if any(p.kind == k for p in drawn)])
     figure.caption = _caption(data, unlabelled, [p for p in points if p not in drawn])
     return figure
+
+
+def _merged(ceilings: list[_Ceiling]) -> list[_Ceiling]:
+    """Equal ceilings as one with all their names, at the place of the first; what their names end with stands once."""
+    names: dict[tuple[int, int], dict[str, None]] = {}
+    for c in ceilings:
+        names.setdefault((c.flops, c.bandwidth), {})[c.label] = None
+    return [_Ceiling(_together([*of]), flops, bandwidth) for (flops, bandwidth), of in names.items()]
+
+
+def _together(labels: list[str]) -> str:
+    """ "H100, fp8" and "H100, int8" as "H100, fp8 / int8"."""
+    split = [label.split() for label in labels]
+    room = min(len(s) for s in split) - 1
+    before = next((i for i in range(room) if len({s[i] for s in split}) > 1), room)
+    after = next((i for i in range(room - before) if len({s[-1 - i] for s in split}) > 1), room - before)
+    apart = " / ".join(" ".join(s[before : len(s) - after]) for s in split)
+    return " ".join([*split[0][:before], apart, *split[0][len(split[0]) - after :]])
 
 
 def _point(p: dict[str, Any]) -> _Point:

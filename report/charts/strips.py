@@ -18,11 +18,11 @@ from gpuaudit.report.fonts import fitted, text_width
 from gpuaudit.report.text import Text, inert, join, listed, prose, words
 
 STRIPS_PER_FIGURE = 18
-"""Strips that fit a page with caption and axis: 18 × 44 px in the 900 px of an A4 page."""
+"""Strips that fit a page with caption and axis: 18 × 36 px in the 900 px of an A4 page, two figures of a GPU on one."""
 
 MOST_BINS, MOST_SERIES, MOST_MARKS = 300, 96, 300
 
-_STRIP, _STEP = 30, 44
+_STRIP, _STEP = 26, 36
 _WIDEST_NAME = 128
 _MARK_ROOM = 20
 

@@ -97,12 +97,12 @@ def test_formulas_stand_in_the_row_where_rows_differ_and_below_where_columns_do(
     assert [c.title for c in money.columns] == ["what", "amount", "formula", "evidence"]
     assert plain(money.rows[1][2].text) == "W ÷ tokens/s"
     memory = asked(view, "vram").tables[0]
-    assert "bytes = Σ of allocations" in [plain(x) for x in memory.below]
+    assert "bytes = Σ of allocations · " in plain(memory.below[0])
 
 
 def test_numbers_of_sentences_tell_how_they_were_made(view: View) -> None:
-    made = asked(view, "economics").tables[-1].table
-    assert [plain(c.text) for c in made.rows[0]] == ["rate", "4.00 USD/h assumed", "assumed", "--rate", "–"]
+    told = plain(asked(view, "economics").made)
+    assert told.startswith("rate 4.00 USD/h assumed = --rate")
 
 
 def test_a_missing_number_is_a_dash_with_its_reason_once() -> None:
@@ -135,7 +135,7 @@ def test_a_column_of_several_formulas_names_their_rows() -> None:
     cells = [(f"r{i}", q(i + 1, "count", "derived", formula=f"f{i % 2}"), q(1, "count", "derived", formula="g"))
              for i in range(4)]  # fmt: skip
     told = [plain(x) for x in with_table(*cells).tables[0].below]
-    assert told == ["head 1 of r0, head 1 of r2 = f0", "head 2 = g", "head 1 of r1, head 1 of r3 = f1"]
+    assert told == ["head 1 of r0, head 1 of r2 = f0 · head 2 = g · head 1 of r1, head 1 of r3 = f1"]
 
 
 def test_rows_left_out_are_counted(view: View) -> None:
