@@ -20,6 +20,7 @@ from gpuaudit.capture.channel import TO_ATTACHER, Channel, ChannelBroken, Messag
 from gpuaudit.capture.child import END_SIGNALS, child_command, child_environment, end_signals_blocked
 from gpuaudit.capture.cost import usage_rows
 from gpuaudit.capture.engine_desk import EngineDesk
+from gpuaudit.capture.engine_endpoint import Endpoint
 from gpuaudit.capture.launch import Command, InvokingUser, Limits, Workload, typed_at_terminal
 from gpuaudit.capture.options import DEFAULT_DURATION_S, CaptureOptions, CaptureResult, EndedBy, Status
 from gpuaudit.capture.output import Output
@@ -56,6 +57,8 @@ class Plan:
     scenario: Scenario | None
     capture_uuid: str
     tell: Callable[[Status], None]
+    engines: list[tuple[Endpoint, str]]
+    """Those the user named, their names resolved once and for all."""
 
 
 class Attacher:
@@ -86,7 +89,7 @@ class Attacher:
         if plan.scenario is None:
             self._probing = Probing.load(plan.options)
             if "engines" in plan.options.sources:
-                self._engines = EngineDesk(plan.options.engines, plan.options.allow_remote, self._traced)
+                self._engines = EngineDesk(plan.engines, self._traced)
         handlers = self._take_signals()
         try:
             plan.output.create(plan.recorder)

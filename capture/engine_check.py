@@ -27,7 +27,7 @@ class EngineAnswer:
 
 def ask_engines() -> Iterator[EngineAnswer]:
     """Every engine that runs now, asked once for its metrics."""
-    desk = EngineDesk((), (), lambda: None)
+    desk = EngineDesk((), lambda: None)
     client = DialClient(os.dup(desk.dial.theirs.fileno()))
     try:
         desk.scan_when_due()

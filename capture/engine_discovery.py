@@ -89,11 +89,12 @@ def listeners(pid: int) -> list[Listener]:
 
 def listening_process(address: Address) -> int | None:
     """The process of our own network namespace that listens on ``address``; None where none is found."""
-    wanted = {"127.0.0.1": {"127.0.0.1", "0.0.0.0"}, "::1": {"::1", "::"}}.get(address.host, {address.host})  # noqa: S104
-    if address.port:  # a socket that listens on every address takes both families
-        wanted |= {"::"}
-    inodes = {o.inode for o in _listening("self") if o.address.port == address.port and o.address.host in wanted}
-    if not inodes:
+    wanted = [address.host]
+    if address.port:  # bound to the very address, to all of its family, or to all of both
+        wanted += ["::"] if ":" in address.host else ["0.0.0.0", "::"]  # noqa: S104
+    here = [o for o in _listening("self") if o.address.port == address.port]
+    inodes = next((found for host in wanted if (found := {o.inode for o in here if o.address.host == host})), None)
+    if inodes is None:
         return None
     for pid in processes.pids():
         if any(i in inodes for i in _socket_inodes(pid)):

@@ -48,11 +48,15 @@ class Endpoint:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an IP address is 127.0.0.0/8 or ::1. A mapped one (::ffff:127.0.0.1) is not taken for one."""
+    """Whether an IP address is 127.0.0.0/8 or ::1. A mapped one (::ffff:127.0.0.1) is not taken for one.
+
+    Which of those ``is_loopback`` is true for depends on the version of Python.
+    """
     try:
-        return ipaddress.ip_address(host).is_loopback and "." not in host.partition(":")[2]
+        address = ipaddress.ip_address(host)
     except ValueError:
         return False
+    return address.is_loopback and getattr(address, "ipv4_mapped", None) is None
 
 
 def parse_endpoint(url: str, *, allow_remote: bool = False) -> Endpoint:

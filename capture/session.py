@@ -24,6 +24,7 @@ from gpuaudit.bundle.writer import MAX_CHALLENGE_CHARS
 from gpuaudit.capture import host
 from gpuaudit.capture.attacher import Attacher, Plan
 from gpuaudit.capture.engine_desk import endpoints
+from gpuaudit.capture.engine_endpoint import Endpoint
 from gpuaudit.capture.launch import invoking_user, own_limits, resolve_command
 from gpuaudit.capture.options import CaptureOptions, CaptureResult, Status
 from gpuaudit.capture.output import Output, default_name
@@ -47,7 +48,7 @@ def run_capture(options: CaptureOptions, *, status: Callable[[Status], None] | N
     """
     tell = _careful(status)
     limits = own_limits()
-    _check_options(options)
+    engines = _check_options(options)
     scenario = load_scenario(options.synthetic) if options.synthetic else None
     user = None if scenario else invoking_user()
     command = resolve_command(options.command, user) if options.command else None
@@ -69,7 +70,7 @@ def run_capture(options: CaptureOptions, *, status: Callable[[Status], None] | N
     plan = Plan(
         options=options, output=output, identity=identity, recorder=recorder, command=command, user=user, limits=limits,
         host_facts=facts, open_body=_open_body(options, facts, scenario), scenario=scenario,
-        capture_uuid=str(uuid.uuid4()), tell=tell,
+        capture_uuid=str(uuid.uuid4()), tell=tell, engines=engines,
     )  # fmt: skip
     result = replace(Attacher(plan).run(), identity_created=created)
     if options.strict and result.incomplete:
@@ -110,7 +111,8 @@ def _absolute(path: Path) -> Path:
     return Path.cwd() / path
 
 
-def _check_options(options: CaptureOptions) -> None:
+def _check_options(options: CaptureOptions) -> list[tuple[Endpoint, str]]:
+    """The engines that are named; UsageError for what makes no sense."""
     unknown = [s for s in options.sources if s not in SELECTABLE_SOURCES]
     if unknown or not options.sources:
         raise UsageError(
@@ -123,7 +125,6 @@ def _check_options(options: CaptureOptions) -> None:
         raise UsageError("a command and --pid cannot both be given", hint="capture one or the other")
     if options.synthetic and (options.command or options.pids):
         raise UsageError("a synthetic scenario watches no process", hint="leave out --pid and the command")
-    _check_engines(options)
     if not _SITE.match(options.site):
         raise UsageError(f"--site {options.site!r:.80}: letters, digits, dot, hyphen and underscore, at most 64")
     challenge = options.challenge
@@ -132,11 +133,12 @@ def _check_options(options: CaptureOptions) -> None:
     for pid in options.pids:
         if why := why_not_followed(pid):
             raise UsageError(f"--pid {pid}: {why}", hint="ps -e lists processes")
+    return _named_engines(options)
 
 
-def _check_engines(options: CaptureOptions) -> None:
+def _named_engines(options: CaptureOptions) -> list[tuple[Endpoint, str]]:
     named = options.engines + options.allow_remote
     if named and (options.synthetic or "engines" not in options.sources):
         why = "a synthetic scenario has no engine" if options.synthetic else "the source engines was not selected"
         raise UsageError(f"{named[0]!r:.120} cannot be scraped: {why}")
-    endpoints(options.engines, options.allow_remote)
+    return endpoints(options.engines, options.allow_remote)

@@ -13,6 +13,7 @@ import pytest
 
 from gpuaudit.capture.engine_dial import ASK, REPLY, DialClient, DialDesk, Line
 from gpuaudit.capture.engine_endpoint import Address, Endpoint, parse_endpoint, unix_endpoint
+from gpuaudit.capture.engine_rights import Rights
 from gpuaudit.capture.http_local import ExchangeFailed
 from tests.engine_server import ENGINE_TEXT, always, free_port, serving
 
@@ -134,6 +135,108 @@ def test_threads_may_ask_at_once(desk: DialDesk) -> None:
         for t in threads:
             t.join()
         assert wrong == []
+
+
+def test_a_file_system_that_hangs_keeps_no_other_engine_waiting(desk: DialDesk) -> None:
+    """Neither its files nor its socket's path: the others are answered while it hangs, and it has one thread."""
+    asked_for, go_on = threading.Event(), threading.Event()
+
+    def hang(name: str) -> int:
+        asked_for.set()
+        go_on.wait()
+        return os.open("/dev/null", os.O_RDONLY)
+
+    desk.add(0, Line(Endpoint("x", "x", "/", ()), open_file=hang))
+    desk.add(1, Line(Endpoint("x", "x", "/", ()), open_file=lambda _: os.open("/dev/null", os.O_RDONLY)))
+    asked, got = client(desk), []
+    waits = threading.Thread(target=lambda: got.append(asked._ask(0, -1, b"config.json", 600)))
+    waits.start()
+    try:
+        assert asked_for.wait(60)
+        os.close(asked._ask(1, -1, b"config.json", 600))
+        with pytest.raises(OSError, match="busy"):
+            asked._ask(0, -1, b"config.json", 600)
+        assert got == []
+    finally:
+        go_on.set()
+        waits.join()
+    os.close(got[0])
+
+
+def test_an_answer_that_comes_too_late_is_passed_over(desk: DialDesk) -> None:
+    go_on = threading.Event()
+
+    def slow(name: str) -> int:
+        go_on.wait()
+        return os.open("/dev/null", os.O_RDONLY)
+
+    desk.add(0, Line(Endpoint("x", "x", "/", ()), open_file=slow))
+    asked = client(desk)
+    with pytest.raises(TimeoutError):
+        asked._ask(0, -1, b"config.json", 0.01)
+    go_on.set()
+    while desk._busy:
+        pass
+    os.close(asked._ask(0, -1, b"config.json", 600))
+
+
+def test_a_defect_met_with_one_engine_does_not_end_the_desk(desk: DialDesk) -> None:
+    def defect(name: str) -> int:
+        raise ValueError("embedded null byte")
+
+    desk.add(0, Line(Endpoint("x", "x", "/", ()), open_file=defect))
+    desk.add(1, Line(Endpoint("x", "x", "/", (Address("a\0b"),))))
+    asked = client(desk)
+    for _ in range(2):
+        with pytest.raises(OSError, match="Input/output"):
+            asked.open_file(0, "config.json")
+    with pytest.raises(ExchangeFailed, match="Input/output"):
+        asked.connect(1, 1, 60)
+
+
+@pytest.mark.parametrize(("kind", "word"), [("link", "symbolic links"), ("fifo", "non-socket"), ("file", "non-socket")])
+def test_a_path_that_is_no_socket_is_not_connected_to(desk: DialDesk, tmp_path: Path, kind: str, word: str) -> None:
+    """A link in the place of a socket the user named may be somebody else's: it is not followed."""
+    here, path = Path.cwd(), tmp_path / "s"
+    os.chdir(tmp_path)
+    try:
+        with serving(always(ENGINE_TEXT), Path("real")) as server:
+            if kind == "link":
+                path.symlink_to("real")
+            elif kind == "fifo":
+                os.mkfifo(path)
+            else:
+                path.touch()
+            desk.add(0, Line(unix_endpoint(str(path))))
+            with pytest.raises(ExchangeFailed, match=word):
+                client(desk).connect(0, 1, 60)
+            assert server.connections == 0
+    finally:
+        os.chdir(here)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_socket_that_the_process_may_not_reach_is_not_reached_for_it(desk: DialDesk, tmp_path: Path) -> None:
+    """A process that names a link to root's socket as its own has root connect to nothing."""
+    here = Path.cwd()
+    os.chdir(tmp_path)
+    nobody, root = Rights(65534, 65534, ()), os.open("/", os.O_PATH)
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == 0 and str(folder).startswith("/tmp/"):
+            folder.chmod(0o755)
+    try:
+        with serving(always(ENGINE_TEXT), Path("private")) as server:
+            Path("public").symlink_to(tmp_path / "private")
+            desk.add(0, Line(unix_endpoint(str(tmp_path / "public")), None, os.dup(root), rights=nobody))
+            asked = client(desk)
+            asked.connect(0, 1, 60).close()
+            Path("private").chmod(0o600)
+            with pytest.raises(ExchangeFailed, match="Permission denied"):
+                asked.connect(0, 1, 60)
+            server.close()
+    finally:
+        os.chdir(here)
+        os.close(root)
 
 
 def test_a_desk_that_is_closed_answers_no_one() -> None:
