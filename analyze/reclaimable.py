@@ -1,4 +1,8 @@
-"""Memory of a GPU that could be given back: KV cache above its peak use, and what idle processes hold. Bytes."""
+"""Memory of a GPU that this capture did not use: KV cache above its peak use, and what idle processes hold. Bytes.
+
+Whether it can be given back is not for a capture to say: each row has its condition. No byte stands in two rows. Of an
+engine that had no request the need of KV cache is not known, and nothing is told.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from gpuaudit.analyze.vram import KV_CACHE, LAST, Part, Topology, engine_of
 
 @dataclass(frozen=True)
 class Reclaimable:
-    """Bytes of one GPU that could be given back, and by which definition."""
+    """Bytes of one GPU that were not used, by which definition, and on which condition they could be given back."""
 
     gpu: GpuTime
     what: str
@@ -20,6 +24,15 @@ class Reclaimable:
     provenance: Provenance
     formula: str
     tables: tuple[tuple[str, str], ...]
+    condition: str
+    idle: bool
+
+
+KV_CONDITION = (
+    "if no later load needs more than that of this capture: use between two scrapes is not seen, and cached prefixes "
+    "do not count as use, so that a smaller cache may lose hits; a smaller cache takes a restart"
+)
+IDLE_CONDITION = "if nobody needs the process ready: it gives its memory back when it ends"
 
 
 def read_reclaimable(context: Context, topologies: list[Topology]) -> list[Reclaimable]:
@@ -28,16 +41,17 @@ def read_reclaimable(context: Context, topologies: list[Topology]) -> list[Recla
     for t in topologies:
         if t.when != LAST:
             continue
-        for p in t.parts:
-            if p.category == KV_CACHE and p.pid is not None:
-                out += _unused_kv(context, t, p)
         idle = {pid: why for pid in {p.pid for p in t.parts if p.pid is not None} if (why := _idle(context, t, pid))}
+        for p in t.parts:
+            if p.category == KV_CACHE and p.pid is not None and p.pid not in idle:
+                out += _unused_kv(context, t, p)
         for pid in sorted(idle):
             held = sum(p.bytes for p in t.parts if p.pid == pid)
-            where = (("nvml_processes", f"{t.gpu.where} AND pid = {pid} AND start_ns >= {t.at_ns}"),)
+            where = (("nvml_processes", f"{t.gpu.where} AND pid = {pid}"),)
             if held:
                 what = f"process {pid} ({context.process_name(pid)}), idle: {idle[pid]}"
-                out.append(Reclaimable(t.gpu, what, held, "derived", "memory of the process at the last sample", where))
+                formula = "memory of the process at the last sample"
+                out.append(Reclaimable(t.gpu, what, held, "derived", formula, where, IDLE_CONDITION, True))
     return out
 
 
@@ -46,13 +60,13 @@ def _unused_kv(context: Context, t: Topology, part: Part) -> list[Reclaimable]:
     holders = {p.pid: sum(q.bytes for q in t.parts if q.pid == p.pid) for p in t.parts if p.pid is not None}
     run = engine_of(context, t.gpu, part.pid, holders)
     peak = None if run is None else run.totals.kv_peak_share
-    if run is None or peak is None or not 0 <= peak < 1:
+    if run is None or peak is None or not run.totals.active or not 0 <= peak < 1:
         return []
     size = int(part.bytes * (1 - peak))
     what = f"KV cache of engine {run.engine} above its peak use"
-    formula = "KV cache × (1 − highest use of any scrape); a peak of this capture, without a margin for another load"
+    formula = "KV cache × (1 − highest use of any scrape); a peak of this capture, without a margin"
     where = (*part.tables, ("engine_scrapes", run.where))
-    return [Reclaimable(t.gpu, what, size, part.provenance, formula, where)]
+    return [Reclaimable(t.gpu, what, size, part.provenance, formula, where, KV_CONDITION, False)]
 
 
 def _idle(context: Context, t: Topology, pid: int) -> str:
@@ -62,9 +76,9 @@ def _idle(context: Context, t: Topology, pid: int) -> str:
         f"FROM nvml_processes WHERE {t.gpu.where} AND pid = {pid}"
     )[0]
     if rows[1] and rows[1] == rows[0]:
-        return "NVML told a utilisation of 0 of it in every sample" if rows[2] == 0 else ""
+        return f"NVML told a utilisation of 0 of it in all its samples ({rows[0]})" if rows[2] == 0 else ""
     held = [i for i, who in enumerate(t.gpu.holders) if pid in who]
     told = t.gpu.utilization[held]
     if len(told) and (told == 0).all():
-        return "no kernel ran on the GPU in any sample that lists it"
+        return f"no kernel ran on the GPU in any sample that lists it ({len(told)})"
     return ""

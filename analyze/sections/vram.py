@@ -28,7 +28,7 @@ TOTALS = (
     ("gpu", "GPU"), ("when", "at"), ("at_ns", "after the start"), ("used", "used by NVML"),
     ("reserved", "reserved by the driver"), ("total", "sum of the parts"), ("capacity", "memory of the GPU"),
 )  # fmt: skip
-RECLAIM = (("gpu", "GPU"), ("what", "what"), ("bytes", "bytes"))
+RECLAIM = (("gpu", "GPU"), ("what", "what"), ("bytes", "not used"), ("condition", "could be given back"))
 
 DEFINITIONS = (
     ("total", "NVML's used memory and, where NVML tells it apart, what the driver reserves beside it. The parts add up "
@@ -43,8 +43,9 @@ DEFINITIONS = (
     ("driver reserved", "NVML's reserved memory (memory info v2); 0 with the reason where NVML did not tell it."),
     ("unattributed", "NVML's used memory less that of all processes it lists: context of the driver, processes that "
      "NVML cannot name, and what NVML does not assign."),
-    ("reclaimable", "KV cache × (1 − its highest use at any scrape), and all memory of processes that were idle in "
-     "every sample. What this capture did not use; another load may need it."),
+    ("reclaimable", "What this capture did not use: KV cache × (1 − its highest use at any scrape) of engines that had "
+     "requests, and all memory of processes that were idle in every sample. Whether it can be given back is for "
+     "somebody to say who knows the loads to come; each row has its condition."),
 )  # fmt: skip
 
 
@@ -120,7 +121,8 @@ def _row(context: Context, t: Topology, p: Part) -> tuple[Quantity | str | None,
 
 def _freed(context: Context, r: Reclaimable) -> tuple[Quantity | str | None, ...]:
     evidence = _evidence(context, r.tables)
-    return f"{r.gpu.index} ({r.gpu.uuid})", r.what, Quantity(r.bytes, "bytes", r.provenance, evidence, r.formula)
+    size = Quantity(r.bytes, "bytes", r.provenance, evidence, r.formula)
+    return f"{r.gpu.index} ({r.gpu.uuid})", r.what, size, r.condition
 
 
 def _bar(t: Topology) -> Json:
@@ -149,10 +151,21 @@ def _statements(context: Context, topologies: list[Topology], freed: list[Reclai
                 {"gpu": str(t.gpu.index), "cut": Quantity(t.overshoot, "bytes", "estimated", evidence,
                                                           "sum of what was cut")},
             ))  # fmt: skip
-    if freed:
-        evidence = tuple(dict.fromkeys(i for r in freed for i in _evidence(context, r.tables)))
-        kinds = {r.provenance for r in freed}
-        worst = next(k for k in ("assumed", "estimated", "derived", "measured") if k in kinds)
-        total = Quantity(sum(r.bytes for r in freed), "bytes", worst, evidence, "sum of the rows")
-        out.append(Statement("{total} could be given back, judged by this capture.", {"total": total}))
+    for idle, text in ((True, IDLE), (False, SPARE)):
+        if chosen := [r for r in freed if r.idle is idle]:
+            out.append(Statement(text, {"total": _together(context, chosen)}))
     return out
+
+
+IDLE = "{total} are held by processes that ran no kernel in any sample; ending them would give it back."
+SPARE = (
+    "{total} of KV cache lay above the highest use that any scrape saw. They are free to give back only if no later "
+    "load needs more than that of this capture."
+)
+
+
+def _together(context: Context, freed: list[Reclaimable]) -> Quantity:
+    evidence = tuple(dict.fromkeys(i for r in freed for i in _evidence(context, r.tables)))
+    kinds = {r.provenance for r in freed}
+    worst = next(k for k in ("assumed", "estimated", "derived", "measured") if k in kinds)
+    return Quantity(sum(r.bytes for r in freed), "bytes", worst, evidence, "sum of the rows")

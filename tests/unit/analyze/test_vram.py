@@ -14,7 +14,7 @@ from gpuaudit.analyze.inference.dtypes import KvElement, WeightType
 from gpuaudit.analyze.inference.memory import KvShape
 from gpuaudit.analyze.inference.model import EngineRun, RunTotals, Setting
 from gpuaudit.analyze.inference.model_facts import Fact, ModelFacts
-from gpuaudit.analyze.reclaimable import read_reclaimable
+from gpuaudit.analyze.reclaimable import KV_CONDITION, read_reclaimable
 from gpuaudit.analyze.sections import vram as section
 from gpuaudit.analyze.vram import Claim, Holding, Topology, fitted, read_topologies
 from tests.scenes import MS, T0, S, Scene
@@ -127,7 +127,7 @@ def run_of(blocks: str | None = "1000", kv_peak: Fraction | None = Fraction(1, 4
     config = {"block_size": Setting("16", "metric label")}
     if blocks is not None:
         config["num_gpu_blocks"] = Setting(blocks, "metric label")
-    totals = RunTotals(kv_peak_share=kv_peak)
+    totals = RunTotals(kv_peak_share=kv_peak, active=3)
     values: dict[str, object] = {"config": config, "totals": totals, "gpus": ("GPU-0",), "facts": facts, **more}
     return EngineRun(0, "vllm", **values)  # type: ignore[arg-type]
 
@@ -201,6 +201,22 @@ def test_kv_cache_above_its_peak_use_can_be_given_back() -> None:
     assert read_reclaimable(context, read_topologies(context)) == []
 
 
+def test_an_engine_without_requests_says_nothing_of_the_cache_it_needs() -> None:
+    totals = RunTotals(kv_peak_share=Fraction(0), active=0)
+    context = with_engine(engine_scene().context(), run_of(totals=totals))
+    assert read_reclaimable(context, read_topologies(context)) == []
+
+
+def test_an_idle_engines_cache_is_not_counted_twice() -> None:
+    """Its memory is one row, which holds its KV cache; all rows together are no more than the GPU has."""
+    scene = sampled(Scene().clock().process(7), T0 + 50 * S, 30 * GIB)
+    held(scene, T0 + 50 * S, 7, 29 * GIB, sm_utilization_percent=0)
+    context = with_engine(scene.context(), run_of())
+    (freed,) = read_reclaimable(context, read_topologies(context))
+    assert (freed.bytes, freed.idle) == (29 * GIB, True)
+    assert freed.what.endswith("idle: NVML told a utilisation of 0 of it in all its samples (1)")
+
+
 def test_an_idle_process_holds_memory_for_nothing() -> None:
     scene = Scene().clock().process(7).process(8)
     for i in range(4):
@@ -231,7 +247,10 @@ def test_the_section_adds_up_and_shows_what_is_not_known() -> None:
     parts = next(t for t in made.tables if t.id == "topology")
     categories = [r[3] for r in parts.rows]
     assert {"unattributed", "driver reserved"} <= set(categories)
-    assert [s.text for s in made.statements] == ["{total} could be given back, judged by this capture."]
+    assert [s.text for s in made.statements] == [section.SPARE]
+    reclaim = next(t for t in made.tables if t.id == "reclaimable")
+    assert reclaim.columns[-1][0] == "condition"
+    assert [r[-1] for r in reclaim.rows] == [KV_CONDITION]
 
 
 def test_an_engine_that_claims_too_much_is_said() -> None:
