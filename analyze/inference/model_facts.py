@@ -31,6 +31,10 @@ REPORTED = ("/server_info", "/get_server_info", "/info", "/props", "/v1/models",
 COMMAND_LINE = ("command line", "given at import")
 ENVIRONMENT = "environment"
 
+CATALOGUE, OVERLAY = "catalogue", "user's overlay"
+OVER_COUNTED = "over counted parameters"
+"""Sources of values that no recording told."""
+
 QUANTIZATION_KEYS = ("quantization",)
 DTYPE_KEYS = ("dtype", "torch_dtype")
 
@@ -168,7 +172,7 @@ def claims(recorded: Sequence[Recorded], fields: dict[str, str], row: ModelRow |
     if name is not None and names_quantisation(name) and not any(c.kind == "quantization" for c in out):
         out.append(Claim("quantization", name.rsplit("/", 1)[-1], "the model's name"))
     elif row is not None and row.weight_dtype:
-        out.append(Claim("dtype", row.weight_dtype, f"catalogue, {row.name}"))
+        out.append(Claim("dtype", row.weight_dtype, _row_name(row)))
     return out
 
 
@@ -224,7 +228,7 @@ def _packed(kind: WeightType, recorded: Sequence[Recorded], counted: architectur
     told = {r.detail: r.value for r in recorded if r.source == CONFIG_FILE}
     if kind.bits is not None or told.get("quantization_config.format") != PACKED or size is None or counted is None:
         return kind
-    return WeightType(Fraction(size * 8, counted.total), "bf16", kind.name, f"{who} over counted parameters")
+    return WeightType(Fraction(size * 8, counted.total), "bf16", kind.name, f"{who} {OVER_COUNTED}")
 
 
 def _total(
@@ -271,7 +275,7 @@ def _weights(
 ) -> Fact[Fraction] | None:
     """Bytes of the files where the engine loads them as they are, else parameters times bits."""
     size, who = _file_bytes(recorded)
-    own = kind.source.startswith((CONFIG_FILE, "catalogue", HEADERS, INDEX_FILE)) or kind.fallback
+    own = kind.source.startswith((CONFIG_FILE, CATALOGUE, OVERLAY, HEADERS, INDEX_FILE)) or kind.fallback
     same = fields.get("quantization_config.quant_method", "").lower() == kind.name
     if size is not None and (own or same or _same_type(fields, kind)):
         return Fact(Fraction(size, 10**9), who, "measured")
@@ -279,9 +283,19 @@ def _weights(
     if gb is None or total is None:
         return None
     made: Provenance = "derived" if total.provenance == "measured" else total.provenance
-    if kind.fallback or kind.source.startswith("catalogue"):
-        made = "estimated" if made == "derived" else made
+    bits = type_provenance(kind)
+    if bits == "assumed" or (bits == "estimated" and made == "derived"):
+        made = bits
     return Fact(gb, f"{total.source}, {kind.name} ({kind.source})", made)
+
+
+def type_provenance(kind: WeightType) -> Provenance:
+    """What the bits of a weight may call themselves."""
+    if kind.source.startswith(OVERLAY):
+        return "assumed"
+    if kind.fallback or kind.source.startswith(CATALOGUE):
+        return "estimated"
+    return "derived" if kind.source.endswith(OVER_COUNTED) else "measured"
 
 
 def _same_type(fields: dict[str, str], kind: WeightType) -> bool:
@@ -300,7 +314,11 @@ def _row_source(row: ModelRow | None) -> str:
     if row is None:
         return ""
     doubt = ", doubtful" if row.doubtful else ""
-    return f"catalogue, {row.name} ({row.date}{doubt})"
+    return f"{_row_name(row)} ({row.date}{doubt})"
+
+
+def _row_name(row: ModelRow) -> str:
+    return f"{CATALOGUE if row.origin == 'catalogue' else OVERLAY}, {row.name}"
 
 
 def _kv_element(recorded: Sequence[Recorded], fields: dict[str, str]) -> KvElement:

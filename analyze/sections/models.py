@@ -16,7 +16,7 @@ from gpuaudit.analyze.inference.baseline import Baseline
 from gpuaudit.analyze.inference.capacity import capacity
 from gpuaudit.analyze.inference.economics import context_tokens
 from gpuaudit.analyze.inference.model import EngineRun
-from gpuaudit.analyze.inference.model_facts import Fact, ModelFacts
+from gpuaudit.analyze.inference.model_facts import Fact, ModelFacts, type_provenance
 from gpuaudit.analyze.inference.rows import rows_of
 from gpuaudit.analyze.store import quoted
 from gpuaudit.bundle.rounding import significant
@@ -158,10 +158,9 @@ def _facts(make: _Maker, f: ModelFacts) -> Iterator[Line]:
         make.fact(active, active.value if active else None, "count", why),
         (active.source if active else ""),
     )
-    made: Provenance = "estimated" if kind.fallback or kind.source.startswith("catalogue") else "measured"
     yield (
         "bits of a weight",
-        make.estimated(kind.bits, "bits", "", kind.reason, provenance=made),
+        make.estimated(kind.bits, "bits", "", kind.reason, provenance=type_provenance(kind)),
         (f"{kind.name} ({kind.source})" if kind.bits is not None else _short(kind.source)),
     )
     size = weights.value * formulas.GIGA if weights else None

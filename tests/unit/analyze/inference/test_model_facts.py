@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -9,9 +10,9 @@ import pytest
 
 from gpuaudit.analyze.catalogue import Catalogue
 from gpuaudit.analyze.inference.architecture import counted, kv_shape
-from gpuaudit.analyze.inference.dtypes import Claim, computing_type, kv_element, weight_type
+from gpuaudit.analyze.inference.dtypes import Claim, WeightType, computing_type, kv_element, weight_type
 from gpuaudit.analyze.inference.memory import KvShape, bytes_per_sequence
-from gpuaudit.analyze.inference.model_facts import ModelFacts, Recorded, model_facts
+from gpuaudit.analyze.inference.model_facts import OVER_COUNTED, ModelFacts, Recorded, model_facts, type_provenance
 
 CATALOGUE = Catalogue.load()
 
@@ -327,3 +328,27 @@ def test_who_is_asked_for_the_type_and_in_which_order() -> None:
     assert sglang.weight_type.source == "/get_server_info dtype"
     kv = facts(("kv_cache_dtype", "auto", "command line"), ("kv_cache_dtype", "fp8_e5m2", "metric label"))
     assert (kv.kv_element.size_bytes, kv.kv_element.source) == (1, "metric label")
+
+
+def test_a_row_of_the_users_is_not_called_the_catalogues() -> None:
+    """What an overlay says of a model is the user's word: named so, and assumed down to the size of the weights."""
+    mine = replace(CATALOGUE, models=tuple(replace(m, origin="user") for m in CATALOGUE.models))
+    name = [Recorded("model", "meta-llama/Llama-3.1-8B", "/v1/models")]
+    ours, theirs = model_facts(name, mine), model_facts(name, CATALOGUE)
+    assert ours.total is not None
+    assert ours.weights is not None
+    assert theirs.weights is not None
+    assert ours.total.source == "user's overlay, Llama 3 8B (2026-08)"
+    assert ours.weight_type.source == "user's overlay, Llama 3 8B"
+    assert (type_provenance(ours.weight_type), ours.weights.provenance) == ("assumed", "assumed")
+    assert (type_provenance(theirs.weight_type), theirs.weights.provenance) == ("estimated", "estimated")
+    recorded = [Recorded(k, v, "config.json") for k, v in LLAMA_8B.items()]
+    files = model_facts([*name, *recorded], mine)
+    assert files.weights is not None
+    assert files.weights.provenance == "assumed", "counted parameters times the overlay's type"
+
+
+def test_bits_from_a_size_over_a_count_are_derived() -> None:
+    assert type_provenance(weight_type([Claim("dtype", "bfloat16", "config.json torch_dtype")])) == "measured"
+    packed = WeightType(Fraction(9, 2), "bf16", "compressed-tensors", f"safetensors index: total_size {OVER_COUNTED}")
+    assert type_provenance(packed) == "derived"
