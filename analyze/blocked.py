@@ -51,7 +51,7 @@ _STREAM = (
 COPY_CALLS = "(op LIKE 'cudaMemcpy%' OR op LIKE 'cuda%Synchronize%')"
 """SQL condition of the calls that blocked time is made of."""
 
-Array = npt.NDArray[np.int64]
+Array = npt.NDArray[np.int32]
 Chosen = npt.NDArray[np.bool_]
 
 
@@ -81,7 +81,7 @@ NOTHING = Blocked(intervals.EMPTY, intervals.EMPTY, intervals.EMPTY, intervals.E
 def read_blocked(store: Store, pid: int, end_ns: int, gap_ns: int = int(GAP.value)) -> Blocked:
     """What the calls of one process say; calls that are still open end at ``end_ns``."""
     a = store.arrays(
-        f"SELECT tid::BIGINT AS tid, {KIND}::BIGINT AS kind, op LIKE 'cudaMemcpyAsync%' AS asynchronous, "
+        f"SELECT tid, {KIND}::UTINYINT AS kind, op LIKE 'cudaMemcpyAsync%' AS asynchronous, "
         f"{_STREAM} AS stream, start_ns::BIGINT AS start_ns, coalesce(end_ns, {end_ns})::BIGINT AS end_ns "
         f"FROM cuda_calls WHERE pid = {int(pid)} ORDER BY start_ns, leaf, row"
     )
@@ -107,15 +107,16 @@ def _of(a: dict[str, npt.NDArray[Any]], chosen: Chosen) -> Intervals:
 def _waits(a: dict[str, npt.NDArray[Any]]) -> tuple[Chosen, Chosen]:
     """Synchronisations that waited for copies alone, and those that had copies and kernels to wait for."""
     device = a["kind"] == DEVICE_SYNC
-    at = np.arange(len(device))
+    at = np.arange(len(device), dtype=np.int32)  # a process has fewer than 2^31 calls, and memory is what they cost
     emptied = _before(_last(at, device))
-    alone, both = _given(a, at, np.zeros(len(at), dtype=np.int64), emptied, device)
+    alone, both = _given(a, at, np.zeros(1, dtype=np.int32), emptied, device)
     stream = a["kind"] == STREAM_SYNC
-    order = np.lexsort((at, a["stream"]))
+    order = np.argsort(a["stream"], kind="stable").astype(np.int32)
     order = order[~device[order]]
     first = np.ones(len(order), dtype=bool)
-    first[1:] = np.diff(a["stream"][order]) != 0
-    begin = np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))
+    streams = a["stream"][order]
+    first[1:] = streams[1:] != streams[:-1]
+    begin = np.maximum.accumulate(np.where(first, at[: len(order)], 0))
     of_streams = _given(a, order, begin, emptied, stream)
     return alone | of_streams[0], both | of_streams[1]
 
@@ -128,7 +129,7 @@ def _given(
     ``calls`` are grouped, each group in order of time from its position ``begin`` on. What was given before the last
     judged call of the group, or before the last synchronisation of the ``device``, is done.
     """
-    position = np.arange(len(calls))
+    position = np.arange(len(calls), dtype=np.int32)
     kind = a["kind"][calls]
     done = _before(_last(position, judged[calls]))
 
@@ -154,13 +155,14 @@ def _last(at: Array, chosen: Chosen) -> Array:
 
 def _before(last: Array) -> Array:
     """The same, up to the position before."""
-    return np.concatenate([[-1], last[:-1]])
+    return np.concatenate([np.full(1, -1, dtype=last.dtype), last[:-1]])
 
 
 def _gaps(a: dict[str, npt.NDArray[Any]], copies: Chosen, waits: Chosen, gap_ns: int) -> Intervals:
-    order = np.lexsort((np.arange(len(copies)), a["tid"]))
+    order = np.argsort(a["tid"], kind="stable").astype(np.int32)
     starts, ends = [intervals.EMPTY[:, 0]], [intervals.EMPTY[:, 0]]
-    for mine in np.split(order, np.flatnonzero(np.diff(a["tid"][order])) + 1):
+    tids = a["tid"][order]
+    for mine in np.split(order, np.flatnonzero(tids[1:] != tids[:-1]) + 1):
         reached = np.maximum.accumulate(a["end_ns"][mine])
         before, after = reached[:-1], a["start_ns"][mine][1:]
         follows = (copies | waits)[mine][:-1] & copies[mine][1:] & (after - before <= gap_ns)

@@ -125,7 +125,9 @@ def read_rows(context: Context) -> list[Row]:
         calls: dict[int, Blocked] = {}
         for pid in shards.holders(context, gpu):
             seen[pid] = shards.calls_seen(context, pid)
-            calls[pid] = blocked.read_blocked(context.store, pid, context.window.end_ns)
+            # Of a process on several GPUs nothing is told, so its calls are not read.
+            one = len(shards.gpus_of(context, pid)) == 1
+            calls[pid] = blocked.read_blocked(context.store, pid, context.window.end_ns) if one else blocked.NOTHING
         out.append(_gpu_row(context, gpu, seen, calls))
         out += [_process_row(context, gpu, pid, seen[pid], calls[pid]) for pid in seen]
     return out

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
 from gpuaudit.analyze import busy, intervals
-from gpuaudit.analyze.blocked import Blocked, read_blocked
+from gpuaudit.analyze.blocked import Blocked, of_calls, read_blocked
 from gpuaudit.analyze.busy import Busy
 from gpuaudit.analyze.shards import calls_seen, shard_of
 from gpuaudit.analyze.stall import Stall
@@ -89,6 +90,23 @@ def test_the_default_stream_of_a_thread_is_its_own() -> None:
     scene.cuda(7, "cudaLaunchKernel_ptsz", T0 + 2 * MS, MS, stream=0, tid=8)
     scene.cuda(7, "cudaStreamSynchronize_ptsz", T0 + 20 * MS, 10 * MS, stream=0)
     assert spans(blocked(scene).waits) == [(20, 30)]
+
+
+def test_memory_per_call_is_bounded() -> None:
+    """Beside its columns a call costs at most 64 bytes: five million of a process are 320 MB, given back at once."""
+    n = 100_000
+    i = np.arange(n)
+    calls = {
+        "tid": (i % 7).astype(np.uint32), "kind": (i * 31 % 5).astype(np.uint8), "asynchronous": i % 3 == 0,
+        "stream": i % 4, "start_ns": i * 1_000, "end_ns": i * 1_000 + 900,
+    }  # fmt: skip
+    of_calls({name: values[:10] for name, values in calls.items()}, 5_000)
+    tracemalloc.start()
+    found = of_calls(calls, 5_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 64 * n
+    assert len(found.possible)
 
 
 def told(share: float, start: int, end: int) -> Busy:
