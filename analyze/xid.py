@@ -84,6 +84,8 @@ _TABLE: tuple[tuple[int, str, Bucket, str], ...] = (
     (94, "memory error, contained to one application", "restart_app", ""),
     (95, "memory error that was not contained: all applications on the GPU", "reset", ""),
     (106, "test message", "none", ""), (107, "test message", "none", ""),
+    (108, "an access over NVLink could not be translated at the other end, mostly an illegal one of the application",
+     "none", "app"),
     (109, "a context switch timed out", "reset", "support"),
     (110, "security fault", "reset", "software"),
     (119, "the GPU's system processor (GSP) did not answer in time", "reset", "software"),

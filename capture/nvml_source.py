@@ -172,7 +172,8 @@ def _not_usable(error: pynvml.NVMLError) -> Capability:
     """Why NVML cannot be used, and what to do about it."""
     code = int(error.value)
     if code == pynvml.NVML_ERROR_LIBRARY_NOT_FOUND:
-        return Capability("nvml", False, "libnvidia-ml.so.1 was not found: no NVIDIA driver on this host")
+        reason = "libnvidia-ml.so.1 was not found, or could not be loaded: no usable NVIDIA driver on this host"
+        return Capability("nvml", False, reason)
     if code == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH:
         reason = f"the NVIDIA kernel driver and libnvidia-ml.so.1 are of different versions (NVML code {code})"
         return Capability("nvml", False, reason, "reload the driver's kernel modules or reboot: it was updated")

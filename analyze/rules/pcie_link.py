@@ -22,7 +22,7 @@ from gpuaudit.analyze.words import duration
 
 BUSY = Threshold(
     "busy_percent", 50, "count",
-    "chosen: a GPU that ran kernels in half of NVML's period (percent) is not in an idle power state",
+    "chosen: a GPU that ran kernels in half of NVML's period (percent) is not in an idle power state", most=100,
 )  # fmt: skip
 STATE = Threshold(
     "working_state", 2, "count", "nvml.h, nvmlPstates_t: P0 is the highest performance; P0 to P2 are states of work"

@@ -209,6 +209,21 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
         Policy.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'\xef\xbb\xbf{"thresholds": {}}', b'{"thresholds": {"\\ud800.x": 1}}',
+        b'{"thresholds": {"xid.min_events": true}}',
+        b'{"thresholds": {"xid.min_events": "1\\u0000"}}', '{"thresholds": {"xid.min_events": "\u0661"}}'.encode(),
+        b'{"thresholds": {"xid.min_events": ' + b"9" * 5_000 + b"}}", b'{"a":' * 100_000,
+        b'{"thresholds": {"pcie_link.busy_percent": "101"}}', b'{"thresholds": {"nvlink.crc_growth": "201/2"}}',
+    ],
+)  # fmt: skip
+def test_a_hostile_file_is_refused_in_one_line(tmp_path: Path, text: bytes) -> None:
+    """A byte order mark, a lone surrogate, digits of another script, numbers without end, and 101 percent."""
+    assert refused(tmp_path, text).isprintable()
+
+
 def test_a_threshold_that_may_be_negative_may_stay_so() -> None:
     d = Declaration("r", "rule", "t", "q?", (), (Threshold("floor", -3, "points", "source"),), {}, "n")
     assert Policy.parse(b'{"thresholds": {"r.floor": "-5 points"}}', "p", [d]).overrides == {("r", "floor"): -5}

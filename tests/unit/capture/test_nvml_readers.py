@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pynvml  # type: ignore[import-untyped]
 import pytest
 
-from gpuaudit.capture import nvml_check, nvml_events, nvml_samples
+from gpuaudit.capture import nvml_check, nvml_events, nvml_samples, nvml_source
 from gpuaudit.capture.nvml_devices import Gpu, MigList
 
 GPU = Gpu(0, "GPU-0", "a GPU", "575.1", None)
@@ -66,6 +67,15 @@ def test_a_storm_of_events_of_an_unknown_gpu_is_one_note() -> None:
         data = SimpleNamespace(device=None, eventType=0x8, eventData=number, gpuInstanceId=0, computeInstanceId=0)
         assert reader._row(data) is None
     assert list(reader.notes) == [("events of a GPU that was not registered, the first of type 0x8", 5, None)]
+
+
+def test_an_init_that_hangs_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = threading.Event()
+    monkeypatch.setattr(pynvml, "nvmlInit", answers.wait)
+    monkeypatch.setattr(nvml_source, "INIT_DEADLINE_S", 0.05)
+    capability = nvml_source.NvmlSource().probe()
+    answers.set()
+    assert (capability.available, capability.reason) == (False, "nvmlInit did not return within 0 s")
 
 
 def test_a_defect_is_not_called_late(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from gpuaudit.bundle.canonical import dumps
 from gpuaudit.bundle.table import Table
 from gpuaudit.bundle.tables import TABLES
 from gpuaudit.bundle.tables_nvml import NVML_HEALTH, NVML_LINKS, NVML_PROCESSES, NVML_SAMPLES
+from tests.doubles.build import compiler
 from tests.nvml_double import named, watch
 
 TIMES = {"start_ns", "duration_ns"}
@@ -383,6 +385,22 @@ def test_no_driver_is_a_reason_not_an_error() -> None:
     if capability["available"]:
         pytest.skip("this host has an NVIDIA driver")
     assert "libnvidia-ml.so.1 was not found" in capability["reason"]
+
+
+@pytest.mark.parametrize(("text", "says"), [("", "code 13"), (None, "libnvidia-ml.so.1 was not found")])
+def test_a_library_that_is_none_is_a_reason(tmp_path: Path, text: str | None, says: str) -> None:
+    """A file of that name without NVML's functions, or that is no library at all."""
+    library = tmp_path / "libnvidia-ml.so.1"
+    if text is None:
+        library.write_bytes(b"not an ELF file")
+    else:
+        gcc = compiler()
+        if gcc is None:
+            pytest.skip("gcc is not installed")
+        subprocess.run([gcc, "-shared", "-x", "c", "-", "-o", str(library)], input=text, text=True, check=True)
+    capability = watch(library, until={})["capability"]
+    assert not capability["available"]
+    assert says in capability["reason"]
 
 
 def test_driver_and_library_of_different_versions(nvml_library: Path) -> None:
