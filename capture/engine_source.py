@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import count
 from typing import Any
 
@@ -34,15 +35,48 @@ PATIENCE = 8
 """After so many polls in a row that brought nothing, only every :data:`SLOW_INTERVAL_NS` is asked."""
 
 QUEUE_LIMIT = 256
-"""Polls of one engine that may wait for the recorder: a minute. Past it the oldest are dropped, and a gap says so."""
+"""Polls of one engine that may wait for the recorder: a minute. Past it they are dropped, and a gap says so."""
 
 MAX_SETTINGS = 65_536
 """Of all engines: settings that come and go with every answer must not fill the disk."""
+
+SHARE = Fraction(1, 3)
+"""Of one core, which reading all engines' answers may take. Past it they are asked less often, each in proportion to
+what it costs: the rings and the GPUs are read by the same process."""
+
+MAX_WAITING_BYTES = 64 << 20
+"""Of answers, of all engines, that may wait for the recorder as samples, which take about ten times as much memory."""
 
 STOP_S = 1.0
 """At the end of the capture an answer that is on its way has so long to come."""
 
 LIMITS = Limits(bytes=MAX_BODY_BYTES, lines=50_000)
+
+
+class Budget:
+    """What all pollers share: the processor's time and the memory that answers may take."""
+
+    def __init__(self) -> None:
+        self.engines = 0
+        self._waiting = 0
+        self._lock = threading.Lock()
+
+    def pause_s(self, spent_s: float) -> float:
+        """How long who spent so much processor time is to leave it to others."""
+        return spent_s * self.engines / float(SHARE)
+
+    def hold(self, size: int) -> bool:
+        """Whether an answer of ``size`` bytes may wait; then :meth:`release` is due."""
+        with self._lock:
+            if self._waiting + size > MAX_WAITING_BYTES:
+                return False
+            self._waiting += size
+            return True
+
+    def release(self, size: int) -> None:
+        """An answer waits no more."""
+        with self._lock:
+            self._waiting -= size
 
 
 @dataclass(frozen=True)
@@ -78,6 +112,11 @@ class _Poll:
     status: int | None = None
     size_bytes: int | None = None
 
+    @property
+    def held_bytes(self) -> int:
+        """What it counts for while it waits."""
+        return (self.size_bytes or 0) if self.samples else 0
+
 
 Setting = tuple[str, str, str, str]
 
@@ -85,14 +124,18 @@ Setting = tuple[str, str, str, str]
 class _Poller(threading.Thread):
     """Polls one engine. It touches no row: what it brings waits in :attr:`done` and :attr:`settings`."""
 
-    def __init__(self, engine: Engine, dial: DialClient, files: DialClient) -> None:
+    def __init__(self, engine: Engine, dial: DialClient, files: DialClient, budget: Budget) -> None:
         super().__init__(name=f"engine-{engine.engine}", daemon=True)
         self.engine = engine
+        self.budget = budget
+        self.charged_s = 0.0
+        """Processor time that others spent on this engine's answers."""
+        self.reads_files = False
         self.ended = threading.Event()
         self.ask: deque[Sequence[str]] = deque()
         """Paths to ask for settings, put there once it is known what the engine is."""
         self.look_at_files = engine.files
-        self.done: deque[_Poll] = deque(maxlen=QUEUE_LIMIT)
+        self.done: deque[_Poll] = deque()
         self.settings: deque[Setting] = deque()
         self.polls = 0
         self.failure = ""
@@ -106,8 +149,11 @@ class _Poller(threading.Thread):
         failed = 0
         try:
             while not self.ended.is_set():
+                cpu_s = time.thread_time() - self.charged_s
+                self.charged_s = 0.0
                 poll = self._poll()
-                self.done.append(poll)
+                if len(self.done) < QUEUE_LIMIT and self.budget.hold(poll.held_bytes):
+                    self.done.append(poll)
                 self.polls += 1
                 self.busy_since_ns = None
                 failed = 0 if poll.op == "ok" else failed + 1
@@ -116,7 +162,8 @@ class _Poller(threading.Thread):
                 pace = POLL_INTERVAL_NS if failed < PATIENCE else SLOW_INTERVAL_NS
                 left_ns = poll.start_ns + pace - boottime_ns()
                 busy_ns = (boottime_ns() - poll.start_ns) // 2  # what is slow to answer, or to read, is asked less
-                self.ended.wait(max(left_ns, busy_ns, 0) / 1e9)
+                rest_s = self.budget.pause_s(time.thread_time() - cpu_s)
+                self.ended.wait(max(left_ns / 1e9, busy_ns / 1e9, rest_s, 0))
         except Exception as e:  # a defect here must not end the capture
             self.failure = f"{type(e).__name__}: {e}"
         finally:
@@ -146,17 +193,26 @@ class _Poller(threading.Thread):
                 except (ExchangeFailed, Unreadable):
                     continue
         if self.look_at_files:
-            self.look_at_files = False
+            self.look_at_files, self.reads_files = False, True
             threading.Thread(target=self._read_files, name=f"model-{self.engine.engine}", daemon=True).start()
 
     def _read_files(self) -> None:
         """A model's folder may be on a file system that hangs: that must not keep its engine from being polled."""
-        number = self.engine.engine
+        spent_s = time.thread_time()
+
+        def open_file(name: str) -> int:
+            nonlocal spent_s
+            now_s = time.thread_time()
+            self.ended.wait(self.budget.pause_s(now_s - spent_s))
+            spent_s = now_s
+            return self._files.open_file(self.engine.engine, name)
+
         try:
-            for setting in of_files(lambda name: self._files.open_file(number, name)):
+            for setting in of_files(open_file):
                 self.settings.append(setting)
         except Exception as e:  # as in run
             self.failure = f"reading the model's files: {type(e).__name__}: {e}"
+        self.reads_files = False
 
 
 @dataclass
@@ -185,6 +241,7 @@ class EngineSource:
         self._numbers: Iterator[int] = count()
         self._watched: dict[int, _Watched] = {}
         self._settings_told: dict[tuple[object, ...], str] = {}
+        self._budget = Budget()
 
     def probe(self) -> Capability:
         """Always available: an engine may come at any time."""
@@ -197,7 +254,8 @@ class EngineSource:
         """Begin to poll an engine, or learn its process of one that is polled."""
         watched = self._watched.get(engine.engine)
         if watched is None:
-            poller = _Poller(engine, self._dial, self._files)
+            self._budget.engines += 1
+            poller = _Poller(engine, self._dial, self._files, self._budget)
             self._watched[engine.engine] = _Watched(engine, poller, SeriesTracker(engine.engine, self._numbers))
             poller.start()
             return
@@ -222,12 +280,19 @@ class EngineSource:
             if since is not None:
                 reason = f"{w.engine.url:.120} did not answer until the end"
                 sink.gap(self.name, reason, since, now, table="engine_scrapes")
+            if w.poller.reads_files:
+                reason = f"the files of the model of {w.engine.url:.120} were not read until the end"
+                sink.gap(self.name, reason, now, None, table="engine_config")
 
     def _collect(self, w: _Watched, sink: RingSink) -> int:
         taken = 0
+        begin_s = time.thread_time()
         while w.poller.done:
-            self._row(w, w.poller.done.popleft(), sink)
+            poll = w.poller.done.popleft()
+            self._budget.release(poll.held_bytes)
+            self._row(w, poll, sink)
             taken += 1
+        w.poller.charged_s += time.thread_time() - begin_s
         w.taken += taken
         missed = w.poller.polls - w.taken - len(w.poller.done)
         now = boottime_ns()

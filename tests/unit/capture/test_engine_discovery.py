@@ -85,6 +85,19 @@ def test_a_remote_address_is_one_only_where_allowed() -> None:
     assert not parse_endpoint("http://127.0.0.1:8000", allow_remote=True).remote
 
 
-@pytest.mark.parametrize("host", ["::ffff:127.0.0.1", EVERYWHERE, "::", "128.0.0.1", "localhost", "", "127.0.0.1 "])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "::ffff:127.0.0.1",
+        "::ffff:7f00:1",
+        "::ffff:10.0.0.1",
+        EVERYWHERE,
+        "::",
+        "128.0.0.1",
+        "localhost",
+        "",
+        "127.0.0.1 ",
+    ],
+)
 def test_not_loopback(host: str) -> None:
     assert not is_loopback(host)
