@@ -15,8 +15,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 
-# ICF would make two functions with the same body one, and a tail call has no frame; the frame pointer's push is a first instruction that the kernel
-# emulates, as in NVIDIA's own libraries.
+# ICF would make two functions with the same body one, and a tail call has no frame; the frame pointer's push is a
+# first instruction that the kernel emulates, as in NVIDIA's own libraries.
 COMMON = (
     "-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-fno-ipa-icf", "-fno-omit-frame-pointer",
     "-fno-optimize-sibling-calls", "-fcf-protection=none", "-pthread",
