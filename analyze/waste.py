@@ -12,6 +12,7 @@ from fractions import Fraction
 from gpuaudit.analyze import intervals
 from gpuaudit.analyze.context import Context
 from gpuaudit.analyze.finding import Json, Provenance, Quantity, number_from_json
+from gpuaudit.analyze.gpu_time import GpuTime
 from gpuaudit.analyze.host_time import BLOCKING_OPS, CALL_TABLES
 from gpuaudit.analyze.ledger import KEYS, NOTHING, WASTE, Amount, Entry, ledger
 from gpuaudit.analyze.memory_wall import MemoryWall
@@ -23,6 +24,9 @@ HOURS_PER_YEAR = 8_760
 """365 days; a month is a twelfth of it, 730 h."""
 
 HOURS_PER_MONTH = HOURS_PER_YEAR // 12
+
+BY_HOST = ("host_blocked", "starved", "idle_allocated", "over_allocated")
+"""Parts of idle time, told apart by what the host did, each of what the ones before it leave."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ class _Section:
         }  # fmt: skip
 
     def _observed_time(self) -> Quantity:
-        samples = (self._context.book.where("nvml_samples"),)
+        samples = (self._context.book.where("nvml_samples", "parent_uuid IS NULL"),)
         formula = "time covered by NVML samples, summed over GPUs"
         if self._observed:
             return Quantity(self._observed, "gpu_ns", "derived", samples, formula)
@@ -202,18 +206,25 @@ def _evidence(context: Context, e: Entry, *, wall: bool) -> tuple[str, ...]:
         out.append(book.where("nvml_processes", e.gpu.where if e.pid is None else f"{e.gpu.where} AND pid = {e.pid}"))
     pids = [e.pid] if e.pid is not None else sorted({p for who in e.gpu.holders for p in who})
     who = f"pid IN ({', '.join(map(str, pids))})" if pids else "false"
-    host = e.key in ("waiting_for_peers", "host_blocked", "starved")
-    if host:
-        mine = [c for c in context.collectives if set(pids) & set(c.pids) and not c.not_evaluated]
+    mine = [c for c in context.collectives if set(pids) & set(c.pids) and not c.not_evaluated]
+    if e.key not in ("idle_unallocated", "not_classified"):  # all others are what waiting leaves
         out += [book.where("nccl_calls", c.where) for c in mine]
+    if (mine and e.key in ("useful", "throttled", "memory_bound")) or e.key in ("waiting_for_peers", *BY_HOST):
         ops = ", ".join(f"'{op}'" for op in BLOCKING_OPS)
         out += book.present(("cuda_calls",), f"op IN ({ops}) AND {who}")
-    if e.key == "starved":
+    if e.key in BY_HOST[1:]:
         out += book.present(CALL_TABLES, who)
         out += [book.where("engine_scrapes", r.where) for r in context.engine_runs if set(pids) & set(r.pids)]
+    if e.key == "over_allocated":
+        out += [book.where("nvml_samples", g.where) for g in _other_gpus(context, e.gpu, pids)]
     if e.key in ("memory_bound", "useful") and wall:
         out.append(book.where("gpm_samples", e.gpu.where))
     return tuple(dict.fromkeys(out))
+
+
+def _other_gpus(context: Context, gpu: GpuTime, pids: Sequence[int]) -> list[GpuTime]:
+    """GPUs beside this one that its processes held."""
+    return [g for g in context.gpus if g.uuid != gpu.uuid and any(who & set(pids) for who in g.holders)]
 
 
 def _notes(context: Context, money: Money) -> list[str]:

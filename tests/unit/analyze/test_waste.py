@@ -26,7 +26,7 @@ def parts(scene: Scene) -> dict[str, Fraction]:
     return {r["key"]: number(r["gpu_time"]) for r in scene.document().waste["by_key"]}
 
 
-def bounds(scene: Scene) -> dict[str, tuple[Fraction, Fraction]]:
+def bounds(scene: Scene) -> dict[str, tuple[Fraction | int, Fraction | int]]:
     return {r["key"]: (number(r["low"]), number(r["high"])) for r in scene.document().waste["by_key"]}
 
 
@@ -180,3 +180,38 @@ def test_a_month_is_projected_only_with_a_stated_duty_cycle() -> None:
 def test_every_amount_has_evidence(key: str) -> None:
     waste = half_idle().document().waste
     assert all(r[key]["evidence"] for r in [*waste["rows"], *waste["by_key"], waste["total"]])
+
+
+def evidence(scene: Scene, key: str) -> list[str]:
+    """Tables and conditions of the rows that a part rests on."""
+    document = scene.document()
+    (row,) = (r for r in document.waste["rows"] if r["key"] == key)
+    queries = {e["id"]: e["query"] for e in document.to_json()["evidence"]}
+    return [queries[i] for i in row["gpu_time"]["evidence"]]
+
+
+def test_a_part_rests_on_what_told_it_from_the_parts_before() -> None:
+    """Idle time of no known reason is what the host's calls leave; a spare GPU is one because another was busy."""
+    scene = Scene().clock().samples(T0, T0 + 60 * S, pids=[7], gpu_utilization_percent=0)
+    scene.cuda(7, "cudaLaunchKernel", T0 + 10 * S, S).cuda(7, "cudaLaunchKernel", T0 + 30 * S, S)
+    assert any("FROM cuda_calls" in q for q in evidence(scene, "idle_allocated"))
+    two = Scene().clock().samples(T0, T0 + 60 * S, pids=[7], gpu_utilization_percent=0)
+    two.samples(T0, T0 + 60 * S, gpu=1, pids=[7], gpu_utilization_percent=90)
+    found = [q for q in evidence(two, "over_allocated") if "FROM nvml_samples" in q]
+    assert any("GPU-1" in q for q in found)
+    assert any("GPU-0" in q for q in found)
+
+
+def test_a_mig_device_adds_no_time_to_its_gpu() -> None:
+    """Its rows are neither time of their own nor evidence of the time that was observed."""
+    scene = Scene().clock().sample(T0, 10 * S, 0, [7], gpu_utilization_percent=40)
+    alone = scene.document().waste
+    scene.add(
+        "nvml_samples", start_ns=T0, duration_ns=10 * S, gpu_index=0, gpu_uuid="MIG-1", parent_uuid="GPU-0",
+        gpu_instance=1, gpu_utilization_percent=None, unavailable="",
+    )  # fmt: skip
+    document = scene.document()
+    assert document.waste["observed"]["value"] == alone["observed"]["value"] == str(10 * S)
+    assert parts(scene) == {"useful": 4 * S, "idle_allocated": 6 * S}
+    rows = {e["id"]: e["rows"] for e in document.to_json()["evidence"]}
+    assert [rows[i] for i in document.waste["observed"]["evidence"]] == [1]
