@@ -106,22 +106,22 @@ def read_allocations(store: Store, pid: int, copied: Destinations) -> Allocation
 
 
 def _place(made: Allocations, copied: Destinations) -> None:
-    """Add the bytes of each destination to the allocation that held its address at the first copy."""
-    order = np.lexsort((made.begin, made.address))
-    below = np.searchsorted(made.address[order], copied.address, side="right").tolist()
-    for at, right in enumerate(below):
-        found = _holding(made, order[max(0, right - MAX_LOOK) : right], int(copied.address[at]), int(copied.first[at]))
-        if found >= 0:
-            target = made.once if copied.count[at] == 1 else made.again
-            target[found] += copied.bytes[at]
+    """Add the bytes of each destination to the allocation that held its address at the first copy.
 
-
-def _holding(made: Allocations, below: npt.NDArray[np.intp], address: int, at_ns: int) -> int:
-    """Which of the allocations ``below`` an address holds it at a moment, -1 for none.
-
-    Live allocations do not overlap, so that only the nearest live one below the address can hold it.
+    Live allocations do not overlap, so that only the nearest live one at or below an address can hold it.
     """
-    for i in below[::-1].tolist():
-        if made.begin[i] <= at_ns < made.end[i]:
-            return int(i) if address < made.address[i] + made.size[i] else -1
-    return -1
+    order = np.lexsort((made.begin, made.address))
+    at = np.searchsorted(made.address[order], copied.address, side="right") - 1
+    open_ = np.arange(len(copied.address))
+    for _ in range(MAX_LOOK):
+        open_ = open_[at[open_] >= 0]
+        if not len(open_):
+            break
+        near, first = order[at[open_]], copied.first[open_]
+        live = (made.begin[near] <= first) & (first < made.end[near])
+        inside = live & (copied.address[open_] - made.address[near] < made.size[near])
+        once = copied.count[open_] == 1
+        for target, chosen in ((made.once, inside & once), (made.again, inside & ~once)):
+            np.add.at(target, near[chosen], copied.bytes[open_[chosen]])
+        open_ = open_[~live]
+        at[open_] -= 1

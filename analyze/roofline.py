@@ -5,7 +5,8 @@ user's. Units: FLOP/s, FLOP/byte of the GPU's memory, bytes/s; all of one GPU. T
 peak / bandwidth. What can be attained at an intensity I is min(peak, I × bandwidth) (Williams et al. 2009).
 
 - *GPM*: rate = Σ over tensor pipes of (time the pipe was active × its dense peak), traffic = DRAM activity × bandwidth.
-  A pipe that is active need not issue at its full rate, so the rate is an upper bound; vector pipes are left out.
+  A pipe that is active need not issue at its full rate, so the rate is an upper bound of 16-bit and integer work; GPM
+  does not tell FP8 from FP16 and BF16, so that where FP8 ran it may be up to twice as high. Vector pipes are left out.
 - *Decode* of an engine, B sequences (mean running, at least 1) of len tokens (mean prompt + half the mean output):
   2·P + 2·c·L·len FLOP per token; each step reads the weights once (of a mixture the experts that B tokens touch) and
   B·len·kv bytes of cache, and makes B tokens.

@@ -40,7 +40,8 @@ DEFINITIONS = (
     ("knee", "Peak / bandwidth, FLOP per byte: below it memory bounds the rate, above it the tensor cores do."),
     ("rate and memory traffic, tensor pipes", "GPM: time that tensor pipes were active × their dense peak, and DRAM "
      "activity × bandwidth, means over the time that all of them cover; of a process while it had the GPU to itself. "
-     "An active pipe need not issue at its full rate: an upper bound. Vector pipes are left out."),
+     "An active pipe need not issue at its full rate: an upper bound, but where FP8 ran, which GPM does not tell from "
+     "16-bit types, up to twice as much was possible. Vector pipes are left out."),
     ("rate and memory traffic, decode", "Tokens/s × (2·P + 2·c·L·len), and tokens/s / B × (weights read + B·len·kv): "
      "P parameters a token uses, c·L FLOP of attention per square of a prompt, B mean running requests (at least 1), "
      "len mean prompt and half the mean output, kv bytes of cache per token. Of a mixture the weights of the experts "

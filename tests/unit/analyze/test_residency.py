@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from gpuaudit.analyze import residency
-from gpuaudit.analyze.allocations import ALIVE, read_allocations, read_destinations
+from gpuaudit.analyze.allocations import (
+    ALIVE,
+    Allocations,
+    Destinations,
+    _place,
+    read_allocations,
+    read_destinations,
+)
 from gpuaudit.analyze.residency import OTHER, RESERVED, WEIGHTS, read_residency
 from tests.scenes import MS, T0, S, Scene
 
@@ -121,6 +132,30 @@ def test_an_address_is_used_again_after_it_was_freed() -> None:
     assert made.end.tolist() == [T0 + 20 * MS, ALIVE]
     assert made.once.tolist() == [100, 200]
     assert made.alive(T0 + 25 * MS).tolist() == [False, False]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(1, 2), st.integers(0, 8), st.integers(1, 6)), max_size=6),
+    st.lists(st.tuples(st.integers(0, 7), st.integers(1, 3), st.integers(0, 9)), max_size=12),
+)
+def test_bytes_go_to_the_nearest_live_allocation_below(
+    blocks: list[tuple[int, int, int, int]], copies: list[tuple[int, int, int]]
+) -> None:
+    """Against one copy at a time: (address, size, begin, life) and (address, count, time)."""
+    columns = np.array(sorted(blocks, key=lambda b: b[2]), dtype=np.int64).reshape(-1, 4).T
+    zero = np.zeros(len(blocks), dtype=np.int64)
+    made = Allocations(columns[0], columns[1], columns[2], columns[2] + columns[3], zero, zero.copy())
+    told = np.array(copies, dtype=np.int64).reshape(-1, 3).T
+    _place(made, Destinations(told[0], told[1], 10 ** np.arange(len(copies), dtype=np.int64), told[2], told[2]))
+    expected = [[0, 0] for _ in blocks]
+    for n, (address, count, at) in enumerate(copies):
+        live = [i for i in range(len(blocks)) if made.begin[i] <= at < made.end[i] and made.address[i] <= address]
+        if live:
+            near = max(live, key=lambda i: (made.address[i], made.begin[i], i))
+            if address < made.address[near] + made.size[near]:
+                expected[near][count > 1] += 10**n
+    assert [list(x) for x in zip(made.once.tolist(), made.again.tolist(), strict=True)] == expected
 
 
 def test_a_process_without_calls_says_so() -> None:
