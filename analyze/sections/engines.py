@@ -18,9 +18,6 @@ ORDER = 10
 MAX_ENGINES = 16
 """Engines with tables of their own; the largest servers have 16 GPUs."""
 
-MAX_SETTINGS = 32
-"""Settings listed of one engine, half a page: those that conclusions depend on, then others by name."""
-
 MAX_TEXT = 256
 """Characters of a name or value that an engine told."""
 
@@ -33,7 +30,7 @@ FIRST = (
     "gpu_memory_utilization", "block_size", "num_gpu_blocks", "kv_cache_size_tokens", "kv_cache_max_concurrency",
     "enable_prefix_caching", "enable_chunked_prefill", "enforce_eager",
 )  # fmt: skip
-"""Settings that conclusions depend on stand first."""
+"""Settings that conclusions depend on, in the order of their table; of all others it says how to list them."""
 
 DEFINITIONS = (
     ("window", "10 s of an engine's polls, 2 s where they cover 30 s or less; the last one is what is left."),
@@ -131,12 +128,13 @@ def _served(context: Context, run: EngineRun, name: dict[str, str]) -> Statement
             "Engine {engine} ({kind}) answered {polls} polls, and no window of them can be evaluated: {reason}.",
             {
                 **name, "polls": _count(run.scrapes, _scrapes(context, run)),
-                "reason": run.absent.get("running", "fewer than two polls in every window"),
+                "reason": run.absent.get("running", _why_no_window(run)),
             },
         )  # fmt: skip
     if run.totals.active == 0:
         return Statement(
-            "Engine {engine} ({kind}, model {model}) had no active window among {windows}: nothing ran or waited.",
+            "Engine {engine} ({kind}, model {model}) had no active window among {windows}: at the last poll of none "
+            "did a request run or wait, as far as it told, and none had a generated token per second.",
             {
                 **name,
                 "model": _short(run.model or "not told"),
@@ -154,6 +152,12 @@ def _served(context: Context, run: EngineRun, name: dict[str, str]) -> Statement
             "rate": told["generation_tps"],
         },
     )  # fmt: skip
+
+
+def _why_no_window(run: EngineRun) -> str:
+    if any(w.duration_s for w in run.windows):
+        return "the gauge of running requests told no number that can be one at the end of any window"
+    return "fewer than two polls in every window"
 
 
 def _gap(run: EngineRun, evidence: tuple[str, ...]) -> Quantity:
@@ -217,21 +221,22 @@ def _measured(context: Context, run: EngineRun) -> SectionTable:
 
 
 def _settings(run: EngineRun) -> SectionTable:
-    place = {key: i for i, key in enumerate(FIRST)}
-    keys = sorted(run.config, key=lambda k: (place.get(k, len(place)), k))
+    keys = [key for key in FIRST if key in run.config]
     rows = []
-    for key in keys[:MAX_SETTINGS]:
+    for key in keys:
         s = run.config[key]
         source = f"{s.source} ({s.detail})" if s.detail else s.source
         others = "; ".join(f"{v} ({who})" for who, v in s.others)
         rows.append((_short(key), _short(s.value), _short(source), _short(others) or None))
     columns = (("setting", "setting"), ("value", "value"), ("source", "source"), ("others", "other sources say"))
-    notes = tuple(
+    notes = [
         f"{key}: not told by any source." for key in ("model", "max_num_seqs", "max_model_len") if key not in run.config
-    )
+    ]
+    others = len(run.config) - len(keys)
+    if others:
+        notes.append(f"{others} more, on which no conclusion depends: SELECT * FROM engine_config WHERE {run.where}.")
     return SectionTable(
-        f"settings_{run.engine}", f"Settings of engine {run.engine}, each with its source", columns, tuple(rows), notes,
-        max(0, len(keys) - MAX_SETTINGS),
+        f"settings_{run.engine}", f"Settings of engine {run.engine}, each with its source", columns, tuple(rows), tuple(notes)
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from fractions import Fraction
 from functools import cache
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from gpuaudit.analyze.finding import Finding, Quantity
 from gpuaudit.analyze.inference import persistence, physics, seats
 from gpuaudit.analyze.policy import Policy
 from gpuaudit.analyze.registry import plugins
-from gpuaudit.analyze.rules import r5_concurrency_saturation
+from gpuaudit.analyze.rules import r1_under_batching, r5_concurrency_saturation
 from tests.served import VRAM_BYTES, Traffic
 
 RULES = {p.declaration.id: p.evaluate for p in plugins()}
@@ -68,6 +69,15 @@ def test_r1_without_a_known_gpu_is_less_sure_and_needs_a_smaller_batch() -> None
     assert the(Traffic(settings=SEATS, gpu=None), R1).score == 4 * Fraction(50, 100)
     assert found(Traffic(settings={"max_num_seqs": "32"}, gpu=None), R1) is None  # exactly a quarter
     assert found(Traffic(settings={"max_num_seqs": "32"}), R1) is not None
+
+
+def test_of_equal_walls_r1_names_memory_then_the_ridge() -> None:
+    """What cannot be configured away comes first."""
+    assert r1_under_batching.lowest_wall(64, Fraction(64), Fraction(129, 2)) == (64, "memory")
+    assert r1_under_batching.lowest_wall(64, Fraction(64), 65) == (64, "ridge")
+    assert r1_under_batching.lowest_wall(64, 65, 65) == (64, "config")
+    assert r1_under_batching.lowest_wall(64, None, None) == (64, "config")
+    assert r1_under_batching.lowest_wall(None, 64, 64) is None
 
 
 def test_r1_takes_the_cache_for_the_wall_where_it_is_lowest() -> None:
@@ -168,7 +178,9 @@ def test_r2b_tells_tokens_free_and_needed() -> None:
     assert value(finding, "demand") == 20 * 500
     assert value(finding, "queue_share") == Fraction(20, 28)
     assert found(Traffic(kv=0.5, waiting=20, settings=told), R2B) is None
-    assert found(Traffic(kv=0.95, waiting=20, running=256, settings=told), R2B) is None, "seats are taken: R5's"
+    taken = Traffic(kv=0.95, waiting=20, settings={**told, "max_num_seqs": "8"})
+    assert found(taken, R2B) is None, "seats are taken: R5's"
+    assert found(replace(taken, settings={**told, "max_num_seqs": "9"}), R2B) is not None
 
 
 def test_r3_is_graver_where_caching_is_off() -> None:
@@ -232,6 +244,35 @@ def test_r5_raises_the_seats_to_the_target_while_the_cache_has_room() -> None:
     assert "replica" in blind.fixes[0].action
 
 
+@pytest.mark.parametrize(
+    ("seats", "completed_per_s", "slack"),
+    [
+        (32, None, 1),
+        (32, 0, 1),
+        (32, 400, 1),  # a hundred ended in a quarter of a second, 1 % of the seats is less than one
+        (1024, 0, 1),
+        (1024, 20, 5),
+        (1024, 4000, Fraction(1024, 100)),
+    ],
+)
+def test_seats_that_just_ended_requests_left_empty_still_count(
+    seats: int, completed_per_s: int | None, slack: int | Fraction
+) -> None:
+    """One seat at least, as many as end in a quarter of a second, at most 1 % of the seats."""
+    assert r5_concurrency_saturation.slack_of(seats, completed_per_s) == slack
+    two = np.array([2.0])
+
+    def flag(running: float) -> bool | None:
+        return r5_concurrency_saturation.scrape_flag(np.array([running]), two, seats, completed_per_s)
+
+    assert flag(float(seats - slack)) is True
+    assert flag(float(seats - slack) - 0.01) is False
+    assert flag(seats + 0.5) is True
+    assert flag(seats + 0.51) is False
+    assert r5_concurrency_saturation.scrape_flag(np.array([float(seats)]), np.array([1.0]), seats, 0) is False
+    assert flag(float("nan")) is None
+
+
 def test_r5_is_silent_above_the_seats_and_with_a_short_queue() -> None:
     assert found(Traffic(running=12, waiting=10, settings={"max_num_seqs": "8"}), R5) is None
     assert found(Traffic(waiting=3, settings={"max_num_seqs": "8"}), R5) is None  # 27 % of the load
@@ -256,6 +297,20 @@ def test_r6_is_muted_near_the_floor_and_less_sure_without_it() -> None:
     assert the(replace(long, tpot=None), R6).score == 5 * Fraction(50, 100)
     assert found(replace(long, prompt=99), R6) is None  # 4.95 prompt tokens per generated one
     assert found(replace(long, tpot=0.1, hits=0.96), R6) is None
+
+
+def test_r6_does_not_take_unknown_hits_for_none() -> None:
+    """With caching on and no counter of hits, nobody knows how many prompt tokens were computed."""
+    long = Traffic(requests=10, prompt=2000, generated=20, tpot=0.1)
+    assert found(replace(long, settings={"enable_prefix_caching": "True"}), R6) is None
+    assert found(replace(long, settings={"enable_prefix_caching": "False"}), R6) is not None
+
+
+def test_r6_fires_where_nothing_is_generated_at_all() -> None:
+    """Prompt tokens by the thousand and no generated one: the ratio is without bound, and not a number."""
+    finding = the(Traffic(requests=10, prompt=2000, generated=0, tpot=None), R6)
+    assert value(finding, "ratio") is None
+    assert finding.values["grade"] == "severe"
 
 
 def test_r6_refuses_a_server_that_is_faster_than_its_ceiling() -> None:

@@ -160,3 +160,14 @@ def test_an_engine_without_the_running_gauge_is_not_called_idle() -> None:
     section = evaluate(scene.context())
     assert "no window of them can be evaluated" in _words(section)
     assert "vllm:num_requests_running" in str(section.statements[0].values["reason"])
+
+
+def test_a_gauge_of_nonsense_is_not_called_a_lack_of_polls() -> None:
+    def reason(*running: float) -> str:
+        scene = EngineScene()
+        for second, value in enumerate(running):
+            scene.scrape(second, {"vllm:num_requests_running": value})
+        return str(evaluate(scene.context()).statements[0].values["reason"])
+
+    assert "told no number" in reason(-1, -1, -1)
+    assert reason(1) == "fewer than two polls in every window"
