@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from gpuaudit.bundle.reader import Bundle
+from gpuaudit.bundle.tables import TABLES
 from gpuaudit.bundle.verify import verify
 from gpuaudit.capture import processes
 from gpuaudit.capture.engine_check import ask_engines
@@ -25,6 +27,10 @@ from tests.integration.sessions import Session, capture, environment, rows, trus
 
 SERIES = Path(__file__).parents[1] / "data" / "vllm" / "light.jsonl.gz"
 VLLM = Path(__file__).parents[1] / "doubles" / "engine" / "vllm"
+OURS = ("--source", "engines", "--pid", str(os.getpid()))
+"""Only what the tests started: another engine may run on this host."""
+
+SECRET = "hunter2-of-nobody"  # noqa: S105
 MODELS: dict[str, object] = {
     "/v1/models": {"object": "list", "data": [{"id": "tiny", "root": "/m", "max_model_len": 2048}]}
 }
@@ -76,7 +82,7 @@ def test_a_recorded_series_is_recorded_again(folder: Path, unix: bool) -> None:
     texts = recorded(SERIES)[::40]
     replay, out, env = Replay(texts, MODELS), folder / "a.db", environment(folder / "keys")
     with serving(replay, folder / "engine.sock" if unix else None) as server:
-        session = Session(["--out", out, "--duration", "10m", "--source", "engines", "--engine", server.url], env)
+        session = Session(["--out", out, "--duration", "10m", *OURS, "--engine", server.url], env)
         assert replay.all_sent.wait(120)
         server.wait_for(len(texts) + 1)
         server.wait_for(1, "/version")
@@ -105,7 +111,7 @@ def test_a_restart_is_found(folder: Path) -> None:
     ]
     replay, out = Replay(texts), folder / "a.db"
     with serving(replay) as server:
-        session = Session(["--out", out, "--source", "engines", "--engine", server.url], environment(folder / "keys"))
+        session = Session(["--out", out, *OURS, "--engine", server.url], environment(folder / "keys"))
         server.wait_for(len(texts) + 1)
         code, said = session.end(signal.SIGTERM)
     assert code == 0, said
@@ -117,7 +123,7 @@ def test_a_restart_is_found(folder: Path) -> None:
 def test_an_engine_that_comes_later_is_scraped_when_it_is_there(folder: Path) -> None:
     port, out = free_port(), folder / "a.db"
     url = f"http://127.0.0.1:{port}"
-    session = Session(["--out", out, "--source", "engines", "--engine", url], environment(folder / "keys"))
+    session = Session(["--out", out, *OURS, "--engine", url], environment(folder / "keys"))
     session.wait_for(folder / "a.db.receipt")
     process = _vllm(folder, "--port", str(port))
     try:
@@ -142,8 +148,8 @@ def _vllm(folder: Path, *flags: str, **more: str) -> subprocess.Popen[str]:
         (model / "config.json").write_text('{"num_hidden_layers": 4, "hidden_size": 64, "torch_dtype": "bfloat16"}')
     answers = json.dumps(MODELS)
     env = {**os.environ, "ENGINE_SERIES": str(series), "ENGINE_ANSWERS": answers, "DTYPE": "half", **more}
-    env["UNRELATED"] = "never to be seen"
-    command = [sys.executable, str(VLLM), "serve", str(model), *flags]
+    env |= dict.fromkeys(("UNRELATED", "HF_TOKEN", "OPENAI_API_KEY", "VLLM_API_KEY"), SECRET)
+    command = [sys.executable, str(VLLM), "serve", str(model), *flags, "--api-key", SECRET]
     process = start(*command, env=env)
     wait_for_line(process, "ready")
     return process
@@ -192,8 +198,18 @@ def test_a_server_is_found_by_its_listening_socket(found: dict[str, Any], folder
     assert config["torch_dtype", "config.json"] == "bfloat16"
     if not found["unix"]:
         assert config["max_num_seqs", "command line"] == "32"
-    assert b"never to be seen" not in found["out"].read_bytes()
-    assert "never to be seen" not in str(rows(found["out"], "engine_config"))
+
+
+@pytest.mark.parametrize("found", ["here"], indirect=True)
+def test_no_secret_reaches_the_bundle(found: dict[str, Any]) -> None:
+    """Neither from the environment nor from the command line: not in one value of one table, nor in leaf 0."""
+    recorded_rows = {table: rows(found["out"], table) for table in TABLES}
+    with Bundle.open(found["out"]) as bundle:
+        beside = str(bundle.open_body)
+    assert SECRET not in str(recorded_rows) + beside
+    lines = [str(r["command_line"]) for r in recorded_rows["processes"] if r["pid"] == found["pid"]]
+    assert lines
+    assert all(line.endswith("--api-key [redacted]") for line in lines)
 
 
 def test_a_server_elsewhere_on_this_host_is_not_asked(folder: Path) -> None:
@@ -221,7 +237,7 @@ def test_only_the_attacher_connects_and_only_to_the_engine(folder: Path) -> None
     trace, replay = folder / "trace", Replay(recorded(SERIES)[:1], MODELS)
     with serving(replay) as server:
         prefix = ["strace", "-f", "-qq", "-o", str(trace), "-e", "trace=socket,connect,setns", "--"]
-        arguments = ["--out", str(folder / "a.db"), "--source", "engines", "--engine", server.url]
+        arguments = ["--out", str(folder / "a.db"), *OURS, "--engine", server.url]
         session = Session(arguments, environment(folder / "keys"), prefix=prefix)
         server.wait_for(3)
         server.wait_for(1, "/version")

@@ -7,8 +7,10 @@ import sys
 
 import pytest
 
+from gpuaudit.capture.options import CaptureOptions
 from gpuaudit.capture.processes import read_process
 from gpuaudit.capture.redact import REDACTED, is_secret, redact_arguments, redact_text
+from gpuaudit.capture.session import _open_body
 
 SECRET = "Xq7-hunter2"  # noqa: S105 - of nobody
 
@@ -72,6 +74,16 @@ def test_command_lines_of_processes_come_without_secrets() -> None:
     assert info is not None
     assert info.command_line is not None
     assert info.command_line.endswith(f"--api-key {REDACTED} --max-num-seqs 64")
+
+
+def test_the_first_leaf_has_no_secret_of_the_command_nor_of_a_url() -> None:
+    options = CaptureOptions(
+        command=("vllm", "serve", "m", "--api-key", SECRET),
+        allow_remote=(f"http://192.0.2.1:1/metrics?token={SECRET}",),
+    )
+    options_of_leaf = _open_body(options, {}, None)["options"]
+    assert "hunter2" not in str(options_of_leaf)
+    assert str(options_of_leaf).count(REDACTED) == 2
 
 
 def test_a_long_text_of_one_letter_ends() -> None:
