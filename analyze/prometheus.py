@@ -53,6 +53,8 @@ def exposition(document: Document) -> str:
     for name, samples in families.items():
         lines += [f"# HELP {name} {HELP[name]}", f"# TYPE {name} gauge"]
         lines += [f"{name}{{{_labels(labels)}}} {_number(value)}" for labels, value in samples.items()]
+    if omitted := sum(t.omitted for t in _tables(document, "compute_stall", "ratios")):
+        lines.append(f"# {omitted} subjects of the ratio are left out, as they are in the findings")
     return "\n".join(lines) + "\n"
 
 
@@ -74,7 +76,7 @@ def _ratios(document: Document) -> Iterable[tuple[Labels, int | Fraction]]:
 
 def _memory(document: Document) -> dict[Labels, int | Fraction]:
     out: dict[Labels, int | Fraction] = {}
-    for row in _rows(document, "vram", "topology"):
+    for row in _rows(document, "vram", "categories"):
         cell = row.get("bytes")
         if row.get("when") != LAST or not isinstance(cell, Quantity) or cell.value is None:
             continue
@@ -87,13 +89,14 @@ def _memory(document: Document) -> dict[Labels, int | Fraction]:
 
 
 def _rows(document: Document, section: str, table: str) -> Iterable[Row]:
-    tables: list[SectionTable] = [
-        t for s in document.sections if s.id == section for t in s.tables if t.id == table
-    ]  # fmt: skip
-    for t in tables:
+    for t in _tables(document, section, table):
         names = [name for name, _ in t.columns]
         for cells in t.rows:
             yield dict(zip(names, cells, strict=True))
+
+
+def _tables(document: Document, section: str, table: str) -> list[SectionTable]:
+    return [t for s in document.sections if s.id == section for t in s.tables if t.id == table]
 
 
 def _text(row: Mapping[str, Quantity | str | None], column: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from gpuaudit.analyze.context import Context
-from gpuaudit.analyze.finding import Json, Quantity, Section, SectionChart, SectionTable, Statement
+from gpuaudit.analyze.finding import Json, Provenance, Quantity, Section, SectionChart, SectionTable, Statement
 from gpuaudit.analyze.reclaimable import Reclaimable, read_reclaimable
 from gpuaudit.analyze.vram import LABELS, LAST, Part, Topology, read_topologies
 
@@ -20,10 +20,18 @@ MAX_ROWS = 1_024
 MAX_BARS = 32
 MAX_PARTS = 15
 
+KINDS: tuple[Provenance, ...] = ("assumed", "estimated", "derived", "measured")
+"""The weakest first: a sum is of the weakest kind of its parts."""
+
 COLUMNS = (
     ("gpu", "GPU"), ("when", "at"), ("pid", "process"), ("category", "category"), ("precision", "precision"),
     ("bytes", "bytes"), ("share", "of the total"), ("cut", "claimed, does not fit"),
 )  # fmt: skip
+CATEGORIES = (
+    ("gpu", "GPU"), ("when", "at"), ("category", "category"), ("precision", "precision"), ("bytes", "bytes"),
+    ("share", "of the total"),
+)  # fmt: skip
+"""Parts of all processes together: with driver reserved and unattributed they add up to the total of each GPU."""
 TOTALS = (
     ("gpu", "GPU"), ("when", "at"), ("at_ns", "after the start"), ("used", "used by NVML"),
     ("reserved", "reserved by the driver"), ("total", "sum of the parts"), ("capacity", "memory of the GPU"),
@@ -60,8 +68,11 @@ def evaluate(context: Context) -> Section:
     rows = [_row(context, t, p) for t in topologies for p in _sorted(t)]
     tables = [
         SectionTable("totals", "Totals", TOTALS, tuple(_total(context, t) for t in topologies)),
-        SectionTable("topology", "Parts", COLUMNS, tuple(rows[:MAX_ROWS]), (), max(0, len(rows) - MAX_ROWS)),
-    ]
+        SectionTable("categories", "By category and precision", CATEGORIES,
+                     tuple(row for t in topologies for row in _categories(context, t))),
+        SectionTable("topology", "Parts, by process", COLUMNS, tuple(rows[:MAX_ROWS]), (),
+                     max(0, len(rows) - MAX_ROWS)),
+    ]  # fmt: skip
     if freed:
         tables.append(SectionTable("reclaimable", "Reclaimable", RECLAIM, tuple(_freed(context, r) for r in freed)))
     seen = sum(1 for t in topologies if t.when == LAST)
@@ -119,6 +130,31 @@ def _row(context: Context, t: Topology, p: Part) -> tuple[Quantity | str | None,
     )  # fmt: skip
 
 
+def _categories(context: Context, t: Topology) -> list[tuple[Quantity | str | None, ...]]:
+    """One row per category and precision of a GPU at one moment, over processes."""
+    groups: dict[tuple[str, str], list[Part]] = {}
+    for p in _sorted(t):
+        if p.bytes or p.pid is None:
+            groups.setdefault((p.category, p.precision), []).append(p)
+    out: list[tuple[Quantity | str | None, ...]] = []
+    why = "" if t.total else "NVML told 0 bytes used"
+    for (category, precision), parts in groups.items():
+        evidence = tuple(dict.fromkeys(i for p in parts for i in _evidence(context, p.tables)))
+        size, provenance = sum(p.bytes for p in parts), _worst({p.provenance for p in parts})
+        share = Fraction(size, t.total) if t.total else None
+        out.append((
+            _gpu(t), t.when, LABELS[category], precision,
+            Quantity(size, "bytes", provenance, evidence, "sum of the parts of this category and precision"),
+            Quantity(share, "share", provenance, evidence, "bytes / total", why),
+        ))  # fmt: skip
+    return out
+
+
+def _worst(kinds: set[Provenance]) -> Provenance:
+    """What a sum of values of these kinds is."""
+    return next(k for k in KINDS if k in kinds)
+
+
 def _freed(context: Context, r: Reclaimable) -> tuple[Quantity | str | None, ...]:
     evidence = _evidence(context, r.tables)
     size = Quantity(r.bytes, "bytes", r.provenance, evidence, r.formula)
@@ -166,6 +202,5 @@ SPARE = (
 
 def _together(context: Context, freed: list[Reclaimable]) -> Quantity:
     evidence = tuple(dict.fromkeys(i for r in freed for i in _evidence(context, r.tables)))
-    kinds = {r.provenance for r in freed}
-    worst = next(k for k in ("assumed", "estimated", "derived", "measured") if k in kinds)
+    worst = _worst({r.provenance for r in freed})
     return Quantity(sum(r.bytes for r in freed), "bytes", worst, evidence, "sum of the rows")

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from gpuaudit.analyze.finding import Document, Quantity, Section, SectionTable
 from gpuaudit.analyze.prometheus import BYTES, RATIO, exposition
 from gpuaudit.analyze.run import document_bytes
+from gpuaudit.analyze.sections import vram
 from gpuaudit.bundle.errors import InputUnusable, OutputExists
 from gpuaudit.capture.exposition import parse
 from gpuaudit.cli.export import command
@@ -50,6 +51,35 @@ def test_every_ratio_and_every_part_has_a_line(document: Document) -> None:
     memory = {k[1:]: v for k, v in found.items() if k[0] == BYTES}
     assert memory["driver_reserved", "GPU-0", ""] == 512 << 20
     assert sum(memory.values()) == 3 * GIB + (512 << 20)
+
+
+def test_the_names_are_those_that_dashboards_know(document: Document) -> None:
+    text = exposition(document)
+    assert [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")] == [
+        "arca_gpu_compute_efficiency_ratio", "arca_vram_topology_bytes",
+    ]  # fmt: skip
+    assert 'arca_gpu_compute_efficiency_ratio{gpu="GPU-0",pid="7",shard="",window="1s"} 0.6666' in text
+    assert 'arca_vram_topology_bytes{gpu="GPU-0",category="driver_reserved",precision=""} 536870912' in text
+
+
+def test_memory_of_more_processes_than_a_table_has_rows_still_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vram, "MAX_ROWS", 5)
+    out = Scene().clock().sample(T0, 250 * MS, memory_used_bytes=90 * GIB)
+    for pid in range(1, 20):
+        out.add("nvml_processes", start_ns=T0, duration_ns=250 * MS, gpu_index=0, gpu_uuid="GPU-0", pid=pid,
+                op="compute", memory_used_bytes=GIB)  # fmt: skip
+    context = out.context()
+    section = vram.evaluate(context)
+    assert next(t for t in section.tables if t.id == "topology").omitted
+    made = exposition(replace(Scene().clock().document(), sections=[section]))
+    assert sum(read(made).values()) == 90 * GIB
+
+
+def test_subjects_without_a_row_are_said() -> None:
+    made = named("u", "")
+    (section,) = made.sections
+    cut = replace(section, tables=(replace(section.tables[0], omitted=3),))
+    assert "# 3 subjects of the ratio are left out" in exposition(replace(made, sections=[cut]))
 
 
 def test_what_was_not_observed_has_no_line() -> None:

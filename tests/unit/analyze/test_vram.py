@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from gpuaudit.analyze import vram
 from gpuaudit.analyze.context import Context
+from gpuaudit.analyze.finding import Quantity
 from gpuaudit.analyze.inference.dtypes import KvElement, WeightType
 from gpuaudit.analyze.inference.memory import KvShape
 from gpuaudit.analyze.inference.model import EngineRun, RunTotals, Setting
@@ -245,9 +246,13 @@ def test_the_section_adds_up_and_shows_what_is_not_known() -> None:
     (bar,) = chart.data["bars"]
     assert sum(int(p[2]) for p in bar["parts"]) == int(bar["total"]) == 30 * GIB + 700 * MIB
     parts = next(t for t in made.tables if t.id == "topology")
-    categories = [r[3] for r in parts.rows]
-    assert {"unattributed", "driver reserved"} <= set(categories)
+    assert {"unattributed", "driver reserved"} <= {r[3] for r in parts.rows}
     assert [s.text for s in made.statements] == [section.SPARE]
+    categories = next(t for t in made.tables if t.id == "categories")
+    sizes = [r[4] for r in categories.rows]
+    assert all(isinstance(q, Quantity) and q.evidence for q in sizes)
+    assert sum(int(q.value or 0) for q in sizes if isinstance(q, Quantity)) == int(bar["total"])
+    assert {r[2] for r in categories.rows} == {r[3] for r in parts.rows}
     reclaim = next(t for t in made.tables if t.id == "reclaimable")
     assert reclaim.columns[-1][0] == "condition"
     assert [r[-1] for r in reclaim.rows] == [KV_CONDITION]
