@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 
@@ -16,7 +16,8 @@ from gpuaudit.analyze.finding import Finding, Quantity
 from gpuaudit.analyze.inference import persistence, physics, seats
 from gpuaudit.analyze.policy import Policy
 from gpuaudit.analyze.registry import plugins
-from gpuaudit.analyze.rules import r1_under_batching, r5_concurrency_saturation
+from gpuaudit.analyze.rules import r1_under_batching, r4_oom_risk, r5_concurrency_saturation
+from tests.engine_scene import histogram
 from tests.served import VRAM_BYTES, Traffic
 
 RULES = {p.declaration.id: p.evaluate for p in plugins()}
@@ -230,6 +231,13 @@ def test_r4_finds_one_request_that_does_not_fit_and_what_would() -> None:
     assert int(levers["max_model_len"][1]) < 131072
 
 
+@pytest.mark.parametrize(("tp", "kind"), [(1, "request"), (2, None), (None, None)])
+def test_r4_prices_one_request_on_one_gpu_only(tp: int | None, kind: str | None) -> None:
+    """How a request's cache is sharded over several GPUs is not computed: nothing is claimed of it."""
+    assert r4_oom_risk.gate(10, "told", 11 * 10**9, tp).kind == kind
+    assert r4_oom_risk.gate(10, "told", 10 * 10**9, tp).kind is None
+
+
 def test_r5_raises_the_seats_to_the_target_while_the_cache_has_room() -> None:
     told = {"max_num_seqs": "8", "max_model_len": "8192"}
     finding = the(Traffic(waiting=10, settings=told), R5)
@@ -306,6 +314,23 @@ def test_r6_does_not_take_unknown_hits_for_none() -> None:
     assert found(replace(long, settings={"enable_prefix_caching": "False"}), R6) is not None
 
 
+@dataclass
+class Skewed(Traffic):
+    """Of ten prompts nine have 100 tokens and one has 20,000."""
+
+    def at(self, t: int) -> dict[str, float]:
+        done = 10 * t
+        few = histogram("vllm:request_prompt_tokens", done * 2090, done, {"100": 9 * t, "20000": done})
+        return {k: v for k, v in super().at(t).items() if "request_prompt_tokens" not in k} | few
+
+
+def test_r6_says_whether_a_few_prompts_are_much_longer() -> None:
+    told = {"requests": 10, "prompt": 2090, "generated": 20, "tpot": 0.1}
+    alike, skewed = the(Traffic(**told), R6), the(Skewed(**told), R6)  # type: ignore[arg-type]
+    assert alike.values["skew"] == "of like length, or unknown"
+    assert skewed.values["skew"] == "a few are much longer than the mean"
+
+
 def test_r6_fires_where_nothing_is_generated_at_all() -> None:
     """Prompt tokens by the thousand and no generated one: the ratio is without bound, and not a number."""
     finding = the(Traffic(requests=10, prompt=2000, generated=0, tpot=None), R6)
@@ -331,6 +356,22 @@ def test_r7_names_the_wall_of_its_target() -> None:
     assert reported.score == 3 * Fraction(80, 100)
     assert found(Traffic(running=15, settings=told), R7) is None  # fewer than half of the seats
     assert found(Traffic(running=20, waiting=2, settings=told), R7) is None
+
+
+@dataclass
+class Swelling(Traffic):
+    """A cache that fills in the last two seconds."""
+
+    def at(self, t: int) -> dict[str, float]:
+        return super().at(t) | {"vllm:kv_cache_usage_perc": 0.1 if t <= 10 else 0.9}
+
+
+def test_r7_is_silent_where_the_run_allows_no_more_seats_than_there_are() -> None:
+    """Early windows suggest twice the seats; the whole run shows that 20 sequences fill the cache."""
+    told = {"max_num_seqs": "32"}
+    early = the(Traffic(running=20, kv=0.1, settings=told), R7)
+    assert (value(early, "target"), early.score) == (64, 3 * Fraction(50, 100))
+    assert found(Swelling(running=20, settings=told), R7) is None
 
 
 def test_data_parallel_engines_share_the_seats() -> None:
