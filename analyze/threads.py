@@ -111,7 +111,7 @@ def outcome(context: Context, items: Sequence[Finding], looked: str) -> Outcome:
         return NotEvaluated(f"no CUDA call was recorded: {reason}")
     lost = context.quality.lost("cuda_calls")
     if lost and not items:
-        return NotEvaluated(f"{looked}; {lost} records were lost, so that time inside calls is only a lower bound")
+        return NotEvaluated(f"{looked}; records were lost ({lost}), so that time inside calls is only a lower bound")
     return Found(items, looked)
 
 

@@ -119,7 +119,7 @@ class Worker(threading.Thread):
             self._taken += dropped
             self._gap(
                 sink,
-                f"{dropped} rounds of {self.task.subject} were dropped, the recorder was busy ({self.task.tables[0]})",
+                f"rounds of {self.task.subject} were lost ({dropped}), the recorder was busy ({self.task.tables[0]})",
                 self._now_ns(),
                 self._now_ns(),
             )

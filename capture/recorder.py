@@ -265,7 +265,7 @@ class Recorder:
         self._direct_lost[table] += count
         if table != "gaps":
             now = self._now_ns()
-            self.gap(table, f"{count} rows did not fit the table and were dropped: {why:.300}", now, now, table=table)
+            self.gap(table, f"rows did not fit the table and were dropped ({count}): {why:.300}", now, now, table=table)
 
     def _is_due(self, table: str, segment: _OpenSegment, now: int) -> bool:
         limits = self._limits

@@ -187,7 +187,7 @@ class RecorderProcess:
             self._recorder.flush()
         except HostUnfit:
             dropped, safe_ns = self._recorder.drop_held()
-            self._recorder.gap("recorder", f"the disk is full: {dropped} rows were dropped", safe_ns, None)
+            self._recorder.gap("recorder", f"the disk is full: rows were dropped ({dropped})", safe_ns, None)
         self._recorder.gap("recorder", "the disk is full: the capture ended early", now, None)
         self._recorder.flush()
         self._seal(message or {}, full_after_ns=max(0, safe_ns - self._begin_ns))
@@ -231,7 +231,7 @@ class RecorderProcess:
             reasons = list(dict.fromkeys(self._recorder.gap_reasons.get(c.source, [])))
             lost = sum(self._recorder.counts[t].lost for t in TABLES_OF_SOURCE.get(c.source, ()))
             if lost:
-                reasons.append(f"{lost} events lost")
+                reasons.append(f"events lost: {lost}")
             state = "not recorded" if not c.available else "partly recorded" if reasons else "recorded"
             reason = c.reason if not c.available else "; ".join(reasons[:4])
             out.append({"source": c.source, "state": state, "reason": reason})

@@ -53,7 +53,7 @@ def evaluate(context: Context) -> Outcome:
         return NotEvaluated("cudaMallocManaged was not among the functions that this recording probed")
     balances = read_balances(context.store, MANAGED)
     if lost:
-        return NotEvaluated(f"{lost} records of CUDA calls were lost: an allocation or a free may be among them")
+        return NotEvaluated(f"records of CUDA calls were lost ({lost}): an allocation or a free may be among them")
     items: list[Finding] = []
     nowhere = []
     for balance in balances:

@@ -67,7 +67,7 @@ def evaluate(context: Context) -> Outcome:
     """One finding per process."""
     lost = context.quality.lost("cuda_calls")
     if lost:
-        return NotEvaluated(f"{lost} records of CUDA calls were lost: a free among them would look like a leak")
+        return NotEvaluated(f"records of CUDA calls were lost ({lost}): a free among them would look like a leak")
     balances = read_balances(context.store, (*DEVICE, *MANAGED))
     if not balances:
         return NotEvaluated(
@@ -106,8 +106,8 @@ def _why_not(context: Context, balance: Balance, edges: npt.NDArray[np.int64]) -
         return f"it was observed for {duration(int(edges[-1] - edges[0]))}, less than the {duration(span)} it takes"
     if balance.unmatched:
         return (
-            f"{balance.unmatched} of its allocations and frees do not match a recorded one: it was probed late, or "
-            "uses functions that are not probed"
+            f"allocations and frees of it match no recorded one ({balance.unmatched}): it was probed late, or uses "
+            "functions that are not probed"
         )
     hidden = intervals.clip(blind(context, balance.pid), int(edges[0]), int(edges[-1]))
     if len(hidden):

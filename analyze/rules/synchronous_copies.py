@@ -55,7 +55,7 @@ def evaluate(context: Context) -> Outcome:
     """One finding per thread."""
     all_threads = threads(context, BLOCKING_COPIES)
     items = [f for t in all_threads if (f := _of_thread(context, t)) is not None]
-    return outcome(context, worst(items), f"{len(all_threads)} threads made blocking copies")
+    return outcome(context, worst(items), f"threads that made blocking copies: {len(all_threads)}")
 
 
 def _of_thread(context: Context, thread: Thread) -> Finding | None:

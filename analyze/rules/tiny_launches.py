@@ -81,7 +81,7 @@ def evaluate(context: Context) -> Outcome:
     """One finding per thread."""
     all_threads = threads(context, LAUNCHES)
     items = [f for t in all_threads if (f := _of_thread(context, t)) is not None]
-    return outcome(context, worst(items), f"{len(all_threads)} threads launched kernels")
+    return outcome(context, worst(items), f"threads that launched kernels: {len(all_threads)}")
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ def test_rounds_that_the_recorder_did_not_take_are_counted(monkeypatch: pytest.M
         clock.now += S // 4
     w.collect(sink)
     assert [reason for reason, _, _ in gaps(sink)] == [
-        "5 rounds of GPU 0 were dropped, the recorder was busy (nvml_samples)"
+        "rounds of GPU 0 were lost (5), the recorder was busy (nvml_samples)"
     ]
     assert spans(sink) == [(101.25, 0.25), (101.5, 0.25)]
 
