@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from gpuaudit.capture.engine_command import engine_command
-from gpuaudit.capture.engine_discovery import Listener, _where, listeners, listening_process, namespace_fd
+from gpuaudit.capture.engine_command import engine_command, read_command
+from gpuaudit.capture.engine_discovery import Listener, _where, find_servers, listeners, listening_process, namespace_fd
 from gpuaudit.capture.engine_endpoint import Address, is_loopback, parse_endpoint
 from gpuaudit.capture.engine_names import BY_NAME
 
@@ -31,6 +33,34 @@ def test_our_own_listening_sockets_are_found(tmp_path: Path) -> None:
         for address in expected - {Address(str(path))}:
             assert listening_process(address) == os.getpid()
     assert not expected & {o.address for o in listeners(os.getpid())}
+
+
+def test_a_port_of_somebody_else_is_not_asked(tmp_path: Path) -> None:
+    """A process that calls itself an engine of our port has nobody connect there: it does not listen on it itself."""
+    program = tmp_path / "vllm"
+    program.write_text(
+        "import socket, sys; sys.stdin.readline(); "
+        "s = socket.create_server(('127.0.0.1', int(sys.argv[4])), reuse_port=True); print(flush=True); input()"
+    )
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as ours:
+        port = ours.getsockname()[1]
+        process = subprocess.Popen(
+            [sys.executable, program, "serve", "m", "--port", str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            command = read_command(process.pid)
+            while command is None:  # it is not yet the program
+                command = read_command(process.pid)
+            assert command.port() == port
+            assert list(find_servers({process.pid}, set())) == []
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            process.stdout.readline()
+            assert [s.address for s in find_servers({process.pid}, set())] == [Address("127.0.0.1", port)]
+        finally:
+            process.communicate(b"\n")
 
 
 def test_our_own_namespace_needs_no_descriptor() -> None:
