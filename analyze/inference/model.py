@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 Number = int | Fraction
 
+GIVEN = "given at import"
+"""Source of a setting that no recording tells and that a person named (``audit import --setting``)."""
+
 _DECIMAL = re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,18})?")
 """Numbers of settings; a longer one is no setting of anything."""
 
@@ -381,6 +384,10 @@ class EngineRun:
         """A setting as a number; None where it is absent or not a plain decimal number ("None", "auto")."""
         text = (self.text(key) or "").strip()
         return Fraction(text) if _DECIMAL.fullmatch(text) else None
+
+    def given(self, *keys: str) -> bool:
+        """Whether a person told any of these settings at the import: what is computed from it is assumed."""
+        return any(k in self.config and self.config[k].source == GIVEN for k in keys)
 
     def switch(self, key: str) -> bool | None:
         """A setting as on or off; None where it is absent or says neither."""

@@ -20,6 +20,7 @@ from gpuaudit.analyze.inference import architecture
 from gpuaudit.analyze.inference.dtypes import Claim, KvElement, WeightType, kv_element, meaningful, weight_type
 from gpuaudit.analyze.inference.formulas import Number
 from gpuaudit.analyze.inference.memory import KvShape, weight_gb
+from gpuaudit.analyze.inference.model import GIVEN
 from gpuaudit.analyze.matching import names_quantisation
 
 T = TypeVar("T")
@@ -28,7 +29,7 @@ CONFIG_FILE = "config.json"
 INDEX_FILE = "safetensors index"
 HEADERS = "safetensors header"
 REPORTED = ("/server_info", "/get_server_info", "/info", "/props", "/v1/models", "metric label")
-COMMAND_LINE = ("command line", "given at import")
+COMMAND_LINE = ("command line", GIVEN)
 ENVIRONMENT = "environment"
 
 CATALOGUE, OVERLAY = "catalogue", "user's overlay"
@@ -291,7 +292,7 @@ def _weights(
 
 def type_provenance(kind: WeightType) -> Provenance:
     """What the bits of a weight may call themselves."""
-    if kind.source.startswith(OVERLAY):
+    if kind.source.startswith((OVERLAY, GIVEN)):
         return "assumed"
     if kind.fallback or kind.source.startswith(CATALOGUE):
         return "estimated"

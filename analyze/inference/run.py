@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 SCRAPED = "scraped"
 
 
+OF_CEILINGS = (
+    "model", "dtype", "quantization", "kv_cache_dtype", "tensor_parallel_size", "max_model_len",
+    "gpu_memory_utilization",
+)  # fmt: skip
+"""Settings that ceilings and memory are computed from."""
+
 ON_MIG = "its GPU is in MIG mode, and of a part of a GPU neither peak nor bandwidth is known"
 
 
@@ -131,7 +137,7 @@ def _with_ceiling(run: EngineRun, context: Context) -> EngineRun:
     found = baseline(context.catalogue.gpu(run.gpu_name), run.facts, site)
     if isinstance(found, Absent):
         return replace(run, ceiling_reason=found.reason)
-    return replace(run, ceiling=found)
+    return replace(run, ceiling=replace(found, provenance="assumed") if run.given(*OF_CEILINGS) else found)
 
 
 def _deltas(series: EngineSeries) -> dict[str, Number]:

@@ -159,7 +159,9 @@ class _Told:
     def _money(self) -> Iterator[_Line]:
         p, both = self.price, tuple(dict.fromkeys((*self._gpus, *self._scrapes)))
         known = p.per_hour is not None
-        yield _Line(GPUS, _q(p.gpus if known else None, "GPU", "derived", self._gpus, "the larger of GPUs observed and "
+        degrees = self.run.given("tensor_parallel_size", "pipeline_parallel_size")
+        paid: Provenance = "assumed" if degrees else "derived"
+        yield _Line(GPUS, _q(p.gpus if known else None, "GPU", paid, self._gpus, "the larger of GPUs observed and "
                     "tensor × pipeline × data parallel degree", p.reason), "the engine")  # fmt: skip
         yield _Line(PRICE, _q(p.per_hour, f"{p.currency}/h", p.provenance, self._gpus, "Σ price of its GPUs",
                     p.reason), p.label or "no price")  # fmt: skip
@@ -181,14 +183,15 @@ class _Told:
             or (b.reason("batch_tps") or b.reason("kv_token_bytes") if b is not None else "")
             or "the length of requests is not known"
         )
-        for label, value, formula, basis, reason in (
-            (BATCH, e.batch, _over("mean running", self.run), "ceiling of the batch", e.reason),
-            ("decode MFU", e.mfu, "tokens/s ÷ (ceiling × ridge)", "compute roof", e.reason),
-            ("of the seats' ceiling", e.seats, _over("max_num_seqs", self.run), "seats", seats),
+        of_seats: Provenance = "assumed" if self.run.given("max_num_seqs") else made
+        for label, value, formula, basis, reason, sort in (
+            (BATCH, e.batch, _over("mean running", self.run), "ceiling of the batch", e.reason, made),
+            ("decode MFU", e.mfu, "tokens/s ÷ (ceiling × ridge)", "compute roof", e.reason, made),
+            ("of the seats' ceiling", e.seats, _over("max_num_seqs", self.run), "seats", seats, of_seats),
             ("of the KV-aware ceiling", e.kv, "tokens/s ÷ min(B·BW ÷ (weights + B·length·KV per token), ceiling × "
-             "ridge)", "batch that reads its KV cache", kv),
+             "ridge)", "batch that reads its KV cache", kv, made),
         ):  # fmt: skip
-            yield _Line(label, _q(value, "share", made, self._scrapes, formula, reason), basis)
+            yield _Line(label, _q(value, "share", sort, self._scrapes, formula, reason), basis)
 
 
 def _over(batch: str, run: EngineRun) -> str:

@@ -15,7 +15,7 @@ from gpuaudit.analyze.inference import formulas
 from gpuaudit.analyze.inference.baseline import Baseline
 from gpuaudit.analyze.inference.capacity import capacity
 from gpuaudit.analyze.inference.economics import context_tokens
-from gpuaudit.analyze.inference.model import EngineRun
+from gpuaudit.analyze.inference.model import GIVEN, EngineRun
 from gpuaudit.analyze.inference.model_facts import Fact, ModelFacts, type_provenance
 from gpuaudit.analyze.inference.rows import rows_of
 from gpuaudit.analyze.store import quoted
@@ -73,7 +73,7 @@ def _statements(context: Context, run: EngineRun) -> Iterator[Statement]:
     lines = {label: q for label, q, _ in _ceilings(_Maker(context, run), run.ceiling)}
     yield Statement(
         "Engine {engine} could decode {ceiling} for one sequence on {gpu}, and more with a larger batch, up to {ridge} "
-        "sequences (est).",
+        "sequences.",
         {"engine": engine, "ceiling": lines[DECODE], "ridge": lines[RIDGE], "gpu": run.ceiling.gpu.name},
     )
     if run.ceiling.tp_exceeds_observed:
@@ -182,6 +182,8 @@ def _facts(make: _Maker, f: ModelFacts) -> Iterator[Line]:
     element = f.kv_element
     said = f"kv_cache_dtype {element.certainty}" + (f" ({element.source})" if element.source else "")
     sure: Provenance = "measured" if element.certainty == "explicit" else "estimated"
+    if element.source == GIVEN:
+        sure = "assumed"
     yield "bytes of a KV element", make.estimated(element.size_bytes, "bytes", "", provenance=sure), said
 
 
@@ -264,11 +266,12 @@ def _room(make: _Maker) -> Iterator[tuple[str, Quantity, str]]:
 
 def _seats(make: _Maker) -> Iterator[tuple[str, Quantity, str]]:
     c, run = capacity(make.run), make.run
+    told: Provenance = "assumed" if run.given("kv_cache_max_concurrency") else "measured"
     blocks = "the server tells no blocks, or they cannot be priced"
     sizes = ("prompt_size", "generation_size")
     yield (
         "full-length sequences, as the server tells",
-        make.sampled(c.reported, "count", "", "kv_cache_max_concurrency is not told", of=(), provenance="measured"),
+        make.sampled(c.reported, "count", "", "kv_cache_max_concurrency is not told", of=(), provenance=told),
         "kv_cache_max_concurrency",
     )
     yield (

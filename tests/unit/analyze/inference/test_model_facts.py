@@ -12,6 +12,7 @@ from gpuaudit.analyze.catalogue import Catalogue
 from gpuaudit.analyze.inference.architecture import counted, kv_shape
 from gpuaudit.analyze.inference.dtypes import Claim, WeightType, computing_type, kv_element, weight_type
 from gpuaudit.analyze.inference.memory import KvShape, bytes_per_sequence
+from gpuaudit.analyze.inference.model import GIVEN
 from gpuaudit.analyze.inference.model_facts import OVER_COUNTED, ModelFacts, Recorded, model_facts, type_provenance
 
 CATALOGUE = Catalogue.load()
@@ -350,5 +351,6 @@ def test_a_row_of_the_users_is_not_called_the_catalogues() -> None:
 
 def test_bits_from_a_size_over_a_count_are_derived() -> None:
     assert type_provenance(weight_type([Claim("dtype", "bfloat16", "config.json torch_dtype")])) == "measured"
+    assert type_provenance(weight_type([Claim("quantization", "fp8", f"{GIVEN} quantization")])) == "assumed"
     packed = WeightType(Fraction(9, 2), "bf16", "compressed-tensors", f"safetensors index: total_size {OVER_COUNTED}")
     assert type_provenance(packed) == "derived"

@@ -10,6 +10,7 @@ from pathlib import Path
 from gpuaudit.analyze.catalogue import Catalogue
 from gpuaudit.analyze.context import Context
 from gpuaudit.analyze.finding import Quantity, Section
+from gpuaudit.analyze.inference.model import GIVEN
 from gpuaudit.analyze.prices import PriceBook, PriceFile
 from gpuaudit.analyze.sections.economics import evaluate
 from tests import recorded_engines
@@ -26,15 +27,12 @@ GPUS = [{"index": 0, "uuid": UUID, "name": H100, "driver": "580"}]
 
 def scene(
     *, completed_per_s: int = 5, tps: int = TPS, power: int | None = POWER_MW, model: str = "meta-llama/Llama-3.1-8B",
-    gpu: bool = True, engine: int = 0, sink: Sink | None = None,
+    gpu: bool = True, engine: int = 0, sink: Sink | None = None, settings: str = "command line",
 ) -> EngineScene:  # fmt: skip
     """A minute of polls at 2 Hz, 1,000 tokens/s at ten running requests, 500 W."""
-    made = (
-        EngineScene(engine, sink=sink)
-        .setting("model", model, "/v1/models")
-        .setting("tensor_parallel_size", "1", "command line")
-    )
-    made.setting("max_num_seqs", "40", "command line").setting("max_model_len", "8192", "/v1/models")
+    made = EngineScene(engine, sink=sink).setting("model", model, "/v1/models")
+    made.setting("tensor_parallel_size", "1", settings).setting("max_num_seqs", "40", settings)
+    made.setting("max_model_len", "8192", "/v1/models")
     for i in range(121):
         at = Fraction(i, 2)
         done = i * completed_per_s // 2
@@ -225,3 +223,13 @@ def test_gpus_of_the_host_that_an_engine_may_not_use_are_not_its_own() -> None:
     both = figures(host_of_two("2"))
     assert both["energy per token"].value == 2 * POWER_MW / TPS
     assert (both["GPUs paid for"].value, both["price of its GPUs"].value) == (2, 4)
+
+
+def test_what_a_person_said_at_the_import_is_assumed_in_all_that_follows() -> None:
+    """Seats and a degree that no recording tells make no estimate of the catalogue's, but an assumption."""
+    by_recording, by_person = (figures(evaluate(context(scene(settings=source)))) for source in ("command line", GIVEN))
+    assert by_recording["of the seats' ceiling"].provenance == "estimated"
+    assert by_recording["GPUs paid for"].provenance == "derived"
+    for label in ("of the seats' ceiling", "decode MFU", "batch-relative efficiency", "GPUs paid for"):
+        assert by_person[label].provenance == "assumed", label
+        assert by_person[label].value == by_recording[label].value
