@@ -92,6 +92,49 @@ def test_the_ridge_of_dense_bf16(name: str, expected: str) -> None:
     assert row.tflops("fp16") == row.tflops("bf16")
 
 
+SPARSE: dict[str, dict[str, float]] = {
+    "NVIDIA H100 80GB HBM3": {"bf16": 1979, "fp8": 3958, "int8": 3958, "tf32": 989, "fp64": 67},
+    "NVIDIA H100 PCIe": {"bf16": 1513, "fp8": 3026, "int8": 3026, "tf32": 756, "fp64": 51},
+    "NVIDIA H100 NVL": {"bf16": 1671, "fp8": 3341, "int8": 3341, "tf32": 835, "fp64": 60},
+    "NVIDIA H200": {"bf16": 1979, "fp8": 3958, "int8": 3958, "tf32": 989, "fp64": 67},
+    "NVIDIA H200 NVL": {"bf16": 1671, "fp8": 3341, "int8": 3341, "tf32": 835, "fp64": 60},
+    "NVIDIA B200": {"bf16": 4500, "fp8": 9000, "int8": 9000, "fp4": 18000, "tf32": 2200, "fp64": 37},
+    "NVIDIA A100-SXM4-80GB": {"bf16": 624, "int8": 1248, "tf32": 312, "fp64": 19.5},
+    "NVIDIA A100 80GB PCIe": {"bf16": 624, "int8": 1248, "tf32": 312, "fp64": 19.5},
+    "NVIDIA GeForce RTX 5090": {"bf16": 419, "fp8": 838, "int8": 1676, "fp4": 3352},
+    "NVIDIA GeForce RTX 4090": {"bf16": 330.4, "fp8": 660.6, "int8": 1321.2},
+}
+"""TFLOP/s with sparsity as NVIDIA's data sheets and architecture papers print them; fp64 has no sparsity."""
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_peaks_are_dense_half_of_what_data_sheets_print(name: str) -> None:
+    row = CATALOGUE.gpu(name)
+    assert row is not None
+    for dtype, printed in SPARSE[name].items():
+        dense = printed if dtype == "fp64" else printed / 2
+        peak = row.tflops(dtype)
+        assert peak is not None
+        assert float(peak) == pytest.approx(dense, rel=0.002), dtype
+    assert (row.tflops("fp8") is None) == name.startswith("NVIDIA A100")
+
+
+@pytest.mark.parametrize(
+    ("name", "experts", "per_token"),
+    [
+        ("meta-llama/Llama-4-Maverick-17B-128E-Instruct", 128, 1), ("Llama-4-Scout-17B-16E", 16, 1),
+        ("Qwen/Qwen3-235B-A22B", 128, 8), ("Qwen/Qwen3-30B-A3B", 128, 8),
+        ("mistralai/Mixtral-8x22B-Instruct-v0.1", 8, 2), ("mistralai/Mixtral-8x7B-v0.1", 8, 2),
+        ("deepseek-ai/DeepSeek-V3", 256, 8), ("moonshotai/Kimi-K2-Instruct", 384, 8),
+    ],
+)  # fmt: skip
+def test_experts_of_mixtures_are_those_of_their_config(name: str, experts: int, per_token: int) -> None:
+    """num_local_experts or n_routed_experts, and num_experts_per_tok, of each config.json."""
+    row = CATALOGUE.model(name)
+    assert row is not None
+    assert (row.experts, row.experts_per_token) == (experts, per_token)
+
+
 def test_fp8_keeps_the_ridge_where_the_peak_doubles_and_bits_halve() -> None:
     """The bf16 peak with 8-bit weights would halve it, and with it every seat target."""
     row = CATALOGUE.gpu("NVIDIA H100 80GB HBM3")
