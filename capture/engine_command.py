@@ -87,7 +87,7 @@ VARIABLES: dict[str, dict[str, str]] = {
 PLACE_VARIABLES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "HOME", "PORT")
 """Where a model that is named by its repository lies, and TGI's port. Used, not recorded."""
 
-_MODEL_FLAGS = ("model", "model-path", "model-id", "m")
+_MODEL_FLAGS = ("model", "model-path", "model-id")
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,8 @@ def read_command(pid: int) -> EngineCommand | None:
 def engine_command(kind: EngineKind, arguments: Sequence[str], variables: dict[str, str]) -> EngineCommand:
     """From its parts."""
     flags = _flags(arguments)
-    model = next((flags[f] for f in _MODEL_FLAGS if flags.get(f)), None) or variables.get("MODEL_ID")
+    names = (*_MODEL_FLAGS, "m") if kind.name == "llama_cpp" else _MODEL_FLAGS  # -m of python is no model
+    model = next((flags[f] for f in names if flags.get(f)), None) or variables.get("MODEL_ID")
     if model is None and kind.name == "vllm":
         model = _positional(arguments)
     return EngineCommand(kind, flags, variables, model)

@@ -21,6 +21,7 @@ from gpuaudit.capture.engine_names import UNKNOWN
 from gpuaudit.capture.engine_series import SeriesTracker
 from gpuaudit.capture.exposition import Limits, MalformedExposition, Parser, Sample
 from gpuaudit.capture.http_local import MAX_BODY_BYTES, Connection, ExchangeFailed
+from gpuaudit.capture.redact import redact_text
 from gpuaudit.capture.source import Capability, RingSink, boottime_ns
 
 POLL_INTERVAL_NS = 250_000_000
@@ -335,6 +336,7 @@ class EngineSource:
 
     def _setting(self, w: _Watched, setting: Setting, now: int, sink: RingSink) -> None:
         key, value, source, detail = setting
+        value = redact_text(value)
         place = (w.engine.engine, key, source, detail)
         if self._settings_told.get(place) == value or len(self._settings_told) > MAX_SETTINGS:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import shutil
 import signal
 import socket
@@ -27,6 +28,8 @@ from tests.engine_server import ENGINE_TEXT, Close, EngineServer, Handler, alway
 from tests.integration.sessions import Session, capture, environment, rows, trust
 
 NOBODY_LISTENS = "http://127.0.0.1:1"
+OURS = ("--source", "engines", "--pid", str(os.getpid()))
+"""Only what the tests started: another engine may run on this host."""
 
 
 def raw(data: bytes) -> Handler:
@@ -118,7 +121,7 @@ def recorded(folder: Path) -> dict[str, Any]:
         urls = [NOBODY_LISTENS, good.url, *(s.url for s in servers.values())]
         out, env = folder / "a.db", environment(folder / "keys")
         named = [part for url in urls for part in ("--engine", url)]
-        session = Session(["--out", out, "--duration", "10m", "--source", "engines", *named], env)
+        session = Session(["--out", out, "--duration", "10m", *OURS, *named], env)
         for server in servers.values():
             server.wait_for(2)
         code, said = session.end(signal.SIGTERM)
@@ -161,7 +164,7 @@ def test_none_of_them_delays_the_one_that_behaves(recorded: dict[str, Any]) -> N
     hanging = recorded["scrapes"]["hangs"][0]
     end_ns = hanging["start_ns"] + hanging["duration_ns"]
     meanwhile = [r for r in recorded["good"] if hanging["start_ns"] < r["start_ns"] < end_ns]
-    assert len(meanwhile) >= 2
+    assert meanwhile, "it waited for the one that hangs"
 
 
 def test_the_bundle_of_such_a_capture_verifies(recorded: dict[str, Any], folder: Path) -> None:
@@ -203,11 +206,11 @@ def test_another_address_is_scraped_where_it_is_allowed_and_marked(folder: Path)
         pytest.skip("this host has no address but loopback")
     with serving(always(ENGINE_TEXT), host=own) as server:
         out = folder / "remote.db"
-        refused = capture(["--out", out, "--source", "engines", "--engine", server.url], environment(folder / "keys"))
+        refused = capture(["--out", out, *OURS, "--engine", server.url], environment(folder / "keys"))
         assert refused.returncode == 2
         assert server.connections == 0
         session = Session(
-            ["--out", out, "--source", "engines", "--engine", server.url, "--allow-remote", server.url],
+            ["--out", out, *OURS, "--engine", server.url, "--allow-remote", server.url],
             environment(folder / "keys"),
         )
         server.wait_for(2)

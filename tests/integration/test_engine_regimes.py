@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import tempfile
@@ -81,7 +82,8 @@ def captured() -> Iterator[Recorded]:
             replays[regime] = Replay([*texts[:-1:EVERY], texts[-1]])
             urls[regime] = stack.enter_context(serving(replays[regime])).url
         named = [part for url in urls.values() for part in ("--engine", url)]
-        session = Session(["--out", out, "--duration", "10m", "--source", "engines", *named], env)
+        ours = ["--source", "engines", "--pid", str(os.getpid())]  # another engine may run on this host
+        session = Session(["--out", out, "--duration", "10m", *ours, *named], env)
         for replay in replays.values():
             assert replay.all_sent.wait(300)
         code, said = session.end(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Where there is no engine nothing opens a connection: seen by strace, and by working in a network namespace that has not even a loopback."""
+"""Where there is no engine nothing connects: seen by strace, and by working without even a loopback."""
 
 from __future__ import annotations
 

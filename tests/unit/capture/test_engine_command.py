@@ -66,6 +66,11 @@ def test_other_kinds(
     assert setting in settings if setting else settings == []
 
 
+def test_the_module_that_python_runs_is_no_model() -> None:
+    line = "python -m vllm.entrypoints.cli.main serve org/m"
+    assert engine_command(BY_NAME["vllm"], line.split(), {}).model == "org/m"
+
+
 @pytest.mark.parametrize("port", ["x", "99999999", "-1"])
 def test_a_port_that_is_none(port: str) -> None:
     assert engine_command(BY_NAME["vllm"], ["vllm", "serve", "m", f"--port={port}"], {}).port() is None
