@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gpuaudit.analyze.inference.aggregate import aggregate
-from gpuaudit.analyze.inference.model import Buckets, GpuWindow, RunTotals, Window
+from gpuaudit.analyze.inference.model import Buckets, GpuWindow, HistogramDelta, RunTotals, Window
 from gpuaudit.analyze.inference.quantiles import quantile
 from gpuaudit.analyze.inference.windows import plan, window_length_s
 from tests.engine_scene import EngineScene
@@ -151,3 +151,38 @@ def test_aggregation(case: Case) -> None:
             "agg-07": totals.counters.get("generation_tokens"), "agg-12": totals.running,
         }  # fmt: skip
         assert case.agrees(single[case.id], case.expected)
+
+
+def _four() -> list[Window]:
+    """2 s of traffic, 6 s without, 2 s of traffic, and a last window whose running gauge is missing."""
+    made = []
+    for n, (seconds, running, tokens, kv) in enumerate(
+        ((2, 4, 200, 40), (6, 0, 0, 20), (2, 8, 600, 80), (2, 9, 1, 99))
+    ):
+        share, size = Fraction(kv, 100), HistogramDelta(Fraction(100 * n), n + 1, Fraction(1), 1)
+        made.append(Window(
+            n, planned_s=Fraction(seconds), duration_s=Fraction(seconds), running=running,
+            running_mean=Fraction(running), running_peak=running + 1, waiting=0, swapped=n, generation_tokens=tokens,
+            kv_last_share=share, kv_mean_share=share, kv_peak_share=share, prefix_hits=n, prefix_queries=10, ttft=size,
+            prompt_size=size, counters={"generation_tokens": n}, gpu=GpuWindow(1, Fraction(kv), vram_used_bytes=n, temperature_c=n),
+        ))  # fmt: skip
+    return [*made[:3], replace(made[3], running=None)]
+
+
+def test_every_field_is_of_its_own_windows() -> None:
+    """Line by line the table "across windows": of active, of evaluable, of the last evaluable, of the last window."""
+    totals = aggregate(_four())
+    assert (totals.windows, totals.evaluable, totals.active, totals.idle) == (4, 3, 2, 1)
+    assert totals.evaluable_s == 10
+    assert totals.active_s == 4
+    assert totals.running == 6, "active"
+    assert totals.generation_tps == 200, "active"
+    assert totals.gpu_utilization_percent == 60, "active"
+    assert totals.kv_mean_share == Fraction(60, 100), "active"
+    assert totals.ttft.mean == Fraction(0 + 200, 1 + 3), "active: sum of sums over sum of counts"
+    assert totals.kv_avg_share == Fraction(2 * 40 + 6 * 20 + 2 * 80, 1000), "evaluable"
+    assert totals.prompt_size.mean == Fraction(0 + 100 + 200, 1 + 2 + 3), "evaluable"
+    assert totals.prefix_hit_share == Fraction(3, 30), "evaluable"
+    assert (totals.kv_peak_share, totals.running_peak) == (Fraction(80, 100), 9), "evaluable"
+    assert (totals.swapped, totals.vram_used_bytes, totals.temperature_c) == (2, 2, 2), "the last evaluable one"
+    assert totals.counters == {"generation_tokens": 3}, "the last one"
