@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import pytest
 
+from gpuaudit.analyze.inference import physics
 from gpuaudit.analyze.inference.model import EngineRun
 from gpuaudit.analyze.inference.names import COUNTERS, KINDS, MEANINGS, plain
 from tests.engine_scene import EngineScene, Values, histogram
@@ -37,6 +38,7 @@ def test_data_parallel_engines_are_summed() -> None:
     tokens = 'vllm:generation_tokens_total{engine="%d"}'
     scene = EngineScene().scrape(0, values | {tokens % 0: 10, tokens % 1: 100})
     scene.scrape(2, values | {tokens % 0: 12, tokens % 1: 105}).setting("max_num_seqs", "8", "command line")
+    scene.setting("kv_cache_max_concurrency", "3.5", "metric label").setting("num_gpu_blocks", "100", "metric label")
     run = scene.run()
     (window,) = run.windows
     assert (window.running, window.waiting, window.generation_tokens) == (4, 2, 7)
@@ -44,6 +46,7 @@ def test_data_parallel_engines_are_summed() -> None:
     assert run.kv_by_index == {"0": (Fraction(1, 10), Fraction(1, 10)), "1": (Fraction(9, 10), Fraction(9, 10))}
     assert run.data_parallel == 2
     assert run.max_num_seqs == 16
+    assert (physics.reported_kv_sequences(run), physics.blocks(run)) == (7, 200), "each has a cache of its own"
 
 
 def test_ranks_that_share_requests_are_counted_once() -> None:

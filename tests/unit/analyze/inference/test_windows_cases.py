@@ -164,7 +164,8 @@ def _four() -> list[Window]:
             n, planned_s=Fraction(seconds), duration_s=Fraction(seconds), running=running,
             running_mean=Fraction(running), running_peak=running + 1, waiting=0, swapped=n, generation_tokens=tokens,
             kv_last_share=share, kv_mean_share=share, kv_peak_share=share, prefix_hits=n, prefix_queries=10, ttft=size,
-            prompt_size=size, counters={"generation_tokens": n}, gpu=GpuWindow(1, Fraction(kv), vram_used_bytes=n, temperature_c=n),
+            prompt_size=size, counters={"generation_tokens": n},
+            gpu=GpuWindow(1, Fraction(kv), vram_used_bytes=n, temperature_c=n),
         ))  # fmt: skip
     return [*made[:3], replace(made[3], running=None)]
 
