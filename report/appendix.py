@@ -92,15 +92,19 @@ def _thresholds(declarations: list[dict[str, Any]]) -> tuple[Table, ...]:
             key = (t["name"], Fraction(number_from_json(t["value"]) or 0), t["unit"], t["source"])
             users.setdefault(key, []).append(d["id"])
     rows = [
-        (listed(data(u) for u in ids), data(name), Quantity(value, unit, "assumed"), prose(source), len(ids))
+        (ids, name, Quantity(value, unit, "assumed"), prose(source))
         for (name, value, unit, source), ids in users.items()
     ]
-    columns = [Column("threshold"), Column("value", numeric=True), Column("source", wide=True)]
+    columns = [Column("threshold"), Column("value", numeric=True)]
     return (
-        build("Thresholds of one rule or detector", [Column("rule or detector"), *columns],
-              [r[:4] for r in rows if r[4] == 1], empty="none"),
-        build("Thresholds that several share", [*columns, Column("rules and detectors")],
-              [(*r[1:4], r[0]) for r in rows if r[4] > 1], empty="none"),
+        build("Thresholds of one rule or detector, by the name that a policy file uses",
+              [*columns, Column("source", wide=True)],
+              [[data(f"{ids[0]}.{name}"), value, source] for ids, name, value, source in rows if len(ids) == 1], empty="none"),
+        build("Thresholds that several share",
+              [*columns, Column("source"), Column("rules and detectors", wide=True)],
+              [[data(name), value, source, listed(data(u) for u in ids)]
+               for ids, name, value, source in rows if len(ids) > 1],
+              empty="none"),
     )  # fmt: skip
 
 

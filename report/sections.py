@@ -15,7 +15,7 @@ from gpuaudit.report.charts.canvas import Figure
 from gpuaudit.report.charts.roofline import roofline
 from gpuaudit.report.charts.stack import stack
 from gpuaudit.report.charts.strips import strips
-from gpuaudit.report.side_by_side import Beside, side_by_side
+from gpuaudit.report.side_by_side import Beside, numbered, side_by_side
 from gpuaudit.report.statements import EvidenceLinks
 from gpuaudit.report.tables import Cell, Column, Raw, Table, build
 from gpuaudit.report.text import Text, data, fill, inert, join, listed, mark, marked, plain, prose, words
@@ -34,6 +34,9 @@ GATHERED_ROWS = 3
 
 NAMES_OF_A_FORMULA = 6
 """Columns, or cells, named before a formula."""
+
+LONGEST_LABEL = 48
+"""Characters of a label that is not broken where tables of its shape stand side by side."""
 
 WIDE_TEXT = 28
 """Characters from which on a text column may break its lines."""
@@ -148,6 +151,7 @@ def _with_evidence(v: Quantity, links: EvidenceLinks) -> Text:
 def _table(beside: Beside, links: EvidenceLinks) -> SectionTableView:
     reasons: dict[str, int] = {}
     t, gathered = _gathered(beside.table)
+    t, repeated = _repeated(t)
     per_row = len(t.columns) <= MOST_COLUMNS_WITH_EVIDENCE and bool(_ids(_of_table(t)))
     rows: list[list[Raw]] = []
     for row in t.rows:
@@ -156,7 +160,9 @@ def _table(beside: Beside, links: EvidenceLinks) -> SectionTableView:
             line.append(_few(_ids(c for c in row if isinstance(c, Quantity)), links))
         rows.append(line)
     columns = [_column(heading, [row[at] for row in t.rows]) for at, (_, heading) in enumerate(t.columns)]
-    below = [*(prose(n) for n in t.notes), *_why_not(reasons), *gathered, *_same(beside)]
+    if len(columns) > 1 and all(isinstance(row[0], str) and len(row[0]) <= LONGEST_LABEL for row in t.rows):
+        columns[0] = replace(columns[0], whole=numbered(t), wide=False)
+    below = [*(prose(n) for n in t.notes), *_why_not(reasons), *gathered, *repeated, *_same(beside)]
     if _formula_by_row(t):
         columns.append(Column("formula", wide=True))
         for line, row in zip(rows, t.rows, strict=True):
@@ -218,6 +224,20 @@ def _gathered(t: SectionTable) -> tuple[SectionTable, list[Text]]:
         for why, rows in many.items()
     ]
     return replace(t, rows=tuple(row for row in t.rows if id(row) not in gone)), told
+
+
+def _repeated(t: SectionTable) -> tuple[SectionTable, list[Text]]:
+    """The table without columns that hold one and the same long text in every row, and these texts told once."""
+    told: dict[int, str] = {}
+    for at in range(1, len(t.columns)):
+        texts = {row[at] for row in t.rows}
+        text = next(iter(texts), None)
+        if len(t.rows) > 1 and len(texts) == 1 and isinstance(text, str) and len(text) > WIDE_TEXT:
+            told[at] = text
+    kept = [at for at in range(len(t.columns)) if at not in told]
+    lines = [join(prose(t.columns[at][1]), words(" (of every row): "), prose(text)) for at, text in told.items()]
+    rows = tuple(tuple(row[at] for at in kept) for row in t.rows)
+    return replace(t, columns=tuple(t.columns[at] for at in kept), rows=rows), lines
 
 
 def _absence(q: Quantity) -> str:

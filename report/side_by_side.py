@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from gpuaudit.analyze.finding import Quantity, SectionTable
 
@@ -23,7 +24,7 @@ SPARSE = 4
 Cell = Quantity | str | None
 Row = tuple[Cell, ...]
 
-_NUMBERED = re.compile(r"(.+)_[0-9]+\Z")
+_NUMBERED = re.compile(r".+_[0-9]+\Z")
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,9 @@ class Beside:
 
 def side_by_side(tables: Iterable[SectionTable]) -> list[Beside]:
     """The tables in their order; those named ``x_0``, ``x_1``, … with the same columns stand where the first stood."""
-    groups: dict[tuple[object, ...], list[SectionTable]] = {}
+    groups: dict[tuple[Any, ...], list[SectionTable]] = {}
     for n, t in enumerate(tables):
-        match = _NUMBERED.match(t.id)
-        key: tuple[object, ...] = (match[1], t.columns) if match and _labelled(t) else (n,)
+        key: tuple[Any, ...] = (t.id.rpartition("_")[0], t.columns) if numbered(t) else (n,)
         groups.setdefault(key, []).append(t)
     out: list[Beside] = []
     for key, members in groups.items():
@@ -50,6 +50,11 @@ def side_by_side(tables: Iterable[SectionTable]) -> list[Beside]:
             folded = _folded(members)
             out += [_joined(folded[at : at + BESIDE]) for at in range(0, len(folded), BESIDE)]
     return out
+
+
+def numbered(t: SectionTable) -> bool:
+    """Whether the table is one of several of its shape, or stands for them: its first column labels its rows."""
+    return bool(_NUMBERED.match(t.id)) and _labelled(t)
 
 
 def _labelled(t: SectionTable) -> bool:
@@ -127,10 +132,10 @@ def _names(titles: Sequence[str]) -> tuple[str, list[str]]:
     after = next((i for i in range(room) if len({s[-1 - i] for s in split}) > 1), room)
     apart = [s[before : len(s) - after] for s in split]
     lead = split[0][before - 1 : before] if before else []
-    names = [" ".join([*lead, *words]).rstrip(",") or str(n) for n, words in enumerate(apart)]
+    names = [" ".join([*lead, *words[:1]]).rstrip(",") or str(n) for n, words in enumerate(apart)]
     comma = "," if any(words and words[-1].endswith(",") for words in apart) else ""
-    numbers = ", ".join(words[0].rstrip(",") for words in apart if words) + comma
-    return " ".join([*split[0][:before], numbers, *split[0][len(split[0]) - after :]]), names
+    whole = ", ".join(" ".join(words).rstrip(",") for words in apart if words) + comma
+    return " ".join([*split[0][:before], whole, *split[0][len(split[0]) - after :]]), names
 
 
 def _shared(grid: list[list[Row | None]], at: int) -> bool:

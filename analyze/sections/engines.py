@@ -28,7 +28,8 @@ FIRST = (
     "model", "root", "version", "dtype", "quantization", "kv_cache_dtype", "max_model_len", "max_num_seqs",
     "max_num_batched_tokens", "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size",
     "gpu_memory_utilization", "block_size", "num_gpu_blocks", "kv_cache_size_tokens", "kv_cache_max_concurrency",
-    "enable_prefix_caching", "enable_chunked_prefill", "enforce_eager",
+    "enable_prefix_caching", "enable_chunked_prefill", "enforce_eager", "num_gpu_blocks_override",
+    "kv_offloading_size", "engine_version", "unreadable",
 )  # fmt: skip
 """Settings that conclusions depend on, in the order of their table; of all others it says how to list them."""
 
@@ -232,11 +233,15 @@ def _settings(run: EngineRun) -> SectionTable:
     notes = [
         f"{key}: not told by any source." for key in ("model", "max_num_seqs", "max_model_len") if key not in run.config
     ]
-    others = len(run.config) - len(keys)
-    if others:
-        notes.append(f"{others} more, on which no conclusion depends: SELECT * FROM engine_config WHERE {run.where}.")
+    left = len(run.config) - len(keys)
+    if left:
+        notes.append(
+            f"{left} more are in the bundle, none of which a rule reads; what the model's shape needs of them stands "
+            f"in its own section: SELECT op, value, source FROM engine_config WHERE {run.where}"
+        )
     return SectionTable(
-        f"settings_{run.engine}", f"Settings of engine {run.engine}, each with its source", columns, tuple(rows), tuple(notes)
+        f"settings_{run.engine}", f"Settings of engine {run.engine}, each with its source", columns, tuple(rows),
+        tuple(notes),
     )  # fmt: skip
 
 

@@ -160,7 +160,8 @@ def _links(context: Context, gpu: Device) -> Iterator[Row]:
         yield "NVLinks up", refusal(context.store, "nvml_links", gpu.where, "active"), None
     else:
         evidence = (context.book.where("nvml_links", gpu.where),)
-        yield "NVLinks up", derived(up, "count", evidence, "links with active = 1 at their last reading"), f"of {links}"
+        up_now = derived(up, "count", evidence, "links with active = 1 at their last reading")
+        yield f"NVLinks up, of {links}", up_now, None
 
 
 def _cell(

@@ -131,6 +131,15 @@ def test_rows_that_hold_one_reason_alone_are_told_together() -> None:
     assert len(two.table.rows) == 2, "two dashes are no page"
 
 
+def test_a_long_text_of_every_row_is_told_once() -> None:
+    long = "the same words, too long for a narrow column"
+    made = with_table(("a", q(1, "count"), long), ("b", q(2, "count"), long)).tables[0]
+    assert [c.title for c in made.table.columns] == ["head 0", "head 1"]
+    assert [plain(x) for x in made.below] == [f"head 2 (of every row): {long}"]
+    differ = with_table(("a", q(1, "count"), long), ("b", q(2, "count"), f"{long}.")).tables[0]
+    assert len(differ.table.columns) == 3
+
+
 def test_a_column_of_several_formulas_names_their_rows() -> None:
     cells = [(f"r{i}", q(i + 1, "count", "derived", formula=f"f{i % 2}"), q(1, "count", "derived", formula="g"))
              for i in range(4)]  # fmt: skip

@@ -57,7 +57,8 @@ def test_words_that_are_the_same_of_all_are_told_once_and_numbers_keep_their_row
     made = side_by_side([
         table(f"gpu_{n}", f"GPU {n} (GPU-{n})", *texts, ("errors", q(0, evidence=(f"E{n + 1}",)))) for n in range(2)
     ])[0]  # fmt: skip
-    assert made.of == "GPU 0 (GPU-0), GPU 1 (GPU-1)"
+    assert made.of == "GPU 0, GPU 1"
+    assert made.table.title == "GPU 0 (GPU-0), 1 (GPU-1)"
     assert made.same == tuple((label, text) for label, text in texts)
     assert [row[0] for row in made.table.rows] == ["errors"]
     assert [c.evidence for c in made.table.rows[0][1:] if isinstance(c, Quantity)] == [("E1",), ("E2",)]

@@ -153,6 +153,17 @@ def test_a_hostile_setting_is_cut() -> None:
     assert max(len(c) for c in cells) <= 256
 
 
+def test_settings_that_no_rule_reads_are_counted_with_their_query() -> None:
+    scene = EngineScene().scrape(0, LIGHT).scrape(1, LIGHT).setting("max_num_seqs", "32", "command line")
+    scene.setting("mamba_cache_mode", "none", "metric label").setting("kv_sharing", "False", "metric label")
+    table = next(t for t in evaluate(scene.context()).tables if t.id == "settings_0")
+    assert "max_num_seqs" in [r[0] for r in table.rows]
+    assert "mamba_cache_mode" not in [r[0] for r in table.rows]
+    told = [n for n in table.notes if "more are in the bundle" in n]
+    assert [n.startswith("2 more") for n in told] == [True]
+    assert told[0].endswith("FROM engine_config WHERE engine = 0")
+
+
 def test_an_engine_without_the_running_gauge_is_not_called_idle() -> None:
     scene = EngineScene()
     for second in range(4):
