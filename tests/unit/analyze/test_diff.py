@@ -11,7 +11,7 @@ import pytest
 
 from gpuaudit.analyze import diff
 from gpuaudit.analyze.finding import number_from_json
-from gpuaudit.analyze.inference.model import EngineRun
+from gpuaudit.analyze.inference.model import EngineRun, Setting
 from gpuaudit.bundle import canonical
 from tests.served import Traffic
 from tests.verifications import SEALED
@@ -101,6 +101,22 @@ def test_changed_seats_reset_nothing() -> None:
     engine = compared(BASE, replace(BASE, requests=60, settings={"dtype": "bfloat16", "max_num_seqs": "256"}))
     assert engine["baseline"] == ""
     assert engine["verdict"] == "Better"
+
+
+@pytest.mark.parametrize(
+    ("key", "resets"),
+    [
+        *((key, True) for key in (
+            "model", "dtype", "quantization", "kv_cache_dtype", "max_model_len", "block_size", "gpu_memory_utilization",
+            "tensor_parallel_size", "data_parallel_size", "pipeline_parallel_size",
+        )),
+        *((key, False) for key in ("max_num_seqs", "enable_prefix_caching", "enable_chunked_prefill")),
+    ],
+)  # fmt: skip
+def test_settings_that_ceilings_depend_on_reset_the_baseline(key: str, resets: bool) -> None:
+    before, after = (EngineRun(0, "vllm", config={key: Setting(v, "command line")}) for v in ("1", "2"))
+    assert diff.drifts(before, after) == [diff.Drift(key, "1", "2", resets)]
+    assert diff.drifts(before, before) == []
 
 
 def test_another_gpu_resets_the_baseline() -> None:
