@@ -24,7 +24,7 @@ _NO_SECRET = frozenset({
     "id", "ids", "max", "min", "num", "number", "pad", "bos", "eos", "unk", "mask", "image", "per", "limit", "budget",
     "count", "stop", "special", "batched", "total", "prefill", "batch", "length", "new", "size", "skip", "by", "draft",
     "speculative", "interval", "stream", "avg", "mean", "tool", "long", "first", "last", "generated", "input", "output",
-    "prompt", "decode", "encoder", "ratio",
+    "prompt", "decode", "encoder", "ratio", "index", "audio", "video", "vision", "type", "start", "end", "boi", "eoi",
 })  # fmt: skip
 """With one of these, ``token`` is a piece of text: --max-num-batched-tokens, --eos-token-id."""
 

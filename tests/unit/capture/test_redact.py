@@ -45,6 +45,7 @@ def test_a_secret_is_replaced(arguments: list[str]) -> None:
         "text-generation-launcher --max-batch-prefill-tokens 4096 --max-total-tokens=2048",
         "python train.py --eos-token-id 2 --pad_token_id=0 --key-value x --seed 1 lr=0.1 tokens_per_batch=8",
         "llama-server -m /models/m.gguf -np 4 --keyframe 3", "http://127.0.0.1:8000/metrics", "unix:///run/vllm.sock",
+        '{"audio_token_index":5,"num_key_value_heads":8,"bos_token":"<s>","tokenizer_class":"T","tokens_per_image":4}',
     ],
 )  # fmt: skip
 def test_settings_stay_as_they_are(line: str) -> None:
