@@ -99,7 +99,8 @@ def _thresholds(declarations: list[dict[str, Any]]) -> tuple[Table, ...]:
     return (
         build("Thresholds of one rule or detector, by the name that a policy file uses",
               [*columns, Column("source", wide=True)],
-              [[data(f"{ids[0]}.{name}"), value, source] for ids, name, value, source in rows if len(ids) == 1], empty="none"),
+              [[data(f"{ids[0]}.{name}"), value, source] for ids, name, value, source in rows if len(ids) == 1],
+              empty="none"),
         build("Thresholds that several share",
               [*columns, Column("source"), Column("rules and detectors", wide=True)],
               [[data(name), value, source, listed(data(u) for u in ids)]

@@ -164,7 +164,7 @@ def _table(beside: Beside, links: EvidenceLinks) -> SectionTableView:
         columns[0] = replace(columns[0], whole=numbered(t), wide=False)
     below = [*(prose(n) for n in t.notes), *_why_not(reasons), *gathered, *repeated, *_same(beside)]
     if _formula_by_row(t):
-        columns.append(Column("formula", wide=True))
+        columns.append(Column("formula", widest=True))
         for line, row in zip(rows, t.rows, strict=True):
             line.insert(len(t.columns), prose(_formula(row)) if _formula(row) else words("–"))
     elif formulas := _formulas(t):

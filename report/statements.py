@@ -171,7 +171,7 @@ def outcomes(document: Document) -> Table:
         alike.setdefault((o.state, o.reason), []).append(name)
     return build(
         "Every rule and detector, and what became of it",
-        [Column("state", whole=True), Column("rule or detector", wide=True), Column("reason", wide=True)],
+        [Column("state", whole=True), Column("rule or detector"), Column("reason", wide=True)],
         [[data(state), listed(names, "; "), prose(reason or "–")] for (state, reason), names in alike.items()],
         sortable=False,
     )

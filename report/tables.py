@@ -26,6 +26,8 @@ class Column:
     wide: bool = False
     whole: bool = False
     """Never broken into lines: a column of a few short words."""
+    widest: bool = False
+    """On paper it gets two fifths of the table, whatever the others ask for: formulas, reasons."""
 
 
 @dataclass(frozen=True)
