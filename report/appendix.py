@@ -102,7 +102,7 @@ def _thresholds(declarations: list[dict[str, Any]]) -> tuple[Table, ...]:
               [[data(f"{ids[0]}.{name}"), value, source] for ids, name, value, source in rows if len(ids) == 1],
               empty="none"),
         build("Thresholds that several share",
-              [*columns, Column("source"), Column("rules and detectors", wide=True)],
+              [*columns, Column("source"), Column("rules and detectors")],
               [[data(name), value, source, listed(data(u) for u in ids)]
                for ids, name, value, source in rows if len(ids) > 1],
               empty="none"),
