@@ -243,9 +243,7 @@ def _notices(chain: Chain, records: list[Record], demands: _Demands) -> list[str
     for kind in sorted({r.kind for r in records if not r.has_digest}):
         out.append(f"The .seal holds a record of a kind that this version does not know: {kind!r:.80}.")
     for idx, step_ns in chain.clock_steps:
-        out.append(
-            f"{_CLOCK_SET} {step_ns / 1e9:+.3f} s before leaf {idx}; times of rows are not affected."
-        )
+        out.append(f"{_CLOCK_SET} {step_ns / 1e9:+.3f} s before leaf {idx}; times of rows are not affected.")
     return out
 
 
