@@ -58,9 +58,8 @@ def document(made: Road) -> dict[str, Any]:
 
 def test_first_light_rules_fire_on_what_was_recorded(made: Road, document: dict[str, Any]) -> None:
     states = {o["id"]: o["state"] for o in document["outcomes"]}
-    assert states == {
-        "api_silence": "clear", "idle_allocation": "finding", "throttling": "finding", "late_rank": "finding"
-    }  # fmt: skip
+    assert {i for i, state in states.items() if state == "finding"} == {"idle_allocation", "throttling", "late_rank"}
+    assert states["api_silence"] == "clear"
     assert document["quality"]["grade"] == "A", document["quality"]["reasons"]
     truth = told(made.folder / "truth")
     (chain,) = document["chains"]

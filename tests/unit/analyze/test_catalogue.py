@@ -24,6 +24,7 @@ NO_MODEL = (
     "microsoft/Phi-4-multimodal-instruct", "nvidia/Llama-3.1-Nemotron-51B-Instruct", "mistralai/Mistral-Large-3",
     "mistralai/Mistral-Large-3-675B-Instruct-2512x", "Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen2.5-Omni-7B",
     "acme/llama-3-8b-finetune", "deepseek-ai/DeepSeek-V2", "deepseek-ai/DeepSeek-V3.1-Base", "google/gemma-7b",
+    "Phi-3-mini-4k", "Llama-3.2-11B", "deepseek-coder-6.7b", "gemma-3n-E4B", "Qwen3.5-32B", "Llama-2-13b-8bit",
     "llama-3.1-8b-draft", "llama", "8b", "", "/", "x" * 10_000, "LLAMA 3 8B 70B",
 )  # fmt: skip
 

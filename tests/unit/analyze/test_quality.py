@@ -34,6 +34,14 @@ def test_a_seal_that_does_not_prove_the_whole_caps_at_c(status: str) -> None:
     assert status in quality.reasons[0].text
 
 
+def test_what_others_recorded_is_a_b_at_best() -> None:
+    scene = whole()
+    scene.open_body["imported"] = {"files": 1}
+    quality = graded(scene)
+    assert (quality.grade, quality.grade_of(("cuda_calls",))) == ("B", "B")
+    assert [r.text.partition(":")[0] for r in quality.reasons] == ["imported recordings, made by other tools"]
+
+
 @pytest.mark.parametrize(("lost", "grade"), [(1, "D"), (0, "A")])
 def test_losses_by_their_share(lost: int, grade: str) -> None:
     scene = whole()

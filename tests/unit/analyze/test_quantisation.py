@@ -80,6 +80,21 @@ def test_fp4_needs_blackwell() -> None:
     assert nvfp4.freed_bytes == int(W * (1 - F(9, 2) / 16))
 
 
+def test_each_way_says_what_hardware_and_engine_have_to_have() -> None:
+    made = by_method(advise(run()))
+    for method, hardware, engine in (
+        ("fp8", "compute capability 8.9", "vLLM: --quantization fp8"), ("int8", "for the architecture", "calibration"),
+        ("int4", "Marlin kernels", "a checkpoint quantised to 4 bits"), ("nvfp4", "Blackwell", "a checkpoint in NVFP4"),
+    ):  # fmt: skip
+        assert hardware in made[method].needs
+        assert engine in made[method].needs
+    options = {o.option.partition(" (")[0]: o.needs for o in kv_options(run())}
+    assert "vLLM: --kv-cache-dtype fp8" in options["KV cache in 8 bits"]
+    assert "attention kernel" in options["KV cache in 8 bits"]
+    assert "vLLM: --kv-offloading-size" in options["evicted blocks to host memory"]
+    assert "PCIe link" in options["evicted blocks to host memory"]
+
+
 @pytest.mark.parametrize(
     ("gpu", "method"),
     [("AMD Instinct MI250X", "fp8"), ("AMD Instinct MI355X", "nvfp4"), ("AMD Instinct MI300X", "int4"), (B200, "int8")],

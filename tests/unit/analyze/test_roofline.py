@@ -17,7 +17,7 @@ from gpuaudit.analyze.inference.model_facts import Recorded, model_facts
 from gpuaudit.analyze.roofline import Point, engine_points, gpm_points, gpu_rows, roofs
 from gpuaudit.analyze.sections import roofline as section
 from gpuaudit.analyze.transfers import LANE_BYTES_PER_S, read_transfers
-from tests.scenes import MS, T0, S, Scene
+from tests.scenes import MS, T0, S, Scene, collectives
 
 F = Fraction
 H100 = "NVIDIA H100 80GB HBM3"
@@ -79,6 +79,15 @@ def test_the_point_of_a_process_is_of_its_time_alone() -> None:
     assert points["7"].rate == F(1, 5) * 989 * 10**12
     assert points["8"].rate is None
     assert points["8"].reason == "the process never had the GPU to itself"
+
+
+def test_the_point_of_a_rank_names_its_shard() -> None:
+    s = gpm(collectives("asynchronous", ranks=2, steps=4, scene=scene(pids=(101,))), 0, tensor_half_percent=20.0,
+            dram_bandwidth_percent=25.0)  # fmt: skip
+    context = s.context()
+    point = by_pid(gpm_points(context, gpu_rows(context)))["101"]
+    assert point.rate == F(1, 5) * 989 * 10**12
+    assert point.shard == "rank 1 of 2 (5eed000000000001)"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from gpuaudit.analyze.finding import Document, number_from_json
 from gpuaudit.analyze.run import AnalyzeOptions, analyze_store
-from tests.scenes import T0, S, Scene
+from tests.scenes import MS, T0, S, Scene, collectives
 from tests.verifications import SEALED
 
 Q = dict[str, Any]
@@ -60,6 +60,20 @@ def test_lost_calls_starve_nobody() -> None:
     scene.cuda(7, "cudaLaunchKernel", T0 + 10 * S, S).cuda(7, "cudaLaunchKernel", T0 + 30 * S, S)
     scene.lost["cuda_calls"] = 1
     assert parts(scene) == {"idle_allocated": 60 * S}
+
+
+def test_peers_wait_for_the_late_rank_also_while_their_kernels_spin() -> None:
+    """Rank 1 of 4 comes 40 ms late, 8 times: the others wait from their call to its, on GPUs that are fully busy."""
+    scene = collectives("blocking", ranks=4, steps=8, late={1: 40 * MS}, gap=100 * MS)
+    came = {(r["pid"], i // 4): r["start_ns"] for i, r in enumerate(scene.rows["nccl_calls"])}
+    waited = sum(came[101, step] - came[pid, step] for pid in (100, 102, 103) for step in range(8))
+    for gpu in range(4):
+        scene.samples(T0, T0 + 2 * S, gpu, [100 + gpu], gpu_utilization_percent=100)
+    told = parts(scene)
+    assert told["waiting_for_peers"] == waited
+    assert told["useful"] == sum(told.values()) - waited == 4 * 2 * S - waited
+    rows = [r for r in scene.document().waste["rows"] if r["key"] == "waiting_for_peers"]
+    assert {r["pid"] for r in rows if number(r["gpu_time"])} == {100, 102, 103}, "the late rank waits for nobody"
 
 
 def test_throttled_is_the_missing_clock() -> None:

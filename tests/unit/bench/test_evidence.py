@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import evidence
+from bench import day, evidence
 from gpuaudit.bundle.reader import Bundle
 from gpuaudit.bundle.tables import TABLES
 from gpuaudit.bundle.verify import verify
@@ -54,3 +54,12 @@ def test_the_bundle_verifies(tmp_path: Path) -> None:
     with Bundle.open(path) as bundle:
         counts = [h.rows for h in bundle.headers if h.table == TABLES["cuda_calls"].name]
     assert counts == [2000, 2000, 1000]
+
+
+def test_a_day_has_every_poll_of_eight_gpus_and_four_engines(tmp_path: Path) -> None:
+    """450 s: the recorded loads once, and the beginning of the second time."""
+    path = tmp_path / "day.db"
+    signer, rows = day.write_day(path, 450)
+    assert (rows["nvml_samples"], rows["engine_scrapes"], rows["engines"]) == (450 * 4 * 8, 450 * 4 * 4, 4)
+    assert day.read_loop().polls < 450 * 4
+    assert verify(path, trust=[signer.identity]).status == "SEALED"

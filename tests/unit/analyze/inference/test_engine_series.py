@@ -303,6 +303,65 @@ def test_other_engines(kind: str) -> None:
     assert all(run.absent.values())
 
 
+_BUCKETS = {"0.1": 1}
+GROWN: dict[str, tuple[dict[str, float], dict[str, Fraction | int]]] = {
+    "sglang": (
+        {
+            "sglang:num_running_reqs": 3, "sglang:num_queue_reqs": 2, "sglang:token_usage": 0.5,
+            "sglang:prompt_tokens_total": 40, "sglang:generation_tokens_total": 7, "sglang:cached_tokens_total": 10,
+            "sglang:num_requests_total": 4, "sglang:num_retractions_total": 1,
+            "sglang:num_aborted_requests_total": 2,
+            **histogram("sglang:time_to_first_token_seconds", 0.5, 2, _BUCKETS),
+            **histogram("sglang:queue_time_seconds", 0.25, 2, _BUCKETS),
+        },
+        {
+            "running": 3, "waiting": 2, "kv_last_share": Fraction(1, 2), "prompt_tokens": 40, "generation_tokens": 7,
+            "prefix_hits": 10, "prefix_queries": 40, "completed": 4, "preemptions": 1, "aborted": 2, "ttft": 2,
+            "queue": 2,
+        },
+    ),
+    "tgi": (
+        {
+            "tgi_batch_current_size": 3, "tgi_queue_size": 2, "tgi_request_success": 4,
+            **histogram("tgi_request_generated_tokens", 7, 2, {"10": 2}),
+            **histogram("tgi_request_input_length", 40, 2, {"100": 2}),
+            **histogram("tgi_request_mean_time_per_token_duration", 0.05, 2, _BUCKETS),
+            **histogram("tgi_request_queue_duration", 0.25, 2, _BUCKETS),
+        },
+        {
+            "running": 3, "waiting": 2, "generation_tokens": 7, "prompt_tokens": 40, "completed": 4, "prompt_size": 2,
+            "generation_size": 2, "tpot": 2, "queue": 2,
+        },
+    ),
+    "triton": (
+        {
+            'nv_trt_llm_request_metrics{request_type="scheduled"}': 3,
+            'nv_trt_llm_request_metrics{request_type="waiting"}': 2,
+            'nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="fraction"}': 0.5,
+            "nv_inference_request_success": 4, "nv_inference_request_failure": 2,
+        },
+        {"running": 3, "waiting": 2, "kv_last_share": Fraction(1, 2), "completed": 4, "aborted": 2},
+    ),
+    "llama_cpp": (
+        {
+            "llamacpp:requests_processing": 3, "llamacpp:requests_deferred": 2, "llamacpp:kv_cache_usage_ratio": 0.5,
+            "llamacpp:tokens_predicted_total": 7, "llamacpp:prompt_tokens_total": 40,
+        },
+        {"running": 3, "waiting": 2, "kv_last_share": Fraction(1, 2), "generation_tokens": 7, "prompt_tokens": 40},
+    ),
+}  # fmt: skip
+"""What each engine exports after a second in which everything began at 0, and what is read from it; of a histogram its
+count."""
+
+
+@pytest.mark.parametrize("kind", sorted(GROWN))
+def test_what_other_engines_tell(kind: str) -> None:
+    values, expected = GROWN[kind]
+    (window,) = EngineScene(kind=kind).scrape(0, dict.fromkeys(values, 0)).scrape(1, values).run().windows
+    told = {name: getattr(window, name) for name in expected}
+    assert {name: getattr(value, "count", value) for name, value in told.items()} == expected
+
+
 def test_no_name_tells_two_meanings_of_state() -> None:
     """A metric may count for several meanings only where a label tells them apart or the table says why."""
     for kind, table in KINDS.items():

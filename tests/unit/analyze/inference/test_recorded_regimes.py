@@ -41,6 +41,22 @@ def test_totals_are_the_clients_own(regime: str) -> None:
     assert totals["generation_tokens"] == sum(u["completion_tokens"] for u in usage)  # type: ignore[index]
 
 
+@pytest.mark.parametrize("regime", ["heavy_queue", "kv_pressure"])
+def test_totals_are_the_clients_own_until_the_last_poll(regime: str) -> None:
+    """Polling ended before the load did: a prompt counts from its first token, an answer when it is whole."""
+    end_s, totals = Fraction(run(regime).end_ns, 10**9), run(regime).totals.deltas
+    answered = [r for r in clients_truth(regime) if r["status"] == 200]
+
+    def until(moment: str, tokens: str) -> list[int]:
+        return [r["usage"][tokens] for r in answered if Fraction(str(r[moment])) <= end_s]  # type: ignore[index]
+
+    assert totals["completed"] == len(until("t_end", "prompt_tokens")) < len(answered)
+    assert totals["prompt_tokens"] == sum(until("t_first", "prompt_tokens"))
+    whole, begun = sum(until("t_end", "completion_tokens")), sum(until("t_first", "completion_tokens"))
+    assert totals["generation_tokens"] is not None
+    assert whole < totals["generation_tokens"] < begun, "answers under way count in part"
+
+
 @pytest.mark.parametrize("regime", REGIMES)
 def test_windows_add_up_to_the_totals(regime: str) -> None:
     """Nothing is counted twice and nothing between two windows is lost, slow polls or not."""

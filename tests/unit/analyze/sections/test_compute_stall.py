@@ -129,3 +129,9 @@ def test_a_process_that_comes_later_does_not_hide_what_was_before_it() -> None:
     scene.cuda(8, "cudaMalloc", T0 + 41 * S, MS)
     gpu = row(compute_stall.evaluate(scene.context()), 0)
     assert value(gpu["observed"]) == 59 * S
+
+
+def test_the_exact_definition_stands_in_the_appendix() -> None:
+    told = {d["term"]: d["text"] for d in half_blocked(2).document().appendix["definitions"]}
+    for part in ("busy / (busy + stalled)", "min(blocked, observed − busy)", "Above 0.9", "Below 0.7"):
+        assert part in told["compute/stall ratio"]

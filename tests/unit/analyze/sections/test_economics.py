@@ -107,6 +107,9 @@ def test_shares_have_their_own_denominators() -> None:
     assert told["of the KV-aware ceiling"].value == Fraction(TPS * read, RUNNING * 3350 * 10**9)
     assert told["recoverable"].value == Fraction(299, 100) * (Fraction(8, 10) - batch)
     assert told["recoverable"].provenance == "assumed"
+    assert "0.80" in told["recoverable"].formula
+    (meaning,) = (text for term, text in plain()[0].definitions if term == "recoverable")
+    assert "80 % of its ceiling is an assumption" in meaning
 
 
 def test_every_number_has_its_rows() -> None:
