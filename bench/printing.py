@@ -18,6 +18,9 @@ HEADLINES: dict[str, tuple[str, ...]] = {
         "pair with a record ÷ bpftrace that prints a line for each call, added per call",
     ),
     "verify": ("audit verify ÷ sha256sum, elapsed",),
+    "poll": ("CPU ÷ elapsed time: the share of one core", "CPU per poll of 8 GPUs"),
+    "cadence": ("99th percentile of lateness ÷ poll interval, rings busy",),
+    "day": ("bundle", "audit analyze", "audit analyze: peak memory"),
     "render": ("our PDF ÷ WeasyPrint's defaults, CPU per page", "PDF", "HTML"),
     "demo": ("demo ÷ loading its libraries, elapsed", "demo", "demo: peak memory"),
 }

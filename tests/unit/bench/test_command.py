@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench import __main__ as command
+from bench import pages
 from bench.figures import drain, render, seal, verify
 from bench.result import Plan, Result
 from gpuaudit.bundle.errors import HostUnfit
@@ -40,6 +41,13 @@ def test_a_figure_that_cannot_be_had_does_not_hinder_the_next(
 def test_every_figure_is_declared() -> None:
     folder = Path(command.__file__).parent / "figures"
     assert {p.stem for p in folder.glob("*.py")} - {"__init__"} == set(command.FIGURES)
+
+
+def test_the_kept_result_has_every_figure() -> None:
+    """A figure that was declared and never measured, or not on this kind of machine, has to show."""
+    kept = Result.from_json((pages.ROOT / pages.KEPT).read_text("utf-8"))
+    assert [f.name for f in kept.figures] == list(command.FIGURES)
+    assert kept.not_measured == ()
 
 
 def test_sealing_is_told_in_ratios(tmp_path: Path) -> None:
