@@ -43,7 +43,7 @@ class HostTime:
                 self._starving[pid] = intervals.EMPTY
             else:
                 life = intervals.single(int(inside[0, 0]), int(inside[-1, 1]))
-                self._starving[pid] = intervals.subtract(intervals.subtract(life, inside), self._unseen(pid))
+                self._starving[pid] = intervals.subtract(intervals.subtract(life, inside), unseen(self._context, pid))
         return self._starving[pid]
 
     def _calls(self, pid: int, tables: tuple[str, ...], condition: str) -> Intervals:
@@ -55,11 +55,13 @@ class HostTime:
         a = self._context.store.arrays(f"SELECT a, b FROM ({parts}) ORDER BY 1, 2")
         return intervals.from_bounds(a["a"], a["b"])
 
-    def _unseen(self, pid: int) -> Intervals:
-        tables = ", ".join(f"'{t}'" for t in CALL_TABLES)
-        a = self._context.store.arrays(
-            f"SELECT start_ns::BIGINT AS a, coalesce(end_ns, {self._context.window.end_ns})::BIGINT AS b FROM gaps "
-            f"WHERE (source IN ('cuda', 'cudart', 'nccl') OR table_name IN ({tables})) "
-            f"AND (pid IS NULL OR pid = {pid}) ORDER BY 1, 2"
-        )
-        return intervals.from_bounds(a["a"], a["b"])
+
+def unseen(context: Context, pid: int) -> Intervals:
+    """Time in which the probes could not see the calls of a process, as the gaps tell."""
+    tables = ", ".join(f"'{t}'" for t in CALL_TABLES)
+    a = context.store.arrays(
+        f"SELECT start_ns::BIGINT AS a, coalesce(end_ns, {context.window.end_ns})::BIGINT AS b FROM gaps "
+        f"WHERE (source IN ('cuda', 'cudart', 'nccl') OR table_name IN ({tables})) "
+        f"AND (pid IS NULL OR pid = {pid}) ORDER BY 1, 2"
+    )
+    return intervals.from_bounds(a["a"], a["b"])

@@ -18,6 +18,7 @@ from gpuaudit.analyze import intervals, severity
 from gpuaudit.analyze.context import UNNUMBERED, Context, Found, NotEvaluated, Outcome
 from gpuaudit.analyze.finding import Declaration, Finding, Quantity, Severity, Threshold
 from gpuaudit.analyze.gpu_time import UNKNOWN
+from gpuaudit.analyze.host_time import unseen
 from gpuaudit.analyze.intervals import Intervals
 from gpuaudit.analyze.lives import lives
 from gpuaudit.analyze.store import NOT_OWN, Store
@@ -106,7 +107,7 @@ def _observe(context: Context, pid: int, count: int, lossy: Intervals) -> _Seen:
     inside = intervals.from_bounds(a["a"], a["b"])
     lived_at = lived_at or [(0, int(a["b"].max()))]  # nothing is known of it but its calls
     lived = intervals.union(inside, *(_from_first(a["a"], start, end) for start, end in lived_at))
-    blind = intervals.union(_gaps(context, pid), lossy, context.window.asleep)
+    blind = intervals.union(unseen(context, pid), lossy, context.window.asleep)
     return _Seen(pid, count, a["a"], inside, intervals.subtract(lived, blind))
 
 
@@ -177,16 +178,6 @@ def _severity(context: Context, silent: int, busy: Quantity, observed: int) -> S
         grave = severity.of_share(silent, observed, context.policy, DECLARATION.id)
         return "warning" if grave == "critical" else grave
     return severity.of_share(silent - int(busy.value), observed, context.policy, DECLARATION.id)
-
-
-def _gaps(context: Context, pid: int) -> Intervals:
-    tables = ", ".join(f"'{t}'" for t in TABLES)
-    rows = context.store.arrays(
-        f"SELECT start_ns::BIGINT AS a, coalesce(end_ns, {context.window.end_ns})::BIGINT AS b FROM gaps WHERE "
-        f"(source IN ('cuda', 'cudart', 'nccl') OR table_name IN ({tables})) AND (pid IS NULL OR pid = {pid}) "
-        f"ORDER BY 1, 2"
-    )
-    return intervals.from_bounds(rows["a"], rows["b"])
 
 
 def _lossy(store: Store) -> tuple[Intervals, int]:
