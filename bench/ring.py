@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from gpuaudit.bundle.errors import HostUnfit
-from gpuaudit.bundle.tables import TABLES
+from gpuaudit.bundle.tables import RING_TABLES, TABLES
 from gpuaudit.capture import libbpf
-from gpuaudit.capture.attach import RING_SIZES_BYTES
-from gpuaudit.capture.probes import RING_TABLES
+from gpuaudit.capture.parts import RING_SIZES_BYTES
 from gpuaudit.capture.ring import HEADER_BYTES, LossCounters, RingReader
 from gpuaudit.capture.ring_source import DRAIN_LIMIT_RECORDS
 

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 ColumnType = Literal["u8", "u16", "u32", "u64", "i32", "i64", "f64", "text"]
-RingType = Literal["", "op", "comm"]
+RingType = Literal["", "op", "comm", "address", "f32"]
 
 NUMPY_DTYPE: dict[str, str] = {
     "u8": "<u1", "u16": "<u2", "u32": "<u4", "u64": "<u8", "i32": "<i4", "i64": "<i8", "f64": "<f8", "text": "<u4",
@@ -29,6 +29,8 @@ C_TYPE: dict[str, str] = {
 
 COMM_LEN_BYTES = 16
 """TASK_COMM_LEN of the Linux kernel (include/linux/sched.h)."""
+RING_BYTES: dict[str, int] = {"comm": COMM_LEN_BYTES, "address": 16}
+"""Length of a text column's bytes in a BPF record."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,47}\Z")
 
@@ -38,7 +40,8 @@ class Column:
     """One column: name, type, unit and meaning; ``ring`` says how a text column sits in a BPF record.
 
     ``ring="op"``: a ``__u32`` index into the probe table, which user space turns into the API's own name.
-    ``ring="comm"``: ``char[16]``, NUL-padded. ``in_ring=False``: user space adds the column after the drain.
+    ``ring="comm"``: ``char[16]``, NUL-padded. ``ring="address"``: the 16 bytes of an IPv6 address, an IPv4 one as
+    ::ffff:a.b.c.d. ``ring="f32"``: the bits of a float. ``in_ring=False``: user space adds the column after the drain.
     """
 
     name: str
@@ -92,7 +95,7 @@ class Table:
             ("valid_mask", "<u4", 4),
             *((c.name, _ring_dtype(c), _ring_size(c)) for c in self.ring_columns if _ring_size(c) < 4),
         ]:
-            align = 1 if dtype.startswith("S") else size
+            align = 1 if dtype[0] in "SV" else size
             if at % align:
                 raise ValueError(f"table {self.name}: {name} at {at} is not aligned")
             out.append((name, dtype, at))
@@ -108,14 +111,18 @@ class Table:
 
 
 def _ring_size(c: Column) -> int:
-    if c.ring == "comm":
-        return COMM_LEN_BYTES
-    return 4 if c.ring == "op" else np.dtype(NUMPY_DTYPE[c.type]).itemsize
+    if c.ring in RING_BYTES:
+        return RING_BYTES[c.ring]
+    return 4 if c.ring in ("op", "f32") else np.dtype(NUMPY_DTYPE[c.type]).itemsize
 
 
 def _ring_dtype(c: Column) -> str:
     if c.ring == "comm":
-        return f"S{COMM_LEN_BYTES}"
+        return f"S{RING_BYTES[c.ring]}"
+    if c.ring == "address":
+        return f"V{RING_BYTES[c.ring]}"
+    if c.ring == "f32":
+        return "<f4"
     return "<u4" if c.ring == "op" else NUMPY_DTYPE[c.type]
 
 

@@ -15,25 +15,36 @@ import numpy as np
 
 from gpuaudit.bundle.table import (
     C_TYPE,
-    COMM_LEN_BYTES,
-    CPU,
     DURATION,
     PID,
-    RETURN_CODE,
-    SEQ,
+    RING_BYTES,
     SQL_TYPE,
     START,
-    TID,
     Table,
     col,
-    op,
 )
+from gpuaudit.bundle.tables_calls import CALL_TOTALS, CUDA_CALLS, NCCL_CALLS, NCCL_COMMS, STACK_FRAMES
 from gpuaudit.bundle.tables_engine import (
     ENGINE_CONFIG,
     ENGINE_SAMPLES,
     ENGINE_SCRAPES,
     ENGINE_SERIES,
     ENGINES,
+)
+from gpuaudit.bundle.tables_host import (
+    BLOCK_IO,
+    CGROUP_CPU,
+    IOCTLS,
+    LIFECYCLE,
+    MIGRATIONS,
+    OFF_CPU,
+    OOM_KILLS,
+    PAGE_ALLOCATIONS,
+    PRESSURE,
+    PROCESS_SAMPLES,
+    RECLAIMS,
+    SOCKET_IO,
+    TCP_RETRANSMITS,
 )
 from gpuaudit.bundle.tables_nvml import (
     GPM_SAMPLES,
@@ -45,77 +56,29 @@ from gpuaudit.bundle.tables_nvml import (
     NVML_SAMPLES,
 )
 
-CUDA_CALLS = Table("cuda_calls", "Calls into the CUDA runtime, seen by entry and return probes.", (
-    START, DURATION, PID, TID, op("API name, as exported (cudaMalloc)"), RETURN_CODE,
-    col("size_bytes", "u64", "bytes", "size argument of an allocation or copy", nullable=True),
-    col("direction", "i32", "", "cudaMemcpyKind: 0 H2H, 1 H2D, 2 D2H, 3 D2D, 4 default", nullable=True),
-    col("stream", "u64", "", "stream handle, 0 is the default stream", nullable=True),
-    col("device_pointer", "u64", "", "address: allocated (read at return), freed, or copy destination", nullable=True),
-    col("source_pointer", "u64", "", "address a copy reads from", nullable=True),
-    col("function", "u64", "", "host-side function pointer of a launch", nullable=True),
-    col("grid_x", "u32", "", "grid dimension of a launch", nullable=True),
-    col("grid_y", "u32", "", "grid dimension of a launch", nullable=True),
-    col("grid_z", "u32", "", "grid dimension of a launch", nullable=True),
-    col("block_x", "u32", "", "block dimension of a launch", nullable=True),
-    col("block_y", "u32", "", "block dimension of a launch", nullable=True),
-    col("block_z", "u32", "", "block dimension of a launch", nullable=True),
-    col("shared_bytes", "u64", "bytes", "dynamic shared memory of a launch", nullable=True),
-    CPU, SEQ,
-), ring=True)  # fmt: skip
-
-NCCL_CALLS = Table("nccl_calls", "NCCL collectives, seen by entry and return probes on the host.", (
-    START, DURATION, PID, TID, op("API name (ncclAllReduce)"), RETURN_CODE,
-    col("comm_handle", "u64", "", "ncclComm_t value, meaningful within its process only"),
-    col("comm_id", "u64", "", "identity of the communicator (splitmix64 fold of ncclUniqueId); null when it was made "
-       "before the probes were attached", nullable=True),
-    col("rank", "i32", "", "rank of the caller in the communicator", nullable=True),
-    col("nranks", "i32", "", "size of the communicator", nullable=True),
-    col("datatype", "i32", "", "ncclDataType_t", nullable=True),
-    col("reduce_op", "i32", "", "ncclRedOp_t", nullable=True),
-    col("root", "i32", "", "root rank of a broadcast", nullable=True),
-    col("count", "u64", "", "element count argument", nullable=True),
-    col("size_bytes", "u64", "bytes", "count × size of the datatype; null for an unknown datatype", nullable=True),
-    col("stream", "u64", "", "stream handle, 0 is the default stream", nullable=True),
-    CPU, SEQ,
-), ring=True)  # fmt: skip
-
-NCCL_COMMS = Table("nccl_comms", "Communicators made and destroyed.", (
-    START, DURATION, PID, TID, op("API name (ncclCommInitRank)"), RETURN_CODE,
-    col("comm_handle", "u64", "", "ncclComm_t value (read at return for an init)", nullable=True),
-    col("comm_id", "u64", "", "splitmix64 fold of the 128-byte ncclUniqueId", nullable=True),
-    col("rank", "i32", "", "rank argument", nullable=True),
-    col("nranks", "i32", "", "nranks argument", nullable=True),
-    CPU, SEQ,
-), ring=True)  # fmt: skip
-
-OFF_CPU = Table("off_cpu", "Intervals in which a thread of a traced process was not on a CPU.", (
-    START, DURATION, PID, TID,
-    col("op", "text", "", "preempted (runnable when it left) or blocked (asleep), from prev_state", in_ring=False),
-    col("comm", "text", "", "name of the thread", ring="comm"),
-    col("prev_state", "u32", "", "task state at the switch: 0 is TASK_RUNNING (preempted)"),
-    col("next_pid", "u32", "", "process that ran on this CPU instead (0: idle)"),
-    col("next_tid", "u32", "", "thread that ran on this CPU instead (0: idle)"),
-    col("next_comm", "text", "", "name of the thread that ran instead", ring="comm"),
-    col("wake_ns", "u64", "ns", "when the thread was made runnable again, CLOCK_BOOTTIME; null if not seen",
-       nullable=True),
-    col("waker_pid", "u32", "", "process that woke it; null if not seen", nullable=True),
-    col("waker_tid", "u32", "", "thread that woke it; null if not seen", nullable=True),
-    col("waker_comm", "text", "", "name of the thread that woke it", ring="comm", nullable=True),
-    col("cpu_out", "u16", "", "CPU it left"),
-    CPU, SEQ,
-), ring=True)  # fmt: skip
-
 PROCESSES = Table("processes", "Processes that map a probed library, the workload, and the recorder itself.", (
     col("start_ns", "u64", "ns", "start of the process (field 22 of /proc/PID/stat), CLOCK_BOOTTIME"),
     col("duration_ns", "u64", "ns", "life time; null while it lived", nullable=True), PID,
     col("op", "text", "", "why the row exists: found, exited"),
-    col("role", "text", "", "workload, traced, recorder or attacher"),
+    col("role", "text", "", "workload, traced, recorder, attacher or observer (another tool that watches)"),
     col("parent_pid", "u32", "", "parent", nullable=True), col("uid", "u32", "", "real user id", nullable=True),
     col("comm", "text", "", "kernel's name"), col("exe", "text", "", "executable", nullable=True),
     col("command_line", "text", "", "arguments joined by spaces, at most 4,096 bytes, secrets replaced", nullable=True),
     col("cgroup", "text", "", "cgroup path", nullable=True),
     col("seen_ns", "u64", "ns", "when the recorder saw it, CLOCK_BOOTTIME"),
     col("exit_status", "i32", "", "wait status code of the workload: exit code, or −signal", nullable=True),
+    col("cgroup_id", "u64", "", "id of its cgroup (version 2 hierarchy)", nullable=True),
+    col("container_id", "text", "", "container id, from the cgroup path", nullable=True),
+    col("container_runtime", "text", "", "docker, containerd, cri-o, podman, lxc or ecs, from the cgroup path",
+        nullable=True),
+    col("pod_uid", "text", "", "Kubernetes pod UID, from the cgroup path", nullable=True),
+    col("job_id", "text", "", "Slurm job (and step), from the cgroup path or the environment", nullable=True),
+    col("rank", "u32", "", "global rank, from the environment at start", nullable=True),
+    col("local_rank", "u32", "", "rank on this node, from the environment", nullable=True),
+    col("world_size", "u32", "", "number of ranks, from the environment", nullable=True),
+    col("rank_source", "text", "", "names of the variables that said so, comma separated", nullable=True),
+    col("pid_in_namespace", "u32", "", "process id in its own PID namespace, where that is another", nullable=True),
+    col("reason", "text", "", "observer: what it holds that shows it", nullable=True),
 ))  # fmt: skip
 
 LIBRARIES = Table("libraries", "Libraries mapped by processes that could be probed, and whether they were.", (
@@ -142,6 +105,8 @@ PROBES = Table("probes", "Every probe: where it was attached and how, and at the
     col("hits", "u64", "", "times the entry probe ran; null in the row written at attach", nullable=True),
     col("unmatched", "u64", "", "returns without an entry, or entries that could not be kept", nullable=True),
     col("misses", "u64", "", "recursion misses reported by the kernel", nullable=True),
+    col("probe", "u32", "", "number of the probe, which the rows of calls name; null for a kernel program",
+        nullable=True),
 ))  # fmt: skip
 
 CLOCK = Table("clock", "Pairs of clock readings, so that CLOCK_BOOTTIME can be read as wall-clock time.", (
@@ -168,17 +133,24 @@ TABLES: dict[str, Table] = {
     for t in (
         CUDA_CALLS, NCCL_CALLS, NCCL_COMMS, OFF_CPU, NVML_SAMPLES, NVML_PROCESSES, PROCESSES, LIBRARIES, PROBES,
         CLOCK, GAPS, LOSSES, NVML_HEALTH, NVML_LINKS, NVML_ACCOUNTING, NVML_EVENTS, GPM_SAMPLES, ENGINES,
-        ENGINE_CONFIG, ENGINE_SCRAPES, ENGINE_SERIES, ENGINE_SAMPLES,
+        ENGINE_CONFIG, ENGINE_SCRAPES, ENGINE_SERIES, ENGINE_SAMPLES, CALL_TOTALS, STACK_FRAMES, MIGRATIONS, IOCTLS,
+        SOCKET_IO, PAGE_ALLOCATIONS, RECLAIMS, OOM_KILLS, BLOCK_IO, TCP_RETRANSMITS, LIFECYCLE, PRESSURE,
+        PROCESS_SAMPLES, CGROUP_CPU,
     )
 }  # fmt: skip
 """Every table of format version 1, in the order of the documentation."""
+
+RING_TABLES: tuple[str, ...] = tuple(t.name for t in TABLES.values() if t.ring)
+"""Tables with a ring, in the order of ``enum table`` in capture/bpf/tables.h, which starts at 1."""
 
 SPDX_BPF = "/* SPDX-License-Identifier: GPL-2.0-only OR BSD-3-Clause */"
 
 
 def c_header() -> str:
-    """``capture/bpf/tables.h``: one packed-by-construction struct and the validity bits per ring table."""
+    """``capture/bpf/tables.h``: numbers, a packed-by-construction struct and the validity bits of each ring table."""
     out = [SPDX_BPF, "/* Generated from bundle/tables.py. Do not edit. */", "#pragma once", ""]
+    numbers = [f"\tTABLE_{name.upper()} = {n}," for n, name in enumerate(RING_TABLES, start=1)]
+    out += ["enum table {", "\tTABLE_NONE = 0,", *numbers, f"\tTABLES = {len(RING_TABLES)},", "};", ""]
     for t in TABLES.values():
         if not t.ring:
             continue
@@ -189,10 +161,10 @@ def c_header() -> str:
                 out.append(f"\t__u8 pad[{np.dtype(dtype).itemsize}]; /* {at} */")
             elif name == "valid_mask":
                 out.append(f"\t__u32 valid_mask; /* {at} */")
-            elif ring[name].ring == "comm":
-                out.append(f"\tchar {name}[{COMM_LEN_BYTES}]; /* {at} */")
+            elif ring[name].ring in RING_BYTES:
+                out.append(f"\tchar {name}[{RING_BYTES[ring[name].ring]}]; /* {at} */")
             else:
-                c_type = "__u32" if ring[name].ring == "op" else C_TYPE[ring[name].type]
+                c_type = "__u32" if ring[name].ring in ("op", "f32") else C_TYPE[ring[name].type]
                 out.append(f"\t{c_type} {name}; /* {at} */")
         out.append("};")
         out.append(f'_Static_assert(sizeof(struct {t.name}_record) == {t.record_dtype().itemsize}, "{t.name}");')

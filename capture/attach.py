@@ -1,6 +1,5 @@
-"""Loading the BPF programs, and attaching them to functions of a file and to kernel tracepoints.
+"""Attaching the entry and return programs to functions of a file.
 
-Features are found by trying, never by kernel version: the first variant of a program that the kernel accepts is used.
 Functions are probed through uprobe_multi links (Linux 6.6 and later), otherwise through one perf event per place.
 """
 
@@ -11,14 +10,12 @@ import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from gpuaudit.bundle.errors import HostUnfit
 from gpuaudit.capture import libbpf
-from gpuaudit.capture.probes import NCCL_DATATYPE_BYTES, PROBE_TABLE, RING_TABLES, pack_op
-
-OBJECT = Path(__file__).resolve().parent / "bpf" / "audit.bpf.o"
+from gpuaudit.capture.loading import LoadedPart
+from gpuaudit.capture.parts import CALLS
+from gpuaudit.capture.probes import NCCL_DATATYPE_BYTES, PROBE_TABLE, pack_op
 
 BPF_TRACE_UPROBE_MULTI = 48
 BPF_F_UPROBE_MULTI_RETURN = 1
@@ -27,30 +24,6 @@ BPF_F_UPROBE_MULTI_RETURN = 1
 Mechanism = Literal["uprobe_multi", "perf uprobe"]
 MECHANISMS: tuple[Mechanism, ...] = ("uprobe_multi", "perf uprobe")
 _SUFFIX: dict[Mechanism, str] = {"uprobe_multi": "multi", "perf uprobe": "perf"}
-
-RING_SIZES_BYTES: dict[str, int] = {
-    "cuda_calls": 16 << 20, "nccl_calls": 4 << 20, "nccl_comms": 1 << 18, "off_cpu": 16 << 20,
-}  # fmt: skip
-"""Powers of two. At 136 bytes a call, 16 MiB hold 123,000 calls: 1.2 s of 100,000 calls/s until the first is lost."""
-
-INTERRUPT_WATCH = (
-    "on_softirq_entry", "on_softirq_exit", "on_irq_handler_entry", "on_irq_handler_exit", "on_hrtimer_expire_entry",
-    "on_hrtimer_expire_exit",
-)  # fmt: skip
-WAKING_VARIANTS: tuple[tuple[str, ...], ...] = (
-    ("on_waking",), ("on_waking_hot",), ("on_waking_watched", *INTERRUPT_WATCH), (),
-)  # fmt: skip
-"""Ways to tell a waking thread from an interrupt, best first; the last one leaves wakers out of the evidence."""
-SWITCH_VARIANTS = ("on_switch_state", "on_switch")
-PROCESS_PROGRAMS = ("on_fork", "on_exec", "on_exit")
-
-TRACEPOINTS: dict[str, str] = {
-    "on_fork": "sched_process_fork", "on_exec": "sched_process_exec", "on_exit": "sched_process_exit",
-    "on_switch_state": "sched_switch", "on_switch": "sched_switch", "on_waking": "sched_waking",
-    "on_waking_hot": "sched_waking", "on_waking_watched": "sched_waking", "on_wakeup": "sched_wakeup",
-    **{name: name.removeprefix("on_") for name in INTERRUPT_WATCH},
-}  # fmt: skip
-"""Tracepoint of each program that is attached by its section's name."""
 
 
 @dataclass(frozen=True)
@@ -85,92 +58,27 @@ def cookie(probe_index: int, op_id: int) -> int:
     return probe_index << 32 | op_id
 
 
-class Programs:
-    """The loaded object. ``mechanism``: the one to use, None to try the best one first."""
+class Programs(LoadedPart):
+    """The object ``calls``. ``mechanism``: the one to use, None to try the best one first."""
 
     def __init__(
-        self, *, off_cpu: bool = True, mechanism: Mechanism | None = None,
-        ring_sizes_bytes: Mapping[str, int] = RING_SIZES_BYTES,
-    ) -> None:  # fmt: skip
-        self._ring_sizes = {**RING_SIZES_BYTES, **ring_sizes_bytes}
-        self._off_cpu = off_cpu
+        self, *, mechanism: Mechanism | None = None, ring_sizes_bytes: Mapping[str, int] | None = None
+    ) -> None:
+        super().__init__(CALLS, ring_sizes_bytes=ring_sizes_bytes)
         self._mechanisms: tuple[Mechanism, ...] = (mechanism,) if mechanism else MECHANISMS
-        self._object: libbpf.BpfObject | None = None
-        self.tracepoints: list[str] = []
-        """Programs to attach with :meth:`attach_tracepoint`."""
 
-    def load(self) -> None:
-        """Load the first combination of variants that this kernel accepts, and describe the probe table to it.
-
-        HostUnfit when none is: it names the last reason the kernel gave.
-        """
-        if not OBJECT.is_file():
-            raise HostUnfit(f"{OBJECT.name} is not installed", hint="run scripts/build-bpf, or install again")
-        data = OBJECT.read_bytes()
-        failures: list[HostUnfit] = []
-        for switch, waking in self._variants():
-            wanted = [*PROCESS_PROGRAMS, *((switch, *waking, "on_wakeup") if self._off_cpu else ())]
-            functions = [f"{way}_{_SUFFIX[m]}" for m in self._mechanisms for way in ("enter", "leave")]
-            try:
-                self._load(data, {*wanted, *functions, "flush_open"})
-            except OSError as e:
-                failures.append(_unfit(e, libbpf.last_message()))
-                continue
-            self.tracepoints = wanted
-            self._describe()
-            return
-        raise failures[0]
-
-    def _variants(self) -> list[tuple[str, tuple[str, ...]]]:
-        if not self._off_cpu:
-            return [("", ())]
-        return [(s, w) for s in SWITCH_VARIANTS for w in WAKING_VARIANTS]
-
-    def _load(self, data: bytes, names: set[str]) -> None:
-        loading = libbpf.BpfObject(data, "gpuaudit")
-        try:
-            loading.only(names)
-            for name in ("enter_multi", "leave_multi"):
-                loading.attach_type(name, libbpf.BPF_PROG_TYPE_KPROBE, BPF_TRACE_UPROBE_MULTI)
-            for table, size in self._ring_sizes.items():
-                loading.max_entries(f"ring_{table}", size)
-            loading.max_entries("counters", libbpf.possible_cpus() * len(RING_TABLES))
-            loading.load()
-        except OSError:
-            loading.close()
-            raise
-        self._object = loading
+    def load(self, more: frozenset[str] = frozenset(), types: Mapping[str, tuple[int, int]] | None = None) -> None:
+        """Load the object, and describe the probe table to it."""
+        functions = {f"{way}_{_SUFFIX[m]}" for m in self._mechanisms for way in ("enter", "leave")}
+        multi = (libbpf.BPF_PROG_TYPE_KPROBE, BPF_TRACE_UPROBE_MULTI)
+        super().load(more | functions, {"enter_multi": multi, "leave_multi": multi, **(types or {})})
+        self._describe()
 
     def _describe(self) -> None:
         for op_id, probe in enumerate(PROBE_TABLE):
             libbpf.map_update(self.map_fd("ops"), struct.pack("<I", op_id), pack_op(probe))
         for datatype, size in enumerate(NCCL_DATATYPE_BYTES):
             libbpf.map_update(self.map_fd("datatype_bytes"), struct.pack("<I", datatype), struct.pack("<I", size))
-
-    @property
-    def _loaded(self) -> libbpf.BpfObject:
-        if self._object is None:
-            raise HostUnfit("the BPF programs are not loaded")
-        return self._object
-
-    def map_fd(self, name: str) -> int:
-        """File descriptor of a map; it stays open until :meth:`close`."""
-        return self._loaded.map_fd(name)
-
-    def ring_size_bytes(self, table: str) -> int:
-        """Size of the table's ring."""
-        return self._ring_sizes[table]
-
-    def program_fd(self, name: str) -> int:
-        """File descriptor of a program."""
-        return self._loaded.program_fd(name)
-
-    def attach_tracepoint(self, program: str) -> libbpf.Link:
-        """Attach one of :attr:`tracepoints`; HostUnfit when the kernel refuses."""
-        try:
-            return self._loaded.attach(program)
-        except OSError as e:
-            raise _unfit(e, libbpf.last_message()) from None
 
     def attach_functions(self, path: str, places: Sequence[Place]) -> Attachment:
         """Probe entry and return of functions of a file, for every process.
@@ -204,19 +112,13 @@ class Programs:
         try:
             for place in places:
                 links.append(
-                    self._loaded.attach_uprobe(name, path, place.offset, at_return=at_return, cookie=place.cookie)
+                    self.loaded.attach_uprobe(name, path, place.offset, at_return=at_return, cookie=place.cookie)
                 )
         except OSError:
             for link in links:
                 link.close()
             raise
         return links
-
-    def close(self) -> None:
-        """Unload; links must be closed before."""
-        if self._object is not None:
-            self._object.close()
-            self._object = None
 
 
 def _uprobe_multi(program_fd: int, path: str, places: Sequence[Place], at_return: bool) -> libbpf.Link:
@@ -231,13 +133,3 @@ def _uprobe_multi(program_fd: int, path: str, places: Sequence[Place], at_return
     )
     fd, _ = libbpf.bpf(libbpf.BPF_LINK_CREATE, attributes)
     return libbpf.Link(fd=fd)
-
-
-def _unfit(error: OSError, said: str) -> HostUnfit:
-    """Why the kernel refused, in words an operator can act on."""
-    message = f"the kernel refused the BPF programs: {error.strerror or error}{f' ({said})' if said else ''}"
-    if isinstance(error, PermissionError):
-        return HostUnfit(message, hint="run as root, or with CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE")
-    if not Path("/sys/kernel/btf/vmlinux").exists():
-        return HostUnfit(message, hint="this kernel has no BTF; use one built with CONFIG_DEBUG_INFO_BTF")
-    return HostUnfit(message, hint="audit check says which feature is missing")

@@ -14,10 +14,12 @@ from pathlib import Path
 
 from gpuaudit.bundle.errors import HostUnfit
 from gpuaudit.capture import libbpf, processes
-from gpuaudit.capture.attach import RING_SIZES_BYTES, TRACEPOINTS, Mechanism, Programs
+from gpuaudit.capture.attach import Mechanism, Programs
 from gpuaudit.capture.discovery import Found, Scanner
+from gpuaudit.capture.loading import LoadedPart
+from gpuaudit.capture.parts import PARTS
 from gpuaudit.capture.probed_files import ProbedFile, ProbedFiles
-from gpuaudit.capture.probes import RING_TABLES, Library, library_for
+from gpuaudit.capture.probes import Library, library_for
 from gpuaudit.capture.ring import RingDescription
 from gpuaudit.capture.selection import EXCLUDED, SELECTED, TRACED, Selection, Target, Targets
 from gpuaudit.capture.source import boottime_ns
@@ -44,15 +46,18 @@ class BpfCapture:
 
     def __init__(
         self, sink: Sink, selection: Selection, *, mechanism: Mechanism | None = None,
-        costs_ns: Mapping[str, int] | None = None, ring_sizes_bytes: Mapping[str, int] = RING_SIZES_BYTES,
+        costs_ns: Mapping[str, int] | None = None, ring_sizes_bytes: Mapping[str, int] | None = None,
     ) -> None:  # fmt: skip
         self._sink = sink
         self._selection = selection
-        self._programs = Programs(
-            off_cpu="off_cpu" in selection.sources, mechanism=mechanism, ring_sizes_bytes=ring_sizes_bytes
-        )
+        self._ring_sizes_bytes = ring_sizes_bytes
+        self._programs = Programs(mechanism=mechanism, ring_sizes_bytes=ring_sizes_bytes)
+        self._parts: list[LoadedPart] = []
+        """Every loaded object, ``calls`` first."""
+        self.refused: dict[str, HostUnfit] = {}
+        """Source → why the kernel does not let us record it."""
         self._files = ProbedFiles(self._programs, selection.sources, costs_ns or {})
-        self._links: dict[str, libbpf.Link] = {}
+        self._links: dict[tuple[LoadedPart, str], libbpf.Link] = {}
         self._scanner = Scanner({os.getpid(), *selection.exclude})
         self._rows: dict[int, dict[str, object]] = {}
         """The ``processes`` row of each process found and alive."""
@@ -61,24 +66,48 @@ class BpfCapture:
         self._finished = False
 
     def load(self) -> None:
-        """Load the programs, attach the kernel tracepoints. HostUnfit names what this host lacks."""
+        """Load the programs, attach the kernel tracepoints. HostUnfit names what this host lacks.
+
+        What only one source needs and the kernel refuses is kept in :attr:`refused`.
+        """
         try:
             self._programs.load()
             self._targets = Targets(self._programs.map_fd("targets"))
             self._configure()
             self._loaded_ns = boottime_ns()
-            for program in self._programs.tracepoints:
-                self._links[program] = self._programs.attach_tracepoint(program)
-                self._sink("probes", self._tracepoint_row(program))
+            self._attach_part(self._programs)
         except (OSError, HostUnfit) as e:
             self.close()
             if isinstance(e, HostUnfit):
                 raise
             raise HostUnfit(f"the BPF programs cannot be set up: {e.strerror or e}", hint="run audit check") from None
+        for part in PARTS:
+            if part.source and part.source in self._selection.sources:
+                loaded = LoadedPart(part, self._programs, ring_sizes_bytes=self._ring_sizes_bytes)
+                try:
+                    loaded.load()
+                    self._attach_part(loaded)
+                except HostUnfit as e:
+                    self.refused[part.source] = e
+                    loaded.close()
+
+    def _attach_part(self, loaded: LoadedPart) -> None:
+        links: dict[tuple[LoadedPart, str], libbpf.Link] = {}
+        try:
+            for program in loaded.tracepoints:
+                links[loaded, program] = loaded.attach_tracepoint(program)
+        except HostUnfit:
+            for link in links.values():
+                link.close()
+            raise
+        self._links |= links
+        self._parts.append(loaded)
+        for _, program in links:
+            self._sink("probes", self._program_row(loaded, program))
 
     def _configure(self) -> None:
         selected_only = self._selection.pids is not None
-        value = struct.pack("<II", selected_only, "off_cpu" in self._selection.sources)
+        value = struct.pack("<II", selected_only, 0)
         libbpf.map_update(self._programs.map_fd("settings"), struct.pack("<I", 0), value)
         for pid in self._scanner.exclude:
             self._targets.add(pid, EXCLUDED)
@@ -98,8 +127,11 @@ class BpfCapture:
     @property
     def rings(self) -> list[RingDescription]:
         """Every ring; the descriptors may be inherited by the process that drains."""
-        p = self._programs
-        return [RingDescription(t, p.map_fd(f"ring_{t}"), p.ring_size_bytes(t)) for t in RING_TABLES]
+        return [
+            RingDescription(table, part.map_fd(f"ring_{table}"), size)
+            for part in self._parts
+            for table, size in part.ring_sizes_bytes.items()
+        ]
 
     @property
     def counters_fd(self) -> int:
@@ -252,13 +284,14 @@ class BpfCapture:
                 "or the driver is called directly",
             })  # fmt: skip
 
-    def _tracepoint_row(self, program: str, detached_ns: int | None = None) -> dict[str, object]:
-        misses = libbpf.recursion_misses(self._programs.program_fd(program)) if detached_ns else None
+    def _program_row(self, part: LoadedPart, program: str, detached_ns: int | None = None) -> dict[str, object]:
+        misses = libbpf.recursion_misses(part.program_fd(program)) if detached_ns else None
+        tracepoint = part.part.tracepoints.get(program, program)
         return {
             "start_ns": self._loaded_ns, "duration_ns": detached_ns and detached_ns - self._loaded_ns,
-            "op": TRACEPOINTS.get(program, program), "library": "kernel", "path": "", "offset": None,
-            "mechanism": "tp_btf", "instruction": None, "expected_cost_ns": None, "hits": None, "unmatched": None,
-            "misses": misses,
+            "op": tracepoint.removeprefix("raw_tp/"), "library": "kernel", "path": "", "offset": None,
+            "mechanism": "raw_tp" if tracepoint.startswith("raw_tp/") else "tp_btf", "instruction": None,
+            "expected_cost_ns": None, "hits": None, "unmatched": None, "misses": misses, "probe": None,
         }  # fmt: skip
 
     def finish(self, drain: Callable[[], None] | None = None) -> None:
@@ -281,14 +314,15 @@ class BpfCapture:
         for file in self._files:
             for row in self._files.rows(file, now):
                 self._sink("probes", row)
-        for program in self._links:
-            self._sink("probes", self._tracepoint_row(program, now))
+        for part, program in self._links:
+            self._sink("probes", self._program_row(part, program, now))
         self._tell_function_programs(now)
         self._tell_full(now)
 
     def _flush_open(self, drain: Callable[[], None] | None, now: int) -> None:
         for _ in range(FLUSH_TRIES):
-            if libbpf.run_program(self._programs.program_fd("flush_open")) == 0:
+            left = [part for part in self._parts if not part.flush()]
+            if not left:
                 return
             if drain is not None:
                 drain()
@@ -303,7 +337,7 @@ class BpfCapture:
         for mechanism in sorted({f.attachment.mechanism for f in self._files if f.attachment}):
             for way in ("enter", "leave"):
                 program = f"{way}_{'multi' if mechanism == 'uprobe_multi' else 'perf'}"
-                self._sink("probes", {**self._tracepoint_row(program, now), "mechanism": mechanism})
+                self._sink("probes", {**self._program_row(self._programs, program, now), "mechanism": mechanism})
 
     def _tell_full(self, now: int) -> None:
         for index, (source, meaning) in enumerate(_FULL):
@@ -319,4 +353,6 @@ class BpfCapture:
         self._files.detach()
         for link in self._links.values():
             link.close()
+        for part in reversed(self._parts):
+            part.close()
         self._programs.close()

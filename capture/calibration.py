@@ -44,7 +44,7 @@ def probe_costs_ns() -> dict[str, int]:
     """Kind of first instruction → ns that a pair of probes adds to a call; empty where it cannot be measured."""
     if platform.machine() != "x86_64":
         return {}
-    programs = Programs(off_cpu=False, ring_sizes_bytes={"cuda_calls": _RING_BYTES})
+    programs = Programs(ring_sizes_bytes={"cuda_calls": _RING_BYTES})
     try:
         programs.load()
         return _measure_all(programs)

@@ -18,14 +18,15 @@ import numpy as np
 
 from gpuaudit.bundle.errors import HostUnfit
 from gpuaudit.capture import libbpf, processes
-from gpuaudit.capture.attach import MECHANISMS, TRACEPOINTS, Mechanism, Place, Programs, cookie
+from gpuaudit.capture.attach import MECHANISMS, Mechanism, Place, Programs, cookie
 from gpuaudit.capture.discovery import Scanner
 from gpuaudit.capture.engine_check import ask_engines
+from gpuaudit.capture.loading import LoadedPart
 from gpuaudit.capture.nvml_check import try_everything
 from gpuaudit.capture.nvml_source import NvmlSource
+from gpuaudit.capture.parts import PARTS
 from gpuaudit.capture.privileges import FOREIGN_PIDS, FOREIGN_PIDS_HINT, in_initial_pid_namespace, missing_for_bpf
 from gpuaudit.capture.probed_files import ProbedFiles
-from gpuaudit.capture.probes import RING_TABLES
 from gpuaudit.capture.ring import LossCounters, RingReader
 
 BTF = Path("/sys/kernel/btf/vmlinux")
@@ -81,8 +82,12 @@ def _bpf() -> list[CheckResult]:
     try:
         programs.load()
         results.append(CheckResult("BPF programs", True, f"loaded on {platform.release()}, {platform.machine()}"))
-        results += _tracepoints(programs)
-        results.append(_rings(programs))
+        parts = [LoadedPart(p, programs) for p in PARTS if p.source]
+        try:
+            results += [r for part in (programs, *parts) for r in _part(part)]
+        finally:
+            for part in parts:
+                part.close()
         results += _mechanisms()
         results += _libraries(programs)
     except HostUnfit as e:
@@ -123,33 +128,47 @@ def _libbpf() -> CheckResult:
         return CheckResult("libbpf", False, e.message, e.hint)
 
 
-def _tracepoints(programs: Programs) -> Iterator[CheckResult]:
-    for program in programs.tracepoints:
-        name = f"tracepoint {TRACEPOINTS[program]}"
+def _part(part: LoadedPart) -> Iterator[CheckResult]:
+    """Load one object, attach each of its tracepoints, map its rings."""
+    source = part.part.source
+    try:
+        if source:
+            part.load()
+    except HostUnfit as e:
+        yield CheckResult(f"source {source}", False, e.message, e.hint)
+        return
+    for program in part.tracepoints:
+        name = f"tracepoint {part.part.tracepoints[program]}"
         try:
-            programs.attach_tracepoint(program).close()
+            part.attach_tracepoint(program).close()
         except HostUnfit as e:
             yield CheckResult(name, False, e.message, e.hint)
         else:
             yield CheckResult(name, True, "attached and detached")
-    wakers = any(TRACEPOINTS[p] == "sched_waking" for p in programs.tracepoints)
+    if source == "off_cpu":
+        yield _wakers(part)
+    yield _rings(part)
+
+
+def _wakers(part: LoadedPart) -> CheckResult:
+    wakers = any(part.part.tracepoints[p] == "sched_waking" for p in part.tracepoints)
     detail = (
         "told apart from interrupts" if wakers else "not recorded: interrupts cannot be told apart from wakers here"
     )
-    yield CheckResult("wakers", True, detail)
+    return CheckResult("wakers", True, detail)
 
 
-def _rings(programs: Programs) -> CheckResult:
+def _rings(part: LoadedPart) -> CheckResult:
+    name = f"rings of {part.part.source or part.part.name}"
     try:
-        for table in RING_TABLES:
-            RingReader(programs.map_fd(f"ring_{table}"), programs.ring_size_bytes(table), table).drain()
-        cpus = LossCounters(programs.map_fd("counters")).cpus
+        for table, size in part.ring_sizes_bytes.items():
+            RingReader(part.map_fd(f"ring_{table}"), size, table).drain()
+        cpus = LossCounters(part.map_fd("counters")).cpus
     except HostUnfit as e:
-        return CheckResult("rings", False, e.message, e.hint)
-    total = sum(programs.ring_size_bytes(t) for t in RING_TABLES)
-    return CheckResult(
-        "rings", True, f"{len(RING_TABLES)} rings mapped, {total >> 20} MiB, loss counters for {cpus} CPUs"
-    )
+        return CheckResult(name, False, e.message, e.hint)
+    total = sum(part.ring_sizes_bytes.values())
+    tables = ", ".join(part.ring_sizes_bytes)
+    return CheckResult(name, True, f"mapped: {tables}; {total >> 10} KiB, counters of {cpus} CPUs")
 
 
 def _mechanisms() -> list[CheckResult]:
@@ -167,7 +186,7 @@ def _functions_probed(mechanism: Mechanism) -> CheckResult:
         "uprobe_multi": "needs Linux 6.6 with CONFIG_UPROBE_EVENTS, and CAP_BPF and CAP_PERFMON",
         "perf uprobe": "needs CONFIG_UPROBE_EVENTS, and CAP_SYS_ADMIN or kernel.perf_event_paranoid below 2",
     }[mechanism]
-    programs = Programs(off_cpu=False, mechanism=mechanism)
+    programs = Programs(mechanism=mechanism)
     try:
         programs.load()
         hits = _probe_own_function(programs)

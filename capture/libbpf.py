@@ -44,6 +44,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_link__destroy": (_I, (_P,)),
     "bpf_map__fd": (_I, (_P,)),
     "bpf_map__set_max_entries": (_I, (_P, _U32)),
+    "bpf_map__reuse_fd": (_I, (_P, _I)),
     "bpf_map_lookup_elem": (_I, (_I, _P, _P)),
     "bpf_map_update_elem": (_I, (_I, _P, _P, _U64)),
     "bpf_map_delete_elem": (_I, (_I, _P)),
@@ -186,6 +187,12 @@ class BpfObject:
         if code:
             raise _failed(f"resize map {map_name}", code)
 
+    def reuse_map(self, map_name: str, fd: int) -> None:
+        """Use the loaded map behind ``fd`` instead of making one."""
+        code = _library().bpf_map__reuse_fd(self._map(map_name), fd)
+        if code:
+            raise _failed(f"reuse map {map_name}", code)
+
     def load(self) -> None:
         """Relocate against the running kernel and load."""
         code = _library().bpf_object__load(self._object)
@@ -209,7 +216,7 @@ class BpfObject:
         return fd
 
     def attach(self, name: str) -> Link:
-        """Attach a program to what its section names (tp_btf)."""
+        """Attach a program to what its section names (tp_btf, raw_tp)."""
         C.set_errno(0)
         link = _library().bpf_program__attach(self._programs[name])
         if not link:

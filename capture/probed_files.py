@@ -14,7 +14,7 @@ from gpuaudit.capture.source import boottime_ns
 from gpuaudit.capture.symbols import Function, NotElf, Symbols, read_symbols
 
 MAX_PROBES = 8192
-"""Entries of the BPF map ``probe_counts``, as in capture/bpf/maps.h."""
+"""Entries of the BPF map ``probe_counts``, as in capture/bpf/calls.h."""
 
 MAX_NOT_OBSERVED = 2000
 """Names listed of what a library exports and nobody probes. A name has at most 255 characters, and a message 1 MiB."""
@@ -123,7 +123,7 @@ class ProbedFiles:
                 "op": a.probe.op, "library": file.library.name, "path": file.path, "offset": a.function.offset,
                 "mechanism": file.attachment and file.attachment.mechanism, "instruction": a.function.instruction,
                 "expected_cost_ns": self._costs_ns.get(a.function.instruction), "hits": hits, "unmatched": unmatched,
-                "misses": None,
+                "misses": None, "probe": a.index,
             })  # fmt: skip
         return out
 

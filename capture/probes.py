@@ -14,19 +14,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
 
-from gpuaudit.bundle.tables import TABLES
-
-RING_TABLES = ("cuda_calls", "nccl_calls", "nccl_comms", "off_cpu")
-"""Ring tables in the order of ``enum table`` in capture/bpf/maps.h, which starts at 1."""
+from gpuaudit.bundle.tables import RING_TABLES, TABLES
 
 SLOTS = 12
 MAX_OPS = 64
 DATATYPES = 32
-"""Sizes of the BPF maps, as in capture/bpf/maps.h."""
+"""Sizes of the BPF maps, as in capture/bpf/calls.h."""
 
 
 class From(IntEnum):
-    """Where a value is found; ``enum from`` in capture/bpf/maps.h."""
+    """Where a value is found; ``enum from`` in capture/bpf/calls.h."""
 
     REGISTER = 1
     STACK = 2
@@ -35,7 +32,7 @@ class From(IntEnum):
 
 
 class Flag(IntFlag):
-    """What else a probe does; ``enum op_flags`` in capture/bpf/maps.h."""
+    """What else a probe does; ``enum op_flags`` in capture/bpf/calls.h."""
 
     NONE = 0
     FIND_COMM = 1
@@ -213,7 +210,7 @@ bfloat16, float8e4m3, float8e5m2 (nccl.h of NCCL 2.24 and later; the first ten a
 
 
 def pack_op(probe: Probe) -> bytes:
-    """The ``struct op`` of capture/bpf/maps.h; ValueError when the row does not fit its table."""
+    """The ``struct op`` of capture/bpf/calls.h; ValueError when the row does not fit its table."""
     if probe.flags & Flag.COUNT_ONLY:
         return struct.pack("<IIII", 0, int(probe.flags), 0, 0) + bytes(12 * SLOTS)
     table = TABLES[probe.table]

@@ -76,6 +76,10 @@ class Probing:
         selection = Selection(pids=pids, sources=frozenset(wanted), role=role)
         self._bpf = BpfCapture(self._take, selection, costs_ns=self._costs_ns)
         self._bpf.load()
+        refused = self._bpf.refused
+        for i, c in enumerate(self.capabilities):
+            if (why := refused.get(c.source)) is not None:
+                self.capabilities[i] = Capability(c.source, False, why.message, why.hint or "")
 
     @property
     def rings(self) -> list[RingDescription]:

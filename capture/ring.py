@@ -10,6 +10,7 @@ earlier loads); on another architecture :class:`RingReader` refuses.
 
 from __future__ import annotations
 
+import ipaddress
 import mmap
 import platform
 import re
@@ -21,15 +22,14 @@ import numpy as np
 from gpuaudit.bundle.columns import ColumnData, Rows
 from gpuaudit.bundle.errors import AuditError, HostUnfit
 from gpuaudit.bundle.table import NUMPY_DTYPE, Column, Table
-from gpuaudit.bundle.tables import TABLES
-from gpuaudit.capture.probes import PROBE_TABLE, RING_TABLES
+from gpuaudit.bundle.tables import RING_TABLES, TABLES
+from gpuaudit.capture.probes import PROBE_TABLE
+from gpuaudit.capture.ring_columns import added_column
 
 BUSY = 1 << 31
 DISCARD = 1 << 30
 HEADER_BYTES = 8
 """BPF_RINGBUF_BUSY_BIT, BPF_RINGBUF_DISCARD_BIT, BPF_RINGBUF_HDR_SZ (include/uapi/linux/bpf.h)."""
-
-PREEMPTED, BLOCKED = "preempted", "blocked"
 
 
 @dataclass(frozen=True)
@@ -109,18 +109,22 @@ class LossCount:
     """Of those, the ones that found the ring full."""
 
 
+_COUNTER_WORDS = 6
+"""``struct table_counter`` of capture/bpf/shared.h: attempts, lost, first and last lost, episodes, padding."""
+
+
 class LossCounters:
     """The counters that the programs keep per table and CPU, read through a shared mapping: no privilege needed."""
 
     def __init__(self, fd: int) -> None:
         entries = _max_entries(fd)
-        size = -(-entries * 16 // mmap.PAGESIZE) * mmap.PAGESIZE
+        size = -(-entries * _COUNTER_WORDS * 8 // mmap.PAGESIZE) * mmap.PAGESIZE
         try:
             pages = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
         except (OSError, ValueError) as e:
             raise HostUnfit(f"the loss counters cannot be mapped: {e}") from None
-        counts = np.frombuffer(pages, "<u8", entries * 2)
-        self._counts = counts.reshape(entries // len(RING_TABLES), len(RING_TABLES), 2)
+        counts = np.frombuffer(pages, "<u8", entries * _COUNTER_WORDS)
+        self._counts = counts.reshape(entries // len(RING_TABLES), len(RING_TABLES), _COUNTER_WORDS)
 
     @property
     def cpus(self) -> int:
@@ -150,30 +154,35 @@ def to_rows(table: str, records: np.ndarray) -> Rows:
     """Columns of the table from drained records: validity from ``valid_mask``, names of ops, names of threads."""
     definition = TABLES[table]
     bit = {c.name: i for i, c in enumerate(definition.nullable_in_ring)}
-    return {c.name: _column(c, bit.get(c.name), records) for c in definition.columns}
+    return {
+        c.name: _column(c, bit.get(c.name), records) if c.in_ring else added_column(table, c.name, records)
+        for c in definition.columns
+    }
 
 
 def _column(column: Column, bit: int | None, records: np.ndarray) -> ColumnData:
-    if not column.in_ring:
-        return _op_from_state(records["prev_state"])
     valid = None if bit is None else (records["valid_mask"] >> np.uint32(bit) & np.uint32(1)).astype(bool)
     if valid is not None and valid.all():
         valid = None
     if column.ring == "op":
-        return _op_names(records[column.name])
+        return _op_names(records[column.name], valid)
     if column.ring == "comm":
         return _comm_names(records[column.name], valid)
+    if column.ring == "address":
+        return _addresses(records[column.name], valid)
     values = np.ascontiguousarray(records[column.name]).astype(NUMPY_DTYPE[column.type], copy=False)
     if valid is not None:
         values = np.where(valid, values, values.dtype.type(0))
     return ColumnData(values, valid)
 
 
-def _op_names(ids: np.ndarray) -> ColumnData:
+def _op_names(ids: np.ndarray, valid: np.ndarray | None) -> ColumnData:
+    if valid is not None:
+        ids = np.where(valid, ids, 0)
     used, codes = np.unique(ids, return_inverse=True)
     if used.size and int(used[-1]) >= len(PROBE_TABLE):
         raise AuditError(f"a record names op {int(used[-1])}, the probe table has {len(PROBE_TABLE)}")
-    return ColumnData(codes.astype(NUMPY_DTYPE["text"]), None, tuple(PROBE_TABLE[i].op for i in used.tolist()))
+    return ColumnData(codes.astype(NUMPY_DTYPE["text"]), valid, tuple(PROBE_TABLE[i].op for i in used.tolist()))
 
 
 def _comm_names(raw: np.ndarray, valid: np.ndarray | None) -> ColumnData:
@@ -187,5 +196,11 @@ def _comm_names(raw: np.ndarray, valid: np.ndarray | None) -> ColumnData:
     return ColumnData(place[codes], valid, names)
 
 
-def _op_from_state(prev_state: np.ndarray) -> ColumnData:
-    return ColumnData((prev_state != 0).astype(NUMPY_DTYPE["text"]), None, (PREEMPTED, BLOCKED))
+def _addresses(raw: np.ndarray, valid: np.ndarray | None) -> ColumnData:
+    """IPv6 addresses as text, those that carry an IPv4 one as that."""
+    used, codes = np.unique(raw.view("S16"), return_inverse=True)  # numpy drops trailing NULs of S16: put back below
+    texts = []
+    for packed in used.tolist():
+        address = ipaddress.IPv6Address(bytes(packed).ljust(16, b"\0"))
+        texts.append(str(address.ipv4_mapped or address))
+    return ColumnData(codes.reshape(-1).astype(NUMPY_DTYPE["text"]), valid, tuple(texts))

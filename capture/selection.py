@@ -10,7 +10,7 @@ from gpuaudit.capture.processes import is_alive
 from gpuaudit.capture.source import boottime_ns
 
 TRACED, SELECTED, EXCLUDED = 1, 2, 4
-"""``enum target_flags`` of capture/bpf/maps.h."""
+"""``enum target_flags`` of capture/bpf/shared.h."""
 
 _TARGET = struct.Struct("<IIQQ16s")
 _KEY = struct.Struct("<I")

@@ -3,9 +3,9 @@
  * Writes cuda_calls records as fast as it is told to, through the ring, the counters and the code path of the capture's
  * own programs (EMIT). Driven by BPF_PROG_TEST_RUN, which repeats it inside the kernel. Compiled by bench.compile.
  */
-#include "kernel.h"
-#include "tables.h"
-#include "maps.h"
+#include "shared.h"
+
+RING(ring_cuda_calls);
 
 #define RECORDS_PER_RUN 64 /* bench/producer.py has the same */
 

@@ -113,11 +113,11 @@ def _target(plan: Plan) -> Iterator[_Target]:
 
 def _ours(target: _Target, op: str, tally: _Tally) -> float:
     """With our programs: the op without a record, or the function's own."""
-    programs = Programs(off_cpu=False)
+    programs = Programs()
     programs.load()
     try:
         place = Place(target.function.offset, cookie(1, OP_IDS[op]))
-        reader = RingReader(programs.map_fd("ring_cuda_calls"), programs.ring_size_bytes("cuda_calls"), "cuda_calls")
+        reader = RingReader(programs.map_fd("ring_cuda_calls"), programs.ring_sizes_bytes["cuda_calls"], "cuda_calls")
         attachment = programs.attach_functions(str(target.library), [place])
         try:
             ns = target.ns_per_call()

@@ -4,6 +4,77 @@
 
 #include "targets.h"
 
+RING(ring_cuda_calls);
+RING(ring_nccl_calls);
+RING(ring_nccl_comms);
+
+/* Where a value comes from when the entry probe runs (the first four), or when the return probe does. */
+enum from {
+	FROM_NOTHING = 0,
+	FROM_REGISTER = 1,  /* index 0-5: rdi rsi rdx rcx r8 r9 */
+	FROM_STACK = 2,	    /* index n: the n-th 8 bytes above the return address */
+	FROM_STACK_ID = 3,  /* the 128 bytes there, folded to 64 bits */
+	FROM_POINTEE = 4,   /* 8 bytes that the pointer in a register leads to, read at return */
+};
+
+/* One value of a record: from where, and to which bytes. `valid` is the bit of valid_mask, or 0. */
+struct slot {
+	__u8 from;
+	__u8 index;
+	__u8 shift; /* the value is shifted right by this many bits (dim3: x low, y high half) */
+	__u8 width; /* bytes in the record: 4 or 8 */
+	__u32 offset;
+	__u32 valid;
+};
+
+#define SLOTS 12
+#define MAX_OPS 64
+
+enum op_flags {
+	OP_FIND_COMM = 1,  /* the communicator in comm_handle is looked up at entry */
+	OP_MAKE_COMM = 2,  /* at a successful return, comm_handle gets the record's identity */
+	OP_DROP_COMM = 4,  /* at entry, the identity of comm_handle is forgotten */
+	OP_SIZE = 8,	   /* size_bytes = count * size of the datatype */
+	OP_COUNT_ONLY = 16 /* no record: the probe is counted (host check, cost calibration) */
+};
+
+/* What one probed function means; written by user space from the probe table, index = op. */
+struct op {
+	__u32 table;
+	__u32 flags;
+	__u32 slots;
+	__u32 success; /* bit r set: return code r means success */
+	struct slot slot[SLOTS];
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_OPS);
+	__type(key, __u32);
+	__type(value, struct op);
+} ops SEC(".maps");
+
+/* Bytes of each ncclDataType_t, 0 where unknown; written by user space. */
+#define DATATYPES 32
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, DATATYPES);
+	__type(key, __u32);
+	__type(value, __u32);
+} datatype_bytes SEC(".maps");
+
+/* What each attached probe counted; index = the upper half of its cookie. */
+#define MAX_PROBES 8192
+struct probe_count {
+	__u64 hits;	 /* entries */
+	__u64 unmatched; /* returns without an entry, entries whose return was never seen, entries not kept */
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_PROBES);
+	__type(key, __u32);
+	__type(value, struct probe_count);
+} probe_counts SEC(".maps");
+
 union any_record {
 	struct cuda_calls_record cuda_calls;
 	struct nccl_calls_record nccl_calls;

@@ -2,14 +2,7 @@
 /* Which processes are recorded, and how that follows fork, exec and exit. */
 #pragma once
 
-#include "maps.h"
-
-static __always_inline struct config *config(void)
-{
-	__u32 zero = 0;
-
-	return bpf_map_lookup_elem(&settings, &zero);
-}
+#include "shared.h"
 
 /* Whether calls of this process are evidence; its first call makes it a traced process at once. */
 static __always_inline bool wanted(__u32 tgid)
@@ -35,13 +28,6 @@ static __always_inline bool wanted(__u32 tgid)
 	if (bpf_map_update_elem(&targets, &tgid, &fresh, BPF_NOEXIST) == -7 /* E2BIG */)
 		count_full(FULL_TARGETS);
 	return true;
-}
-
-static __always_inline bool traced(__u32 tgid)
-{
-	struct target *t = bpf_map_lookup_elem(&targets, &tgid);
-
-	return t && (t->flags & (TARGET_TRACED | TARGET_EXCLUDED)) == TARGET_TRACED && !t->exit_ns;
 }
 
 /* A child is selected when its parent is, and maps what its parent maps until it calls exec. */

@@ -48,7 +48,7 @@ def test_calibration_measures_each_kind_of_instruction() -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root")
     try:
-        programs = Programs(off_cpu=False)
+        programs = Programs()
         programs.load()
         programs.close()
     except HostUnfit as e:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import gpuaudit.capture
-from gpuaudit.bundle.tables import TABLES
+from gpuaudit.bundle.tables import RING_TABLES, TABLES
 from gpuaudit.capture import probed_files, probes, selection
 from gpuaudit.capture.probes import LIBRARIES, PROBE_TABLE, From, Place, Probe, library_for, pack_op
 
@@ -18,7 +18,7 @@ HEADERS = Path(gpuaudit.capture.__file__).resolve().parent / "bpf"
 
 def constants() -> dict[str, int]:
     """Every ``NAME = number`` of an enum and ``#define NAME number`` in the BPF headers."""
-    text = "".join((HEADERS / name).read_text() for name in ("maps.h", "targets.h", "calls.h"))
+    text = "".join((HEADERS / name).read_text() for name in ("tables.h", "shared.h", "targets.h", "calls.h"))
     found = re.findall(r"^\s*([A-Z][A-Z0-9_]+) = (\d+)", text, re.MULTILINE)
     found += re.findall(r"^#define ([A-Z][A-Z0-9_]+) (\d+)\s*$", text, re.MULTILINE)
     found += re.findall(r"enum \{ ([A-Z0-9_]+) = (\d+)", text)
@@ -31,7 +31,7 @@ def test_constants_are_those_of_the_bpf_headers() -> None:
     for flag in probes.Flag:
         if flag:
             assert c[f"OP_{flag.name}"] == flag.value
-    assert [c[f"TABLE_{t.upper()}"] for t in probes.RING_TABLES] == [1, 2, 3, 4]
+    assert [c[f"TABLE_{t.upper()}"] for t in RING_TABLES] == list(range(1, len(RING_TABLES) + 1))
     assert (c["SLOTS"], c["MAX_OPS"], c["DATATYPES"]) == (probes.SLOTS, probes.MAX_OPS, probes.DATATYPES)
     assert c["MAX_PROBES"] == probed_files.MAX_PROBES
     targets = (c["TARGET_TRACED"], c["TARGET_SELECTED"], c["TARGET_EXCLUDED"])
@@ -47,7 +47,7 @@ def test_every_row_fits_its_table_and_the_map() -> None:
         table, _, slots, _ = struct.unpack_from("<IIII", packed)
         assert slots == len(probe.places)
         if probe.table:
-            assert probes.RING_TABLES[table - 1] == probe.table
+            assert RING_TABLES[table - 1] == probe.table
             known = {c.name for c in TABLES[probe.table].columns}
             assert set(probe.places) <= known
 

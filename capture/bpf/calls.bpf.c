@@ -1,25 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-3-Clause */
-/* Every program of the capture, in one object so that the maps are shared. Built by scripts/build-bpf. */
-#include "kernel.h"
-#include "tables.h"
-#include "maps.h"
+/* Processes, and the functions that they call. Built by scripts/build-bpf. */
+#include "shared.h"
 #include "targets.h"
 #include "calls.h"
-#include "off_cpu.h"
 
 /*
  * What is still open when the capture ends goes through the same rings: run once, after all probes are detached, by
  * BPF_PROG_TEST_RUN. A row leaves its map only when there is room for it, so that user space can run this again.
  */
-static __always_inline bool room_in(void *ring, __u64 bytes)
-{
-	return bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA) + bytes + 8 <= bpf_ringbuf_query(ring, BPF_RB_RING_SIZE);
-}
-
-struct flushed {
-	__u64 left;
-};
-
 static long flush_call(void *map, struct call_key *key, struct open_call *call, struct flushed *f)
 {
 	__u32 op_id = call->op;
@@ -44,24 +32,12 @@ static long flush_call(void *map, struct call_key *key, struct open_call *call, 
 	return 0;
 }
 
-static long flush_off_cpu(void *map, __u32 *tid, struct off_cpu_record *r, struct flushed *f)
-{
-	if (!room_in(&ring_off_cpu, sizeof(*r))) {
-		f->left = 1;
-		return 0;
-	}
-	EMIT(off_cpu, TABLE_OFF_CPU, r);
-	bpf_map_delete_elem(map, tid);
-	return 0;
-}
-
-SEC("raw_tp/flush_open")
-int flush_open(void *ctx)
+SEC("raw_tp/flush_calls")
+int flush_calls(void *ctx)
 {
 	struct flushed f = {};
 
 	bpf_for_each_map_elem(&open_calls, flush_call, &f, 0);
-	bpf_for_each_map_elem(&open_off_cpu, flush_off_cpu, &f, 0);
 	return f.left; /* 1: run me again, once the rings have been drained */
 }
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-3-Clause */
 /* Intervals in which a thread of a traced process is not on a CPU: why, who woke it, who ran instead. */
-#pragma once
+#include "shared.h"
 
-#include "targets.h"
+RING(ring_off_cpu);
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -48,13 +48,6 @@ static __always_inline void left(struct task_struct *prev, struct task_struct *n
 		count_full(FULL_OFF_CPU);
 }
 
-static __always_inline bool off_cpu_wanted(void)
-{
-	struct config *c = config();
-
-	return c && c->off_cpu;
-}
-
 /*
  * A thread that is switched out under `preempt` stays runnable whatever its state says (it was about to sleep and had
  * not yet done so), so its state is recorded as 0, TASK_RUNNING.
@@ -66,8 +59,6 @@ int on_switch_state(__u64 *ctx)
 	bool preempt = ctx[0];
 	__u32 state = ctx[3];
 
-	if (!off_cpu_wanted())
-		return 0;
 	left(prev, next, preempt ? 0 : state);
 	came_back(next);
 	return 0;
@@ -79,8 +70,6 @@ int on_switch(__u64 *ctx)
 	struct task_struct *prev = (void *)ctx[1], *next = (void *)ctx[2];
 	bool preempt = ctx[0];
 
-	if (!off_cpu_wanted())
-		return 0;
 	left(prev, next, preempt ? 0 : prev->__state);
 	came_back(next);
 	return 0;
@@ -180,3 +169,26 @@ int on_wakeup(__u64 *ctx)
 	r->valid_mask |= OFF_CPU_HAS_WAKE_NS;
 	return 0;
 }
+
+static long flush_off_cpu(void *map, __u32 *tid, struct off_cpu_record *r, struct flushed *f)
+{
+	if (!room_in(&ring_off_cpu, sizeof(*r))) {
+		f->left = 1;
+		return 0;
+	}
+	EMIT(off_cpu, TABLE_OFF_CPU, r);
+	bpf_map_delete_elem(map, tid);
+	return 0;
+}
+
+/* As flush_calls in calls.bpf.c. */
+SEC("raw_tp/flush_off_cpu")
+int flush_off_cpu_open(void *ctx)
+{
+	struct flushed f = {};
+
+	bpf_for_each_map_elem(&open_off_cpu, flush_off_cpu, &f, 0);
+	return f.left;
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

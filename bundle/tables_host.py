@@ -1,0 +1,147 @@
+"""Tables of the host: threads off the CPU, system calls, memory, disks, network, and the lives of processes."""
+
+from __future__ import annotations
+
+from gpuaudit.bundle.table import CPU, DURATION, PID, SEQ, START, TID, Table, col
+
+OFF_CPU = Table("off_cpu", "Intervals in which a thread of a traced process was not on a CPU.", (
+    START, DURATION, PID, TID,
+    col("op", "text", "", "preempted (runnable when it left) or blocked (asleep), from prev_state", in_ring=False),
+    col("comm", "text", "", "name of the thread", ring="comm"),
+    col("prev_state", "u32", "", "task state at the switch: 0 is TASK_RUNNING (preempted)"),
+    col("next_pid", "u32", "", "process that ran on this CPU instead (0: idle)"),
+    col("next_tid", "u32", "", "thread that ran on this CPU instead (0: idle)"),
+    col("next_comm", "text", "", "name of the thread that ran instead", ring="comm"),
+    col("wake_ns", "u64", "ns", "when the thread was made runnable again, CLOCK_BOOTTIME; null if not seen",
+       nullable=True),
+    col("waker_pid", "u32", "", "process that woke it; null if not seen", nullable=True),
+    col("waker_tid", "u32", "", "thread that woke it; null if not seen", nullable=True),
+    col("waker_comm", "text", "", "name of the thread that woke it", ring="comm", nullable=True),
+    col("cpu_out", "u16", "", "CPU it left"),
+    col("runqueue_ns", "u64", "ns", "of the interval, the part in which it was runnable and waited for a CPU: all of "
+        "it when preempted, from wake_ns on when blocked; null if the wake was not seen", nullable=True),
+    col("priority", "i32", "", "kernel priority of the thread: below 100 real-time, 120 is nice 0", nullable=True),
+    col("next_priority", "i32", "", "kernel priority of the thread that ran instead", nullable=True),
+    col("cgroup_id", "u64", "", "id of the thread's cgroup (version 2 hierarchy)", nullable=True),
+    col("next_cgroup_id", "u64", "", "id of the cgroup of the thread that ran instead", nullable=True),
+    col("syscall", "i32", "", "number of the system call it was in when it left; null outside one", nullable=True),
+    col("syscall_arg", "u64", "", "first argument of that system call (futex address, descriptor)", nullable=True),
+    CPU, SEQ,
+), ring=True)  # fmt: skip
+
+MIGRATIONS = Table("migrations", "Threads of traced processes that the scheduler moved to another CPU.", (
+    col("start_ns", "u64", "ns", "when, CLOCK_BOOTTIME"), PID, TID, col("from_cpu", "u16", "", "CPU it was on"),
+    col("to_cpu", "u16", "", "CPU it goes to"), CPU, SEQ,
+), ring=True)  # fmt: skip
+
+IOCTLS = Table("ioctls", "ioctl(2) calls on the watched devices: the boundary of the NVIDIA kernel driver.", (
+    START, DURATION, PID, TID, col("return_code", "i32", "", "what it returned; null while open", nullable=True),
+    col("request", "u32", "", "request argument as passed"), col("number", "u32", "", "its number (bits 0–7)"),
+    col("type", "u32", "", "its type (bits 8–15), 0x46 for the NVIDIA driver"),
+    col("size_bytes", "u32", "bytes", "its size (bits 16–29)"), col("major", "u32", "", "major number of the device"),
+    col("minor", "u32", "", "minor number of the device"), CPU, SEQ,
+), ring=True)  # fmt: skip
+
+SOCKET_IO = Table("socket_io", "Sends and receives of traced processes, added up in the kernel per socket and "
+    "direction over a window of time.", (
+    col("start_ns", "u64", "ns", "start of the first call of the window, CLOCK_BOOTTIME"),
+    col("duration_ns", "u64", "ns", "from there to the end of the last one"), PID,
+    col("op", "text", "", "send or receive", in_ring=False), col("receive", "u8", "", "1: receive, 0: send"),
+    col("inode", "u64", "", "inode of the socket"), col("family", "u16", "", "address family: 1 Unix, 2 IPv4, 10 IPv6"),
+    col("local_address", "text", "", "address of this end; null for other families", ring="address", nullable=True),
+    col("local_port", "u16", "", "port of this end", nullable=True),
+    col("remote_address", "text", "", "address of the other end", ring="address", nullable=True),
+    col("remote_port", "u16", "", "port of the other end", nullable=True),
+    col("count", "u64", "", "calls that returned"), col("errors", "u64", "", "of them, calls that failed"),
+    col("size_bytes", "u64", "bytes", "bytes that they moved"), col("sum_ns", "u64", "ns", "time spent in them"),
+    col("max_ns", "u64", "ns", "longest of them"), CPU, SEQ,
+), ring=True)  # fmt: skip
+
+PAGE_ALLOCATIONS = Table("page_allocations", "Pages the kernel allocated for traced processes, added up in the kernel "
+    "per process and order over a window of time.", (
+    col("start_ns", "u64", "ns", "first allocation of the window, CLOCK_BOOTTIME"),
+    col("duration_ns", "u64", "ns", "from there to the last one"), PID,
+    col("order", "u32", "", "2^order pages each"), col("count", "u64", "", "allocations"), CPU, SEQ,
+), ring=True)  # fmt: skip
+
+RECLAIMS = Table("reclaims", "Direct reclaim: a thread had to free memory itself before it got some.", (
+    START, DURATION, PID, TID, col("comm", "text", "", "name of the thread", ring="comm"),
+    col("order", "i32", "", "2^order pages were wanted"),
+    col("reclaimed_pages", "u64", "", "pages that were freed; null while open", nullable=True), CPU, SEQ,
+), ring=True)  # fmt: skip
+
+OOM_KILLS = Table("oom_kills", "Processes that the kernel chose to kill for want of memory.", (
+    col("start_ns", "u64", "ns", "when, CLOCK_BOOTTIME"), PID,
+    col("comm", "text", "", "name of the victim", ring="comm"),
+    col("uid", "u32", "", "user of the victim", nullable=True),
+    col("resident_bytes", "u64", "bytes", "anonymous, file and shared memory of the victim", nullable=True),
+    col("killer_pid", "u32", "", "process whose allocation it was", nullable=True), CPU, SEQ,
+), ring=True)  # fmt: skip
+
+BLOCK_IO = Table("block_io", "Requests to block devices, from issue to completion.", (
+    START, DURATION, PID, TID, col("op", "text", "", "read, write, flush, discard or other", in_ring=False),
+    col("operation", "u32", "", "REQ_OP number of the request"), col("comm", "text", "", "thread that issued it",
+    ring="comm"), col("major", "u32", "", "major number of the device"), col("minor", "u32", "", "minor number"),
+    col("sector", "u64", "", "first sector (512 bytes)"), col("size_bytes", "u32", "bytes", "length of the request"),
+    col("error", "i32", "", "0, or the negative error number; null while open", nullable=True),
+    col("queue_ns", "u64", "ns", "time between insertion into the queue and issue", nullable=True),
+    col("cgroup_id", "u64", "", "cgroup that the request is charged to (on whose behalf a writeback is made)",
+        nullable=True),
+    CPU, SEQ,
+), ring=True)  # fmt: skip
+
+TCP_RETRANSMITS = Table("tcp_retransmits", "TCP segments sent again.", (
+    col("start_ns", "u64", "ns", "when, CLOCK_BOOTTIME"),
+    col("pid", "u32", "", "process that owns the socket (not the interrupted one); null if not known", nullable=True),
+    col("comm", "text", "", "its name", ring="comm", nullable=True), col("inode", "u64", "", "inode of the socket",
+    nullable=True), col("uid", "u32", "", "user of the socket", nullable=True),
+    col("cgroup_id", "u64", "", "cgroup of the socket", nullable=True),
+    col("family", "u16", "", "address family: 2 IPv4, 10 IPv6"),
+    col("state", "u32", "", "TCP state (include/net/tcp_states.h): 1 established"),
+    col("local_address", "text", "", "address of this end", ring="address"),
+    col("local_port", "u16", "", "port of this end"),
+    col("remote_address", "text", "", "address of the other end", ring="address"),
+    col("remote_port", "u16", "", "port of the other end"), CPU, SEQ,
+), ring=True)  # fmt: skip
+
+LIFECYCLE = Table("lifecycle", "Processes that were forked, began a program, or ended, and the signals that killed.", (
+    col("start_ns", "u64", "ns", "when, CLOCK_BOOTTIME"), PID, TID,
+    col("op", "text", "", "fork, exec, exit or signal", in_ring=False),
+    col("event", "u32", "", "0 fork, 1 exec, 2 exit, 3 signal"), col("comm", "text", "", "name of the process",
+    ring="comm"),
+    col("other_pid", "u32", "", "fork: the child; signal: the sender", nullable=True),
+    col("exit_code", "i32", "", "exit: status argument of exit(2)", nullable=True),
+    col("signal", "u32", "", "exit: the signal that ended it; signal: the fatal signal sent", nullable=True),
+    col("cgroup_id", "u64", "", "id of its cgroup (version 2 hierarchy)", nullable=True), CPU, SEQ,
+), ring=True)  # fmt: skip
+
+PRESSURE = Table("pressure", "Pressure stall information: time in which tasks waited for a resource, from "
+    "/proc/pressure and the cgroups' files.", (
+    col("start_ns", "u64", "ns", "when it was read, CLOCK_BOOTTIME"),
+    col("resource", "text", "", "cpu, memory, io or irq"),
+    col("cgroup", "text", "", "cgroup path; null for the whole host", nullable=True),
+    col("some_ns", "u64", "ns", "cumulative: at least one task waited", nullable=True),
+    col("full_ns", "u64", "ns", "cumulative: all tasks that were not idle waited", nullable=True),
+))  # fmt: skip
+
+PROCESS_SAMPLES = Table("process_samples", "Counters of a traced process, cumulative, read from /proc.", (
+    col("start_ns", "u64", "ns", "when they were read, CLOCK_BOOTTIME"), PID,
+    col("user_ns", "u64", "ns", "CPU time in user mode, to the clock tick", nullable=True),
+    col("system_ns", "u64", "ns", "CPU time in the kernel, to the clock tick", nullable=True),
+    col("major_faults", "u64", "", "page faults that had to read from a disk", nullable=True),
+    col("minor_faults", "u64", "", "page faults that had not", nullable=True),
+    col("resident_bytes", "u64", "bytes", "resident set", nullable=True),
+    col("threads", "u32", "", "threads", nullable=True),
+    col("voluntary_switches", "u64", "", "of the main thread: it went to sleep", nullable=True),
+    col("involuntary_switches", "u64", "", "of the main thread: it was preempted", nullable=True),
+))  # fmt: skip
+
+CGROUP_CPU = Table("cgroup_cpu", "CPU accounting and throttling of the cgroups of traced processes, cumulative.", (
+    col("start_ns", "u64", "ns", "when it was read, CLOCK_BOOTTIME"), col("cgroup", "text", "", "cgroup path"),
+    col("version", "u8", "", "1 or 2"), col("usage_ns", "u64", "ns", "CPU time used", nullable=True),
+    col("periods", "u64", "", "enforcement periods that ended", nullable=True),
+    col("throttled_periods", "u64", "", "of them, throttled ones", nullable=True),
+    col("throttled_ns", "u64", "ns", "time throttled", nullable=True),
+    col("quota_ns", "u64", "ns", "CPU time allowed per period; null without a limit", nullable=True),
+    col("period_ns", "u64", "ns", "length of a period", nullable=True),
+))  # fmt: skip

@@ -1,0 +1,80 @@
+"""The BPF objects of the capture: which programs each holds, which rings it fills, and which source it feeds.
+
+An object is one file ``capture/bpf/<name>.bpf.c``. ``calls`` is always loaded and makes the maps that all share; the
+others are loaded when their source is asked for. A kernel that refuses one of them costs the evidence that source and
+nothing else. A new kind of kernel evidence is one such file and one row here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+SHARED_MAPS = ("counters", "targets", "settings", "full")
+"""Maps of capture/bpf/shared.h, made by the object ``calls``."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One object. ``variants``: combinations of tracepoint programs, best first; the first that the kernel loads is
+    used. ``tracepoints``: program → tracepoint, with ``raw_tp/`` before its name where it is not a BTF one.
+    ``flush``: raw_tp program that is run until it returns 0, to send what is still open; empty for none.
+    """
+
+    name: str
+    source: str
+    ring_bytes: Mapping[str, int]
+    variants: tuple[tuple[str, ...], ...]
+    tracepoints: Mapping[str, str]
+    flush: str = ""
+    maps: Mapping[str, int] = field(default_factory=dict)
+    """Sizes of other maps that user space sets, in entries."""
+
+    @property
+    def file_name(self) -> str:
+        """The object's file in capture/bpf."""
+        return f"{self.name}.bpf.o"
+
+
+def _named(*programs: str) -> dict[str, str]:
+    """Programs that are called on_<tracepoint>."""
+    return {name: name.removeprefix("on_") for name in programs}
+
+
+CALLS = Part(
+    "calls", "",
+    {"cuda_calls": 16 << 20, "nccl_calls": 4 << 20, "nccl_comms": 1 << 18},
+    (("on_fork", "on_exec", "on_exit"),),
+    {"on_fork": "sched_process_fork", "on_exec": "sched_process_exec", "on_exit": "sched_process_exit"},
+    "flush_calls",
+)  # fmt: skip
+"""Processes and calls. At 200 bytes a call, 16 MiB hold 83,000 calls: 0.8 s of 100,000 calls/s until one is lost."""
+
+_INTERRUPT_WATCH = (
+    "on_softirq_entry", "on_softirq_exit", "on_irq_handler_entry", "on_irq_handler_exit", "on_hrtimer_expire_entry",
+    "on_hrtimer_expire_exit",
+)  # fmt: skip
+_WAKING: tuple[tuple[str, ...], ...] = (
+    ("on_waking",),
+    ("on_waking_hot",),
+    ("on_waking_watched", *_INTERRUPT_WATCH),
+    (),
+)
+"""Ways to tell a waking thread from an interrupt, best first; the last one leaves wakers out of the evidence."""
+
+OFF_CPU = Part(
+    "off_cpu", "off_cpu", {"off_cpu": 16 << 20},
+    tuple((switch, *waking, "on_wakeup") for switch in ("on_switch_state", "on_switch") for waking in _WAKING),
+    {
+        "on_switch_state": "sched_switch", "on_switch": "sched_switch", "on_waking": "sched_waking",
+        "on_waking_hot": "sched_waking", "on_waking_watched": "sched_waking", "on_wakeup": "sched_wakeup",
+        **_named(*_INTERRUPT_WATCH),
+    },
+    "flush_off_cpu_open",
+)  # fmt: skip
+"""Threads that leave a CPU and come back."""
+
+PARTS: tuple[Part, ...] = (CALLS, OFF_CPU)
+
+RING_SIZES_BYTES: dict[str, int] = {table: size for part in PARTS for table, size in part.ring_bytes.items()}
+"""Powers of two."""
