@@ -6,10 +6,11 @@ import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 
 from gpuaudit.capture import libbpf
 from gpuaudit.capture.attach import Attachment, Place, Programs, cookie
-from gpuaudit.capture.probes import OP_IDS, Library, Probe
+from gpuaudit.capture.probes import Library, Probe, op_id
 from gpuaudit.capture.source import boottime_ns
 from gpuaudit.capture.symbols import Function, NotElf, Symbols, read_symbols
 
@@ -82,7 +83,7 @@ class ProbedFiles:
 
     def _attach(self, fd: int, file: ProbedFile, symbols: Symbols) -> None:
         file.build_id = symbols.build_id
-        wanted = list(_chosen(file.library, symbols))
+        wanted = list(_chosen(file, symbols))
         observed = {name for probe, _ in wanted for name in probe.names}
         file.not_observed = _some(n for n in symbols.exports if n not in observed)
         if not wanted:
@@ -92,7 +93,7 @@ class ProbedFiles:
         if file.reason:
             return
         attached = [Attached(self._next + i, probe, function) for i, (probe, function) in enumerate(wanted)]
-        places = [Place(a.function.offset, cookie(a.index, OP_IDS[a.probe.op])) for a in attached]
+        places = [Place(a.function.offset, cookie(a.index, op_id(a.probe))) for a in attached]
         try:
             # Through the open descriptor: the file that was read is the file that is probed.
             file.attachment = self._programs.attach_functions(f"/proc/self/fd/{fd}", places)
@@ -140,10 +141,13 @@ def _some(names: Iterable[str]) -> tuple[str, ...]:
     return first if more <= 0 else (*first[:MAX_NOT_OBSERVED], f"and {more} more")
 
 
-def _chosen(library: Library, symbols: Symbols) -> Iterator[tuple[Probe, Function]]:
+def _chosen(file: ProbedFile, symbols: Symbols) -> Iterator[tuple[Probe, Function]]:
     """One function per probe, and one probe per place: names that share an address are one function."""
     taken: set[int] = set()
-    for probe in library.probes:
+    base_name = PurePath(file.path.removesuffix(" (deleted)")).name
+    for probe in file.library.probes:
+        if not probe.is_of(base_name):
+            continue
         for name in probe.names:
             function = symbols.functions.get(name)
             if function is not None and function.offset not in taken:

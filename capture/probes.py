@@ -8,99 +8,21 @@ x86-64: six integer registers, then the stack; a ``dim3`` takes two registers (x
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from enum import IntEnum, IntFlag
 
 from gpuaudit.bundle.tables import RING_TABLES, TABLES
+from gpuaudit.capture.probe_types import Flag, From, Library, Mode, Place, Places, Probe
 
 SLOTS = 12
 MAX_OPS = 64
 DATATYPES = 32
 """Sizes of the BPF maps, as in capture/bpf/calls.h."""
 
-
-class From(IntEnum):
-    """Where a value is found; ``enum from`` in capture/bpf/calls.h."""
-
-    REGISTER = 1
-    STACK = 2
-    STACK_ID = 3
-    POINTEE = 4
-
-
-class Flag(IntFlag):
-    """What else a probe does; ``enum op_flags`` in capture/bpf/calls.h."""
-
-    NONE = 0
-    FIND_COMM = 1
-    MAKE_COMM = 2
-    DROP_COMM = 4
-    SIZE = 8
-    COUNT_ONLY = 16
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where one value lies. ``index``: register 0–5 (rdi, rsi, rdx, rcx, r8, r9), or the n-th 8 bytes of the stack
-    arguments; the value is shifted right by ``shift_bits``."""
-
-    source: From
-    index: int
-    shift_bits: int = 0
-
-    def __str__(self) -> str:
-        register = ("rdi", "rsi", "rdx", "rcx", "r8", "r9")
-        text = {
-            From.REGISTER: f"{register[self.index % 6]}",
-            From.STACK: f"stack[{self.index}]",
-            From.STACK_ID: f"fold of 128 bytes at stack[{self.index}]",
-            From.POINTEE: f"*{register[self.index % 6]} at return",
-        }[self.source]
-        return f"{text} >> {self.shift_bits}" if self.shift_bits else text
-
-
-@dataclass(frozen=True)
-class Probe:
-    """One watched function. ``op``: the API's own name; ``symbols``: the names it is exported under, any of them."""
-
-    op: str
-    table: str
-    places: Mapping[str, Place] = field(default_factory=dict)
-    symbols: tuple[str, ...] = ()
-    flags: Flag = Flag.NONE
-    success: tuple[int, ...] = (0,)
-    """Return codes after which what a pointer argument leads to is valid."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Every symbol to look for, the first one that is found is probed."""
-        return self.symbols or (self.op,)
-
-
-@dataclass(frozen=True)
-class Library:
-    """A library to look for among the mappings of a process."""
-
-    name: str
-    source: str
-    """The source of evidence it feeds: cuda or nccl."""
-    files: str
-    """Regular expression for the file's base name."""
-    exports: str
-    """Regular expression for the names that count as its interface, for "exported but not observed"."""
-    probes: tuple[Probe, ...]
-
-    def matches(self, file_name: str) -> bool:
-        """Whether a mapped file with this base name is the library."""
-        return re.fullmatch(self.files, file_name) is not None
-
-    @property
-    def tables(self) -> tuple[str, ...]:
-        """Tables its probes fill."""
-        return tuple(dict.fromkeys(p.table for p in self.probes))
+__all__ = [
+    "LIBRARIES", "NCCL_DATATYPE_BYTES", "OP_IDS", "PROBE_TABLE", "SELF_TEST", "Flag", "From", "Library", "Mode",
+    "Place", "Places", "Probe", "describe", "library_for", "op_id", "pack_op",
+]  # fmt: skip
 
 
 def _register(index: int, shift_bits: int = 0) -> Place:
@@ -126,7 +48,7 @@ _LAUNCH = {
 _STREAM = {"stream": _register(0)}
 
 
-def _cuda(op: str, places: Mapping[str, Place]) -> Probe:
+def _cuda(op: str, places: Mapping[str, Places]) -> Probe:
     return Probe(op, "cuda_calls", places)
 
 
@@ -202,7 +124,16 @@ SELF_TEST = Probe("self test", "", flags=Flag.COUNT_ONLY)
 PROBE_TABLE: tuple[Probe, ...] = (SELF_TEST, *(p for library in LIBRARIES for p in library.probes))
 """Every probe; the op id of a record is the index here."""
 
-OP_IDS: dict[str, int] = {p.op: i for i, p in enumerate(PROBE_TABLE)}
+OP_IDS: dict[str, int] = {p.op: i for i, p in reversed(list(enumerate(PROBE_TABLE)))}
+"""Op id of each name; of several rows with that name (for different versions of a library) the first."""
+
+_IDS = {id(p): i for i, p in enumerate(PROBE_TABLE)}
+
+
+def op_id(probe: Probe) -> int:
+    """The op id of a row of :data:`PROBE_TABLE`."""
+    return _IDS[id(probe)]
+
 
 NCCL_DATATYPE_BYTES: tuple[int, ...] = (1, 1, 4, 4, 8, 8, 2, 4, 8, 2, 1, 1)
 """Size of each ncclDataType_t, index = value: int8, uint8, int32, uint32, int64, uint64, float16, float32, float64,
@@ -216,10 +147,10 @@ def pack_op(probe: Probe) -> bytes:
     table = TABLES[probe.table]
     offsets = {name: (at, dtype) for name, dtype, at in table.record_fields()}
     valid = {c.name: 1 << bit for bit, c in enumerate(table.nullable_in_ring)}
-    if len(probe.places) > SLOTS:
-        raise ValueError(f"probe {probe.op}: {len(probe.places)} values, at most {SLOTS}")
+    if len(probe.slots) > SLOTS:
+        raise ValueError(f"probe {probe.op}: {len(probe.slots)} values, at most {SLOTS}")
     packed = b""
-    for name, place in probe.places.items():
+    for name, place in probe.slots:
         if name not in offsets:
             raise ValueError(f"probe {probe.op}: {probe.table} has no column {name}")
         at, dtype = offsets[name]
@@ -228,7 +159,7 @@ def pack_op(probe: Probe) -> bytes:
             raise ValueError(f"probe {probe.op}: {name} has {width} bytes")
         packed += struct.pack("<BBBBII", place.source, place.index, place.shift_bits, width, at, valid.get(name, 0))
     success = sum(1 << code for code in probe.success)
-    head = struct.pack("<IIII", RING_TABLES.index(probe.table) + 1, int(probe.flags), len(probe.places), success)
+    head = struct.pack("<IIII", RING_TABLES.index(probe.table) + 1, int(probe.flags), len(probe.slots), success)
     return head + packed.ljust(12 * SLOTS, b"\0")
 
 
@@ -245,8 +176,15 @@ def describe(probes: Iterable[Library] = LIBRARIES) -> list[dict[str, object]]:
     return [
         {
             "library": library.name, "files": library.files, "op": p.op, "symbols": list(p.names), "table": p.table,
-            "values": {name: str(place) for name, place in p.places.items()},
+            "versions": p.versions, "values": _values(p), "note": library.note,
         }
         for library in probes
         for p in library.probes
     ]  # fmt: skip
+
+
+def _values(probe: Probe) -> dict[str, str]:
+    found: dict[str, list[str]] = {}
+    for name, place in probe.slots:
+        found.setdefault(name, []).append(str(place))
+    return {name: " ".join(texts) for name, texts in found.items()}

@@ -1,0 +1,1 @@
+"""The rows of the probe table, one file per library."""
