@@ -12,7 +12,8 @@ PARENT: tuple[Column, ...] = (
     col("parent_ns", "u64", "ns", "start_ns of the call of the same thread that this one was made inside; null for an "
         "outermost call", nullable=True),
     col("parent_op", "text", "", "API name of that call", ring="op", nullable=True),
-    col("probe", "u32", "", "number of the probe (column probe of probes), which tells the library file", nullable=True),
+    col("probe", "u32", "", "number of the probe (column probe of probes), which tells the library file",
+        nullable=True),
     col("native_stack", "u64", "", "identity of the native stack at return (stack_frames), where it was taken",
         nullable=True),
     col("python_stack", "u64", "", "identity of the CPython stack at return (stack_frames), where it was taken",
