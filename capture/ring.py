@@ -21,7 +21,7 @@ import numpy as np
 
 from gpuaudit.bundle.columns import ColumnData, Rows
 from gpuaudit.bundle.errors import AuditError, HostUnfit
-from gpuaudit.bundle.table import NUMPY_DTYPE, Column, Table
+from gpuaudit.bundle.table import NUMPY_DTYPE, Column
 from gpuaudit.bundle.tables import RING_TABLES, TABLES
 from gpuaudit.capture.probes import PROBE_TABLE
 from gpuaudit.capture.ring_columns import added_column
@@ -42,9 +42,12 @@ class RingDescription:
 
 
 class RingReader:
-    """The consumer's side of the ring of one table. One reader per ring."""
+    """The consumer's side of one ring: a table's, or with ``record`` one of another kind, whose name ``table`` is then.
 
-    def __init__(self, fd: int, size_bytes: int, table: str) -> None:
+    One reader per ring.
+    """
+
+    def __init__(self, fd: int, size_bytes: int, table: str, record: np.dtype[np.void] | None = None) -> None:
         if platform.machine() != "x86_64":
             machine = platform.machine()
             raise HostUnfit(f"the ring drain needs x86_64, this is {machine}", hint="capture on an x86_64 host")
@@ -54,23 +57,26 @@ class RingReader:
             producer = mmap.mmap(fd, page + 2 * size_bytes, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
         except (OSError, ValueError) as e:
             raise HostUnfit(f"the ring of {table} cannot be mapped: {e}") from None
-        self._attach(np.frombuffer(consumer, "<u8", 1), np.frombuffer(producer, "u1"), size_bytes, TABLES[table])
+        record = TABLES[table].record_dtype() if record is None else record
+        self._attach(np.frombuffer(consumer, "<u8", 1), np.frombuffer(producer, "u1"), size_bytes, table, record)
 
     @classmethod
     def over(cls, consumer: np.ndarray, producer: np.ndarray, size_bytes: int, table: str) -> RingReader:
         """A reader over arrays laid out as the kernel maps them, for tests."""
         reader = cls.__new__(cls)
-        reader._attach(consumer, producer, size_bytes, TABLES[table])
+        reader._attach(consumer, producer, size_bytes, table, TABLES[table].record_dtype())
         return reader
 
-    def _attach(self, consumer: np.ndarray, producer: np.ndarray, size_bytes: int, table: Table) -> None:
-        self._record = table.record_dtype()
+    def _attach(
+        self, consumer: np.ndarray, producer: np.ndarray, size_bytes: int, table: str, record: np.dtype[np.void]
+    ) -> None:
+        self._record = record
         self._entry = np.dtype([("header", "<u4"), ("page", "<u4"), ("record", self._record)])
         self._consumer = consumer
         self._producer = producer[:8].view("<u8")
         self._data = producer[mmap.PAGESIZE :]
         self._size_bytes = size_bytes
-        self.table = table.name
+        self.table = table
 
     def drain(self, max_records: int = 1 << 17) -> np.ndarray:
         """Up to ``max_records`` finished records, copied; the ring's space is free again when this returns.
