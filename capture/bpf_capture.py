@@ -37,6 +37,8 @@ _FULL = (
     ("nccl", "communicators have no identity: too many exist at once"),
     ("off_cpu", "off-CPU intervals were not recorded: too many threads were off CPU at once"),
     ("off_cpu", "processes were not followed: too many exist at once"),
+    ("stacks", "stacks have no identity: too many different ones were seen"),
+    ("stacks", "calls have no stack: too many were being taken at once"),
 )
 """``enum full`` of capture/bpf/maps.h: source concerned, and what the count means."""
 

@@ -73,6 +73,8 @@ enum full {
 	FULL_COMMS,
 	FULL_OFF_CPU,
 	FULL_TARGETS,
+	FULL_STACKS,
+	FULL_STACK_SCRATCH,
 	FULLS,
 };
 struct {
