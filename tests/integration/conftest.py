@@ -1,8 +1,14 @@
-"""Fixtures for tests with real BPF: they run as root where the kernel has what is needed, and skip elsewhere."""
+"""Fixtures for tests with real BPF: they run as root where the kernel has what is needed, and skip elsewhere.
+
+scripts/test runs these tests side by side: each looks at its own processes alone, whatever else this host does. A test
+that cannot (it counts what the whole host did, takes a core for itself, or has ranks that must come in time) is marked
+``alone`` and runs after them, by itself.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,6 +16,18 @@ import pytest
 from gpuaudit.bundle.errors import HostUnfit
 from gpuaudit.capture.attach import Programs
 from tests.doubles.build import build, compiler
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Tests that share a fixture of their module go to one worker, so that it is set up once."""
+    for item in items:
+        module = item.nodeid.partition("::")[0]
+        if "/integration/" not in f"/{module}":
+            continue
+        fixtures = getattr(item, "_fixtureinfo", None)
+        known = fixtures.name2fixturedefs.values() if fixtures else ()
+        if any(definition.scope == "module" for definitions in known for definition in definitions):
+            item.add_marker(pytest.mark.xdist_group(module))
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from tests.integration.road import Road, number, outcome, road
 from tests.integration.sessions import DEADLINE_S, Session
 from tests.integration.told import Told, told
 
-pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf")]
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf"), pytest.mark.alone]
 
 STEPS, RANKS, LATE_RANK, LATE_MS = 50, 4, 2, 30
 BLOCKING = {"blocking": "1", "asynchronous": "0"}

@@ -20,7 +20,7 @@ from tests.doubles.build import build
 from tests.integration.road import Road, listing, number, outcome, road, sha256
 from tests.integration.told import told
 
-pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf")]
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf"), pytest.mark.alone]
 
 HW_THERMAL_SLOWDOWN = 0x40
 HELD_BYTES = 8 << 30

@@ -22,7 +22,7 @@ from gpuaudit.bundle.tables import TABLES
 from tests.integration.recording import Recording, recording, start, truth, wait_for_line
 from tests.verifications import SEALED
 
-pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf")]
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf"), pytest.mark.alone]
 
 STEPS, RANKS, LATE_NS = 50, 4, 30_000_000
 LATE_IN_TRUTH_NS = 1_000_000

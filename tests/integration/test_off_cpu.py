@@ -15,6 +15,7 @@ pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf")]
 TASK_INTERRUPTIBLE = 1
 
 
+@pytest.mark.alone
 def test_preempted_by_a_hog_on_the_same_core(doubles: Path) -> None:
     """Two busy threads share a core: intervals in which the hog ran instead say preempted, and name the hog."""
     cpu = str(sorted(os.sched_getaffinity(0))[-1])

@@ -152,6 +152,7 @@ def test_a_signal_to_the_attacher_alone_is_passed_on(folder: Path) -> None:
     assert [r["exit_status"] for r in rows(out, "processes") if r["exit_status"] is not None] == [9]
 
 
+@pytest.mark.alone
 def test_host_wide_sees_processes_from_before_and_after_the_start(folder: Path, lib: Path) -> None:
     out, go = folder / "a.db", folder / "go"
     before = start(lib / "ranks", "--out", folder / "before", "--steps", "5", "--pause-at", "init", "--pause-file", go)
