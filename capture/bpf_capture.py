@@ -39,8 +39,9 @@ _FULL = (
     ("off_cpu", "processes were not followed: too many exist at once"),
     ("stacks", "stacks have no identity: too many different ones were seen"),
     ("stacks", "calls have no stack: too many were being taken at once"),
+    ("lifecycle", "processes ended and are not in the table processes: too many ended at once"),
 )
-"""``enum full`` of capture/bpf/maps.h: source concerned, and what the count means."""
+"""``enum full`` of capture/bpf/shared.h: source concerned, and what the count means."""
 
 
 class BpfCapture:
@@ -64,6 +65,7 @@ class BpfCapture:
         self._rows: dict[int, dict[str, object]] = {}
         """The ``processes`` row of each process found and alive."""
         self._told: set[int] = set()
+        self._barrier: libbpf.Barrier | None = None
         self._loaded_ns = 0
         self._finished = False
 
@@ -74,6 +76,7 @@ class BpfCapture:
         """
         try:
             self._programs.load()
+            self._barrier = libbpf.Barrier()
             self._targets = Targets(self._programs.map_fd("targets"))
             self._configure()
             self._loaded_ns = boottime_ns()
@@ -296,6 +299,14 @@ class BpfCapture:
             "expected_cost_ns": None, "hits": None, "unmatched": None, "misses": misses, "probe": None,
         }  # fmt: skip
 
+    def tick(self) -> None:
+        """Once a second: what is added up in the kernel goes through the rings, window by window."""
+        for step in range(max((len(part.part.tick) for part in self._parts), default=0)):
+            if step and self._barrier:
+                self._barrier.wait()
+            for part in self._parts:
+                part.tick(step)
+
     def finish(self, drain: Callable[[], None] | None = None) -> None:
         """Detach everything, put what is still open into the rings, tell the totals.
 
@@ -309,6 +320,8 @@ class BpfCapture:
         self._files.detach()
         for link in self._links.values():
             link.close()
+        if self._barrier:
+            self._barrier.wait()  # a program that was running when it was detached
         now = boottime_ns()
         self._ended(self._targets.all())
         self._tell_unobservable(now)
@@ -355,6 +368,8 @@ class BpfCapture:
         self._files.detach()
         for link in self._links.values():
             link.close()
+        if self._barrier:
+            self._barrier.close()
         for part in reversed(self._parts):
             part.close()
         self._programs.close()

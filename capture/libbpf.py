@@ -18,11 +18,15 @@ from gpuaudit.bundle.errors import HostUnfit
 NR_BPF = {"x86_64": 321, "aarch64": 280}
 """System call number of bpf(2)."""
 
+BPF_MAP_CREATE = 0
+BPF_MAP_UPDATE_ELEM = 2
 BPF_LINK_CREATE = 28
 BPF_OBJ_GET_INFO_BY_FD = 15
 """Commands of bpf(2), include/uapi/linux/bpf.h."""
 
 BPF_PROG_TYPE_KPROBE = 2
+BPF_MAP_TYPE_ARRAY = 2
+BPF_MAP_TYPE_ARRAY_OF_MAPS = 12
 
 _P, _S, _I, _U32, _U64, _N = C.c_void_p, C.c_char_p, C.c_int, C.c_uint32, C.c_uint64, C.c_size_t
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
@@ -303,3 +307,38 @@ def recursion_misses(fd: int) -> int:
     info = C.create_string_buffer(256)
     bpf(BPF_OBJ_GET_INFO_BY_FD, struct.pack("<IIQ", fd, len(info), C.addressof(info)))
     return int(struct.unpack_from("<Q", info.raw, 208)[0])
+
+
+class Barrier:
+    """Waits until every BPF program that runs now has ended: what it was about to write is written then.
+
+    The kernel promises that to whoever puts a map into a map of maps (bpf(2), BPF_MAP_UPDATE_ELEM, since Linux 4.20);
+    tens of milliseconds.
+    """
+
+    def __init__(self) -> None:
+        self._fds: list[int] = []
+        try:
+            self._fds.append(self._make(BPF_MAP_TYPE_ARRAY, 0))
+            self._fds.append(self._make(BPF_MAP_TYPE_ARRAY_OF_MAPS, self._fds[0]))
+        except OSError:
+            self.close()
+            raise
+
+    @staticmethod
+    def _make(map_type: int, inner_fd: int) -> int:
+        # type, sizes of key and value, entries, flags, inner map; the descriptor is close-on-exec
+        fd, _ = bpf(BPF_MAP_CREATE, struct.pack("<IIIIII", map_type, 4, 4, 1, 0, inner_fd))
+        return fd
+
+    def wait(self) -> None:
+        """Return when every program that was running has ended."""
+        key, value = C.c_uint32(0), C.c_uint32(self._fds[0])
+        # map, padding, addresses of key and value, flags
+        attributes = struct.pack("<IIQQQ", self._fds[1], 0, C.addressof(key), C.addressof(value), 0)
+        bpf(BPF_MAP_UPDATE_ELEM, attributes)
+
+    def close(self) -> None:
+        """Give the maps back. Twice does no harm."""
+        while self._fds:
+            os.close(self._fds.pop())

@@ -42,10 +42,10 @@ class LoadedPart:
             raise HostUnfit(f"{file.name} is not installed", hint="run scripts/build-bpf, or install again")
         data = file.read_bytes()
         failures: list[HostUnfit] = []
-        flush = {self.part.flush} if self.part.flush else set()
+        more = more | {*self.part.tick, *filter(None, [self.part.flush])}
         for variant in self.part.variants:
             try:
-                self._load(data, {*variant, *flush, *more}, types or {})
+                self._load(data, {*variant, *more}, types or {})
             except OSError as e:
                 failures.append(unfit(e, libbpf.last_message()))
                 continue
@@ -99,6 +99,11 @@ class LoadedPart:
     def flush(self) -> bool:
         """Send what is still open through the rings; False when there was no room for all of it."""
         return not self.part.flush or libbpf.run_program(self.program_fd(self.part.flush)) == 0
+
+    def tick(self, step: int) -> None:
+        """Run one of the part's ``tick`` programs; nothing if it has no such step."""
+        if step < len(self.part.tick):
+            libbpf.run_program(self.program_fd(self.part.tick[step]))
 
     def close(self) -> None:
         """Unload; links must be closed before."""

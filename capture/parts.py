@@ -19,6 +19,8 @@ class Part:
     """One object. ``variants``: combinations of tracepoint programs, best first; the first that the kernel loads is
     used. ``tracepoints``: program → tracepoint, with ``raw_tp/`` before its name where it is not a BTF one.
     ``flush``: raw_tp program that is run until it returns 0, to send what is still open; empty for none.
+    ``tick``: raw_tp programs that are run every second in this order, with a pause before each but the first in which
+    every program that was running ends. So one can turn to the other of two maps, and the next one empty the first.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Part:
     variants: tuple[tuple[str, ...], ...]
     tracepoints: Mapping[str, str]
     flush: str = ""
+    tick: tuple[str, ...] = ()
     maps: Mapping[str, int] = field(default_factory=dict)
     """Sizes of other maps that user space sets, in entries."""
 

@@ -29,6 +29,9 @@ from gpuaudit.capture.source import BPF_SOURCES, Capability, boottime_ns
 SCAN_INTERVAL_S = 0.25
 """A library that a process loads is probed within this time: short against the seconds CUDA takes to start."""
 
+TICK_INTERVAL_S = 1.0
+"""Length of the windows over which the kernel adds up what is too frequent for a row each."""
+
 BATCH_BYTES = LINE_LIMIT_BYTES // 4
 """A batch of rows is sent once it is as long as this; a single row, whose texts other users choose, may be longer."""
 
@@ -44,6 +47,7 @@ class Probing:
         self._probe_totals: list[dict[str, Any]] = []
         self._costs_ns: dict[str, int] = {}
         self._next_scan_s = 0.0
+        self._next_tick_s = time.monotonic() + TICK_INTERVAL_S
         self._workload_pid = 0
         self._workload_row: dict[str, Any] | None = None
 
@@ -117,10 +121,13 @@ class Probing:
         self._workload_row = self._process_row(self._workload_pid, "found", "workload")
 
     def scan_when_due(self) -> None:
-        """One pass of discovery, every :data:`SCAN_INTERVAL_S`."""
+        """One pass of discovery, every :data:`SCAN_INTERVAL_S`; sums, every :data:`TICK_INTERVAL_S`."""
         if self._bpf and time.monotonic() >= self._next_scan_s:
             self._bpf.scan()
             self._next_scan_s = time.monotonic() + SCAN_INTERVAL_S
+        if self._bpf and time.monotonic() >= self._next_tick_s:
+            self._bpf.tick()
+            self._next_tick_s = time.monotonic() + TICK_INTERVAL_S
 
     def all_ended(self) -> bool:
         """Whether every process named by ``--pid`` is gone (its number may have been given to another one)."""
