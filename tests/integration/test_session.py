@@ -350,7 +350,7 @@ def kill_at_random_moments(folder: Path, env: dict[str, str], sources: list[str]
         session = Session(["--out", out, "--duration", "1h", *sources], env)
         if moment % 4:  # most of them while it records
             session.wait_for(folder / f"{out.name}.receipt")
-        time.sleep(draw.uniform(0, 1.5))
+        time.sleep(draw.uniform(0, 0.8))
         session.kill_group()
         receipt = folder / f"{out.name}.receipt"
         if not receipt.exists():
@@ -366,7 +366,8 @@ def kill_at_random_moments(folder: Path, env: dict[str, str], sources: list[str]
 
 
 def test_kill_9_at_random_moments(folder: Path, env: dict[str, str]) -> None:
-    assert kill_at_random_moments(folder, env, ["--source", "nvml"], moments=20, seed=20) >= 15
+    """Six; ``scripts/torture crashes`` does hundreds."""
+    assert kill_at_random_moments(folder, env, ["--source", "nvml"], moments=6, seed=20) >= 4
 
 
 @as_root

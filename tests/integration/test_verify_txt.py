@@ -31,9 +31,9 @@ def run(packet: Path, identity: Path, *, keep_going: bool = False) -> list[tuple
     return list(zip(lines, statuses, strict=False))
 
 
-@pytest.fixture
-def identity(tmp_path: Path) -> Path:
-    path = tmp_path / "identity.pub.pem"
+@pytest.fixture(scope="module")
+def identity(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("identity") / "identity.pub.pem"
     path.write_text(made().identity.identity.to_pem())
     return path
 
@@ -70,7 +70,8 @@ def test_commands_refuse_a_flipped_pdf_byte(tmp_path: Path, identity: Path) -> N
     assert "head -c" in told
 
 
-def test_commands_refuse_another_identity(tmp_path: Path) -> None:
+def test_commands_refuse_another_identity(tmp_path: Path, identity: Path) -> None:
+    """``identity`` is not used, and keeps this test on the worker that has the packet."""
     packet = made().copy(tmp_path)
     other = tmp_path / "other.pem"
     subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", tmp_path / "private.pem"], check=True)
