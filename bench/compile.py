@@ -32,6 +32,15 @@ def program(source: str, folder: Path) -> Path:
     return target
 
 
+def library(source: str, name: str, folder: Path) -> Path:
+    """Compile ``bench/programs/<source>`` as the shared library ``name``; its functions begin with a push."""
+    target = folder / name
+    flags = ("-shared", "-fPIC", "-O1", "-fno-omit-frame-pointer", "-fcf-protection=none", f"-Wl,-soname,{name}")
+    place = (str(ROOT / "bench" / "programs" / source), "-o", str(target))
+    _compile(["gcc", *flags, *_WARNINGS, *place], "gcc libc6-dev")
+    return target
+
+
 def _compile(command: Sequence[str], packages: str) -> None:
     if shutil.which(command[0]) is None:
         raise HostUnfit(f"{command[0]} not found", hint=f"apt-get install {packages}")
