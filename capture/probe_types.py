@@ -62,14 +62,16 @@ class Flag(IntFlag):
     """The pointer leads to ``nranks`` communicators, in the order of their ranks."""
     STATE = 256
     """The call changes what exists: it is a row of its own also when calls are too many for that."""
+    PARENT_COMM = 512
+    """The communicator in ``parent_handle`` is looked up at entry."""
 
 
 @dataclass(frozen=True)
 class Place:
     """Where one value lies. ``index``: register 0–5 (rdi, rsi, rdx, rcx, r8, r9), the n-th 8 bytes of the stack
     arguments, or the constant; ``offset``: bytes behind the pointer; the value is shifted right by ``shift_bits``.
-    ``bytes``: 4 for a 32-bit argument that feeds a column of 8 bytes (the upper half of its place is undefined), 0 for
-    as many as the column has."""
+    ``bytes``: 1, 2 or 4 for an argument of so many bytes that feeds a wider column (the rest of its place is
+    undefined), 0 for as many as the column has."""
 
     source: From
     index: int
