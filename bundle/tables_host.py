@@ -9,9 +9,9 @@ OFF_CPU = Table("off_cpu", "Intervals in which a thread of a traced process was 
     col("op", "text", "", "preempted (runnable when it left) or blocked (asleep), from prev_state", in_ring=False),
     col("comm", "text", "", "name of the thread", ring="comm"),
     col("prev_state", "u32", "", "task state at the switch: 0 is TASK_RUNNING (preempted)"),
-    col("next_pid", "u32", "", "process that ran on this CPU instead (0: idle)"),
-    col("next_tid", "u32", "", "thread that ran on this CPU instead (0: idle)"),
-    col("next_comm", "text", "", "name of the thread that ran instead", ring="comm"),
+    col("next_pid", "u32", "", "process that ran on this CPU instead (0: idle); null if not seen", nullable=True),
+    col("next_tid", "u32", "", "thread that ran on this CPU instead (0: idle); null if not seen", nullable=True),
+    col("next_comm", "text", "", "name of the thread that ran instead; null if not seen", ring="comm", nullable=True),
     col("wake_ns", "u64", "ns", "when the thread was made runnable again, CLOCK_BOOTTIME; null if not seen",
        nullable=True),
     col("waker_pid", "u32", "", "process that woke it; null if not seen", nullable=True),
@@ -20,11 +20,15 @@ OFF_CPU = Table("off_cpu", "Intervals in which a thread of a traced process was 
     col("cpu_out", "u16", "", "CPU it left"),
     col("runqueue_ns", "u64", "ns", "of the interval, the part in which it was runnable and waited for a CPU: all of "
         "it when preempted, from wake_ns on when blocked; null if the wake was not seen", nullable=True),
+    col("began_before", "u8", "", "1: the thread was asleep already when its process was first followed, and start_ns "
+        "is then; null otherwise", nullable=True),
     col("priority", "i32", "", "kernel priority of the thread: below 100 real-time, 120 is nice 0", nullable=True),
     col("next_priority", "i32", "", "kernel priority of the thread that ran instead", nullable=True),
-    col("cgroup_id", "u64", "", "id of the thread's cgroup (version 2 hierarchy)", nullable=True),
+    col("cgroup_id", "u64", "", "id of the thread's cgroup in the version 2 hierarchy (inode of its directory); 1, the "
+        "root, for every thread where only version 1 is in use", nullable=True),
     col("next_cgroup_id", "u64", "", "id of the cgroup of the thread that ran instead", nullable=True),
-    col("syscall", "i32", "", "number of the system call it was in when it left; null outside one", nullable=True),
+    col("syscall", "i32", "", "number (x86-64) of the system call it was in when it left; null outside one (page "
+        "fault, interrupt) and for 32-bit ones", nullable=True),
     col("syscall_arg", "u64", "", "first argument of that system call (futex address, descriptor)", nullable=True),
     CPU, SEQ,
 ), ring=True)  # fmt: skip
@@ -53,6 +57,7 @@ SOCKET_IO = Table("socket_io", "Sends and receives of traced processes, added up
     col("remote_address", "text", "", "address of the other end", ring="address", nullable=True),
     col("remote_port", "u16", "", "port of the other end", nullable=True),
     col("count", "u64", "", "calls that returned"), col("errors", "u64", "", "of them, calls that failed"),
+    col("not_ready", "u64", "", "of the errors, EAGAIN: nothing to receive, or no room to send", nullable=True),
     col("size_bytes", "u64", "bytes", "bytes that they moved"), col("sum_ns", "u64", "ns", "time spent in them"),
     col("max_ns", "u64", "ns", "longest of them"), CPU, SEQ,
 ), ring=True)  # fmt: skip

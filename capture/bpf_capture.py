@@ -65,6 +65,8 @@ class BpfCapture:
         self._rows: dict[int, dict[str, object]] = {}
         """The ``processes`` row of each process found and alive."""
         self._told: set[int] = set()
+        self._followed: set[tuple[int, int]] = set()
+        """Processes whose threads were looked at: pid and beginning."""
         self._barrier: libbpf.Barrier | None = None
         self._loaded_ns = 0
         self._finished = False
@@ -181,9 +183,18 @@ class BpfCapture:
             self._found(f, self._targets.get(f.pid) or Target())
         for pid in self._scanner.mapping_processes():
             self._targets.add(pid, TRACED)
+        self._look_at_threads(targets, bool(found))
         self._ended(targets)
         self._tell_unobservable(boottime_ns() - DRIVER_PATIENCE_NS)
         return len(found)
+
+    def _look_at_threads(self, targets: Mapping[int, Target], found: bool) -> None:
+        """Threads of newly traced processes, which may sleep until the end and so never be seen to leave a CPU."""
+        followed = {(pid, target.began_ns) for pid, target in targets.items() if target.flags & TRACED}
+        if found or not followed <= self._followed:
+            for part in self._parts:
+                part.look_at_threads()
+        self._followed = followed
 
     def _found(self, found: Found, target: Target) -> None:
         self._tell_process(found.pid, target, found.found_ns)

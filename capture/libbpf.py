@@ -21,6 +21,7 @@ NR_BPF = {"x86_64": 321, "aarch64": 280}
 BPF_MAP_CREATE = 0
 BPF_MAP_UPDATE_ELEM = 2
 BPF_LINK_CREATE = 28
+BPF_ITER_CREATE = 33
 BPF_OBJ_GET_INFO_BY_FD = 15
 """Commands of bpf(2), include/uapi/linux/bpf.h."""
 
@@ -46,6 +47,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_program__attach": (_P, (_P,)),
     "bpf_program__attach_uprobe_opts": (_P, (_P, _I, _S, _N, _P)),
     "bpf_link__destroy": (_I, (_P,)),
+    "bpf_link__fd": (_I, (_P,)),
     "bpf_map__fd": (_I, (_P,)),
     "bpf_map__set_max_entries": (_I, (_P, _U32)),
     "bpf_map__reuse_fd": (_I, (_P, _I)),
@@ -143,6 +145,16 @@ class Link:
     def __init__(self, handle: int | None = None, fd: int | None = None) -> None:
         self._handle, self._fd = handle, fd
 
+    def iterate(self) -> None:
+        """Of an iterator program: run it on everything that it iterates over."""
+        link_fd = self._fd if self._handle is None else _library().bpf_link__fd(self._handle)
+        fd, _ = bpf(BPF_ITER_CREATE, struct.pack("<II", link_fd or 0, 0))
+        try:
+            while os.read(fd, 4096):  # what the program prints: nothing, so one read goes to the end
+                pass
+        finally:
+            os.close(fd)
+
     def close(self) -> None:
         """Detach. Twice does no harm."""
         if self._handle is not None:
@@ -220,7 +232,7 @@ class BpfObject:
         return fd
 
     def attach(self, name: str) -> Link:
-        """Attach a program to what its section names (tp_btf, raw_tp)."""
+        """Attach a program to what its section names (tp_btf, raw_tp, iter)."""
         C.set_errno(0)
         link = _library().bpf_program__attach(self._programs[name])
         if not link:

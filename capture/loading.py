@@ -28,6 +28,7 @@ class LoadedPart:
         sizes = ring_sizes_bytes or {}
         self.ring_sizes_bytes = {table: sizes.get(table, size) for table, size in part.ring_bytes.items()}
         self._object: libbpf.BpfObject | None = None
+        self._threads: libbpf.Link | None = None
         self.tracepoints: tuple[str, ...] = ()
         """Programs to attach with :meth:`attach_tracepoint`."""
 
@@ -42,7 +43,7 @@ class LoadedPart:
             raise HostUnfit(f"{file.name} is not installed", hint="run scripts/build-bpf, or install again")
         data = file.read_bytes()
         failures: list[HostUnfit] = []
-        more = more | {*self.part.tick, *filter(None, [self.part.flush])}
+        more = more | {*self.part.tick, *filter(None, [self.part.flush, self.part.threads])}
         for variant in self.part.variants:
             try:
                 self._load(data, {*variant, *more}, types or {})
@@ -105,8 +106,22 @@ class LoadedPart:
         if step < len(self.part.tick):
             libbpf.run_program(self.program_fd(self.part.tick[step]))
 
+    def look_at_threads(self) -> None:
+        """Run the part's ``threads`` program on every thread of the host; nothing if it has none."""
+        if not self.part.threads:
+            return
+        try:
+            if self._threads is None:
+                self._threads = self.loaded.attach(self.part.threads)
+            self._threads.iterate()
+        except OSError as e:
+            raise unfit(e, libbpf.last_message()) from None
+
     def close(self) -> None:
         """Unload; links must be closed before."""
+        if self._threads is not None:
+            self._threads.close()
+            self._threads = None
         if self._object is not None:
             self._object.close()
             self._object = None

@@ -30,6 +30,8 @@ class Part:
     tracepoints: Mapping[str, str]
     flush: str = ""
     tick: tuple[str, ...] = ()
+    threads: str = ""
+    """Program on the iterator over all threads, which is read whenever a process has become a traced one."""
     maps: Mapping[str, int] = field(default_factory=dict)
     """Sizes of other maps that user space sets, in entries."""
 
@@ -66,16 +68,18 @@ _WAKING: tuple[tuple[str, ...], ...] = (
 """Ways to tell a waking thread from an interrupt, best first; the last one leaves wakers out of the evidence."""
 
 OFF_CPU = Part(
-    "off_cpu", "off_cpu", {"off_cpu": 16 << 20},
-    tuple((switch, *waking, "on_wakeup") for switch in ("on_switch_state", "on_switch") for waking in _WAKING),
+    "off_cpu", "off_cpu", {"off_cpu": 16 << 20, "migrations": 4 << 20},
+    tuple(
+        (switch, *waking, "on_wakeup", "on_migrate") for switch in ("on_switch_state", "on_switch") for waking in _WAKING
+    ),
     {
         "on_switch_state": "sched_switch", "on_switch": "sched_switch", "on_waking": "sched_waking",
         "on_waking_hot": "sched_waking", "on_waking_watched": "sched_waking", "on_wakeup": "sched_wakeup",
-        **_named(*_INTERRUPT_WATCH),
+        "on_migrate": "sched_migrate_task", **_named(*_INTERRUPT_WATCH),
     },
-    "flush_off_cpu_open",
+    "flush_off_cpu_open", threads="on_asleep",
 )  # fmt: skip
-"""Threads that leave a CPU and come back."""
+"""Threads that leave a CPU and come back, and those that are moved to another one."""
 
 PARTS: tuple[Part, ...] = (CALLS, OFF_CPU)
 

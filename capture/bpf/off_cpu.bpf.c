@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-3-Clause */
-/* Intervals in which a thread of a traced process is not on a CPU: why, who woke it, who ran instead. */
+/* Intervals in which a thread of a traced process is not on a CPU: why, who woke it, who ran instead; and its moves. */
 #include "shared.h"
+#include "thread.h"
 
 RING(ring_off_cpu);
+RING(ring_migrations);
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -15,15 +17,38 @@ static __always_inline void came_back(struct task_struct *next)
 {
 	__u32 tid = next->pid;
 	struct off_cpu_record *r;
+	__u64 now;
 
 	r = bpf_map_lookup_elem(&open_off_cpu, &tid); /* it was traced when it left */
 	if (!r)
 		return;
-	r->duration_ns = bpf_ktime_get_boot_ns() - r->start_ns;
+	now = bpf_ktime_get_boot_ns();
+	r->duration_ns = now - r->start_ns;
 	r->valid_mask |= OFF_CPU_HAS_DURATION_NS;
+	if (!r->prev_state) {
+		r->runqueue_ns = r->duration_ns;
+		r->valid_mask |= OFF_CPU_HAS_RUNQUEUE_NS;
+	} else if (r->valid_mask & OFF_CPU_HAS_WAKE_NS) {
+		r->runqueue_ns = now - r->wake_ns;
+		r->valid_mask |= OFF_CPU_HAS_RUNQUEUE_NS;
+	}
 	bpf_probe_read_kernel(r->comm, sizeof(r->comm), next->comm);
 	EMIT(off_cpu, TABLE_OFF_CPU, r);
 	bpf_map_delete_elem(&open_off_cpu, &tid);
+}
+
+/* What is known of a thread that is not on a CPU, whoever runs instead. */
+static __always_inline void describe(struct off_cpu_record *r, struct task_struct *task)
+{
+	r->start_ns = bpf_ktime_get_boot_ns();
+	r->pid = task->tgid;
+	r->tid = task->pid;
+	r->priority = thread_priority(task);
+	r->cgroup_id = thread_cgroup(task);
+	r->valid_mask |= OFF_CPU_HAS_PRIORITY | OFF_CPU_HAS_CGROUP_ID;
+	if (thread_syscall(task, &r->syscall, &r->syscall_arg))
+		r->valid_mask |= OFF_CPU_HAS_SYSCALL | OFF_CPU_HAS_SYSCALL_ARG;
+	bpf_probe_read_kernel(r->comm, sizeof(r->comm), task->comm);
 }
 
 static __always_inline void left(struct task_struct *prev, struct task_struct *next, __u32 state)
@@ -33,16 +58,19 @@ static __always_inline void left(struct task_struct *prev, struct task_struct *n
 
 	if (!tid || !traced(prev->tgid))
 		return;
-	if (state & TASK_DEAD)
+	if (state & TASK_DEAD) {
+		bpf_map_delete_elem(&open_off_cpu, &tid); /* on_asleep may have come too late for it */
 		return;
-	r.start_ns = bpf_ktime_get_boot_ns();
-	r.pid = prev->tgid;
-	r.tid = tid;
+	}
+	describe(&r, prev);
 	r.prev_state = state;
 	r.next_pid = next->tgid;
 	r.next_tid = next->pid;
+	r.next_priority = thread_priority(next);
+	r.next_cgroup_id = thread_cgroup(next);
+	r.valid_mask |= OFF_CPU_HAS_NEXT_PID | OFF_CPU_HAS_NEXT_TID | OFF_CPU_HAS_NEXT_COMM | OFF_CPU_HAS_NEXT_PRIORITY |
+			OFF_CPU_HAS_NEXT_CGROUP_ID;
 	r.cpu_out = bpf_get_smp_processor_id();
-	bpf_probe_read_kernel(r.comm, sizeof(r.comm), prev->comm);
 	bpf_probe_read_kernel(r.next_comm, sizeof(r.next_comm), next->comm);
 	if (bpf_map_update_elem(&open_off_cpu, &tid, &r, BPF_ANY))
 		count_full(FULL_OFF_CPU);
@@ -167,6 +195,57 @@ int on_wakeup(__u64 *ctx)
 		return 0;
 	r->wake_ns = bpf_ktime_get_boot_ns();
 	r->valid_mask |= OFF_CPU_HAS_WAKE_NS;
+	return 0;
+}
+
+/*
+ * Threads that sleep already when their process is first followed: without this, one that hangs until the end would
+ * leave no trace. User space reads this iterator over all threads whenever a process has become a traced one.
+ *
+ * A thread that runs leaves a record of its own when it next goes to sleep, which takes the place of ours. So ours is
+ * only wrong for one that woke between the look at it and the update, and has not slept since: it is looked at again.
+ */
+SEC("iter/task")
+int on_asleep(struct bpf_iter__task *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct task_struct___thread *t = (void *)task;
+	struct off_cpu_record r = {};
+	unsigned long switches;
+	__u32 tid;
+
+	if (!task || !traced(task->tgid))
+		return 0;
+	tid = task->pid;
+	switches = t->nvcsw + t->nivcsw;
+	r.prev_state = task->__state;
+	if (!r.prev_state || (r.prev_state & TASK_DEAD) || t->on_cpu)
+		return 0;
+	describe(&r, task);
+	r.began_before = 1;
+	r.valid_mask |= OFF_CPU_HAS_BEGAN_BEFORE;
+	r.cpu_out = thread_cpu(task);
+	if (bpf_map_update_elem(&open_off_cpu, &tid, &r, BPF_NOEXIST))
+		return 0;
+	if (!task->__state || t->on_cpu || t->nvcsw + t->nivcsw != switches)
+		bpf_map_delete_elem(&open_off_cpu, &tid);
+	return 0;
+}
+
+SEC("tp_btf/sched_migrate_task")
+int on_migrate(__u64 *ctx)
+{
+	struct task_struct *task = (void *)ctx[0];
+	struct migrations_record r = {};
+
+	if (!traced(task->tgid))
+		return 0;
+	r.start_ns = bpf_ktime_get_boot_ns();
+	r.pid = task->tgid;
+	r.tid = task->pid;
+	r.from_cpu = thread_cpu(task);
+	r.to_cpu = ctx[1];
+	EMIT(migrations, TABLE_MIGRATIONS, &r);
 	return 0;
 }
 

@@ -199,20 +199,26 @@ struct off_cpu_record {
 	__u32 valid_mask; /* 152 */
 	__u16 cpu_out; /* 156 */
 	__u16 cpu; /* 158 */
+	__u8 began_before; /* 160 */
+	__u8 pad[7]; /* 161 */
 };
-_Static_assert(sizeof(struct off_cpu_record) == 160, "off_cpu");
+_Static_assert(sizeof(struct off_cpu_record) == 168, "off_cpu");
 #define OFF_CPU_HAS_DURATION_NS (1u << 0)
-#define OFF_CPU_HAS_WAKE_NS (1u << 1)
-#define OFF_CPU_HAS_WAKER_PID (1u << 2)
-#define OFF_CPU_HAS_WAKER_TID (1u << 3)
-#define OFF_CPU_HAS_WAKER_COMM (1u << 4)
-#define OFF_CPU_HAS_RUNQUEUE_NS (1u << 5)
-#define OFF_CPU_HAS_PRIORITY (1u << 6)
-#define OFF_CPU_HAS_NEXT_PRIORITY (1u << 7)
-#define OFF_CPU_HAS_CGROUP_ID (1u << 8)
-#define OFF_CPU_HAS_NEXT_CGROUP_ID (1u << 9)
-#define OFF_CPU_HAS_SYSCALL (1u << 10)
-#define OFF_CPU_HAS_SYSCALL_ARG (1u << 11)
+#define OFF_CPU_HAS_NEXT_PID (1u << 1)
+#define OFF_CPU_HAS_NEXT_TID (1u << 2)
+#define OFF_CPU_HAS_NEXT_COMM (1u << 3)
+#define OFF_CPU_HAS_WAKE_NS (1u << 4)
+#define OFF_CPU_HAS_WAKER_PID (1u << 5)
+#define OFF_CPU_HAS_WAKER_TID (1u << 6)
+#define OFF_CPU_HAS_WAKER_COMM (1u << 7)
+#define OFF_CPU_HAS_RUNQUEUE_NS (1u << 8)
+#define OFF_CPU_HAS_BEGAN_BEFORE (1u << 9)
+#define OFF_CPU_HAS_PRIORITY (1u << 10)
+#define OFF_CPU_HAS_NEXT_PRIORITY (1u << 11)
+#define OFF_CPU_HAS_CGROUP_ID (1u << 12)
+#define OFF_CPU_HAS_NEXT_CGROUP_ID (1u << 13)
+#define OFF_CPU_HAS_SYSCALL (1u << 14)
+#define OFF_CPU_HAS_SYSCALL_ARG (1u << 15)
 
 struct call_totals_record {
 	__u64 start_ns; /* 0 */
@@ -278,24 +284,26 @@ struct socket_io_record {
 	__u64 inode; /* 48 */
 	__u64 count; /* 56 */
 	__u64 errors; /* 64 */
-	__u64 size_bytes; /* 72 */
-	__u64 sum_ns; /* 80 */
-	__u64 max_ns; /* 88 */
-	__u64 seq; /* 96 */
-	__u32 pid; /* 104 */
-	__u32 valid_mask; /* 108 */
-	__u16 family; /* 112 */
-	__u16 local_port; /* 114 */
-	__u16 remote_port; /* 116 */
-	__u16 cpu; /* 118 */
-	__u8 receive; /* 120 */
-	__u8 pad[7]; /* 121 */
+	__u64 not_ready; /* 72 */
+	__u64 size_bytes; /* 80 */
+	__u64 sum_ns; /* 88 */
+	__u64 max_ns; /* 96 */
+	__u64 seq; /* 104 */
+	__u32 pid; /* 112 */
+	__u32 valid_mask; /* 116 */
+	__u16 family; /* 120 */
+	__u16 local_port; /* 122 */
+	__u16 remote_port; /* 124 */
+	__u16 cpu; /* 126 */
+	__u8 receive; /* 128 */
+	__u8 pad[7]; /* 129 */
 };
-_Static_assert(sizeof(struct socket_io_record) == 128, "socket_io");
+_Static_assert(sizeof(struct socket_io_record) == 136, "socket_io");
 #define SOCKET_IO_HAS_LOCAL_ADDRESS (1u << 0)
 #define SOCKET_IO_HAS_LOCAL_PORT (1u << 1)
 #define SOCKET_IO_HAS_REMOTE_ADDRESS (1u << 2)
 #define SOCKET_IO_HAS_REMOTE_PORT (1u << 3)
+#define SOCKET_IO_HAS_NOT_READY (1u << 4)
 
 struct page_allocations_record {
 	__u64 start_ns; /* 0 */
