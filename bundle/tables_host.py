@@ -70,39 +70,52 @@ PAGE_ALLOCATIONS = Table("page_allocations", "Pages the kernel allocated for tra
 ), ring=True)  # fmt: skip
 
 RECLAIMS = Table("reclaims", "Direct reclaim: a thread had to free memory itself before it got some.", (
-    START, DURATION, PID, TID, col("comm", "text", "", "name of the thread", ring="comm"),
+    START, DURATION, PID, TID,
+    col("op", "text", "", "host (its memory was short) or cgroup (its memory cgroup was at a limit)", in_ring=False),
+    col("cgroup_limit", "u8", "", "1: cgroup, 0: host"), col("comm", "text", "", "name of the thread", ring="comm"),
     col("order", "i32", "", "2^order pages were wanted"),
     col("reclaimed_pages", "u64", "", "pages that were freed; null while open", nullable=True), CPU, SEQ,
 ), ring=True)  # fmt: skip
 
-OOM_KILLS = Table("oom_kills", "Processes that the kernel chose to kill for want of memory.", (
+OOM_KILLS = Table("oom_kills", "Processes of the whole host that the kernel chose to kill for want of memory, or found "
+    "ending already when it chose.", (
     col("start_ns", "u64", "ns", "when, CLOCK_BOOTTIME"), PID,
     col("comm", "text", "", "name of the victim", ring="comm"),
     col("uid", "u32", "", "user of the victim", nullable=True),
-    col("resident_bytes", "u64", "bytes", "anonymous, file and shared memory of the victim", nullable=True),
-    col("killer_pid", "u32", "", "process whose allocation it was", nullable=True), CPU, SEQ,
+    col("resident_bytes", "u64", "bytes", "anonymous, file and shared memory of the victim; the kernel's sum, without "
+        "the up to 2 × CPUs (at least 32) pages that each CPU has not added to it yet", nullable=True),
+    col("killer_pid", "u32", "", "process whose allocation it was", nullable=True),
+    col("killer_comm", "text", "", "name of the thread whose allocation it was", ring="comm", nullable=True),
+    col("cgroup_id", "u64", "", "id of the victim's cgroup (version 2 hierarchy)", nullable=True), CPU, SEQ,
 ), ring=True)  # fmt: skip
 
-BLOCK_IO = Table("block_io", "Requests to block devices, from issue to completion.", (
+BLOCK_IO = Table("block_io", "Requests to the block devices of the whole host, from issue to completion. Devices that "
+    "pass bios on (device mapper, RAID) have none; the devices below them have.", (
     START, DURATION, PID, TID, col("op", "text", "", "read, write, flush, discard or other", in_ring=False),
     col("operation", "u32", "", "REQ_OP number of the request"), col("comm", "text", "", "thread that issued it",
     ring="comm"), col("major", "u32", "", "major number of the device"), col("minor", "u32", "", "minor number"),
     col("sector", "u64", "", "first sector (512 bytes)"), col("size_bytes", "u32", "bytes", "length of the request"),
     col("error", "i32", "", "0, or the negative error number; null while open", nullable=True),
     col("queue_ns", "u64", "ns", "time between insertion into the queue and issue", nullable=True),
-    col("cgroup_id", "u64", "", "cgroup that the request is charged to (on whose behalf a writeback is made)",
-        nullable=True),
+    col("cgroup_id", "u64", "", "id of the cgroup that the request is charged to; in the hierarchy of the controller "
+        "io (version 2) or blkio (version 1, where writeback is charged to the root)", nullable=True),
+    col("for_pid", "u32", "", "write: process on whose behalf it is made, the last one seen to dirty a page of the "
+        "file; null where no page of a file is written or nobody was seen", nullable=True),
+    col("for_comm", "text", "", "name of the thread that did", ring="comm", nullable=True),
     CPU, SEQ,
 ), ring=True)  # fmt: skip
 
-TCP_RETRANSMITS = Table("tcp_retransmits", "TCP segments sent again.", (
+TCP_RETRANSMITS = Table("tcp_retransmits", "TCP packets that this host sent again, in all its network namespaces.", (
     col("start_ns", "u64", "ns", "when, CLOCK_BOOTTIME"),
     col("pid", "u32", "", "process that owns the socket (not the interrupted one); null if not known", nullable=True),
     col("comm", "text", "", "its name", ring="comm", nullable=True), col("inode", "u64", "", "inode of the socket",
     nullable=True), col("uid", "u32", "", "user of the socket", nullable=True),
     col("cgroup_id", "u64", "", "cgroup of the socket", nullable=True),
     col("family", "u16", "", "address family: 2 IPv4, 10 IPv6"),
-    col("state", "u32", "", "TCP state (include/net/tcp_states.h): 1 established"),
+    col("state", "u32", "", "TCP state (include/net/tcp_states.h): 1 established, 2 SYN sent, 12 SYN received"),
+    col("segments", "u32", "", "segments in the packet, as RetransSegs of /proc/net/snmp counts them"),
+    col("error", "i32", "", "0, or the negative error number with which sending it failed; null on kernels that tell "
+        "only of those sent (before 6.15)", nullable=True),
     col("local_address", "text", "", "address of this end", ring="address"),
     col("local_port", "u16", "", "port of this end"),
     col("remote_address", "text", "", "address of the other end", ring="address"),

@@ -34,6 +34,10 @@ def _direction(records: np.ndarray) -> ColumnData:
     return _choice(records["receive"] != 0, ("send", "receive"))
 
 
+def _reclaim(records: np.ndarray) -> ColumnData:
+    return _choice(records["cgroup_limit"] != 0, ("host", "cgroup"))
+
+
 def _event(records: np.ndarray) -> ColumnData:
     return _choice(np.minimum(records["event"], len(LIFECYCLE_EVENTS)), (*LIFECYCLE_EVENTS, "other"))
 
@@ -42,6 +46,7 @@ _MAKERS: dict[tuple[str, str], Callable[[np.ndarray], ColumnData]] = {
     ("off_cpu", "op"): _switch,
     ("block_io", "op"): _request,
     ("socket_io", "op"): _direction,
+    ("reclaims", "op"): _reclaim,
     ("lifecycle", "op"): _event,
 }
 

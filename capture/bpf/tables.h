@@ -329,7 +329,8 @@ struct reclaims_record {
 	__s32 order; /* 56 */
 	__u32 valid_mask; /* 60 */
 	__u16 cpu; /* 64 */
-	__u8 pad[6]; /* 66 */
+	__u8 cgroup_limit; /* 66 */
+	__u8 pad[5]; /* 67 */
 };
 _Static_assert(sizeof(struct reclaims_record) == 72, "reclaims");
 #define RECLAIMS_HAS_DURATION_NS (1u << 0)
@@ -337,45 +338,53 @@ _Static_assert(sizeof(struct reclaims_record) == 72, "reclaims");
 
 struct oom_kills_record {
 	char comm[16]; /* 0 */
-	__u64 start_ns; /* 16 */
-	__u64 resident_bytes; /* 24 */
-	__u64 seq; /* 32 */
-	__u32 pid; /* 40 */
-	__u32 uid; /* 44 */
-	__u32 killer_pid; /* 48 */
-	__u32 valid_mask; /* 52 */
-	__u16 cpu; /* 56 */
-	__u8 pad[6]; /* 58 */
-};
-_Static_assert(sizeof(struct oom_kills_record) == 64, "oom_kills");
-#define OOM_KILLS_HAS_UID (1u << 0)
-#define OOM_KILLS_HAS_RESIDENT_BYTES (1u << 1)
-#define OOM_KILLS_HAS_KILLER_PID (1u << 2)
-
-struct block_io_record {
-	char comm[16]; /* 0 */
-	__u64 start_ns; /* 16 */
-	__u64 duration_ns; /* 24 */
-	__u64 sector; /* 32 */
-	__u64 queue_ns; /* 40 */
+	char killer_comm[16]; /* 16 */
+	__u64 start_ns; /* 32 */
+	__u64 resident_bytes; /* 40 */
 	__u64 cgroup_id; /* 48 */
 	__u64 seq; /* 56 */
 	__u32 pid; /* 64 */
-	__u32 tid; /* 68 */
-	__u32 operation; /* 72 */
-	__u32 major; /* 76 */
-	__u32 minor; /* 80 */
-	__u32 size_bytes; /* 84 */
-	__s32 error; /* 88 */
-	__u32 valid_mask; /* 92 */
-	__u16 cpu; /* 96 */
-	__u8 pad[6]; /* 98 */
+	__u32 uid; /* 68 */
+	__u32 killer_pid; /* 72 */
+	__u32 valid_mask; /* 76 */
+	__u16 cpu; /* 80 */
+	__u8 pad[6]; /* 82 */
 };
-_Static_assert(sizeof(struct block_io_record) == 104, "block_io");
+_Static_assert(sizeof(struct oom_kills_record) == 88, "oom_kills");
+#define OOM_KILLS_HAS_UID (1u << 0)
+#define OOM_KILLS_HAS_RESIDENT_BYTES (1u << 1)
+#define OOM_KILLS_HAS_KILLER_PID (1u << 2)
+#define OOM_KILLS_HAS_KILLER_COMM (1u << 3)
+#define OOM_KILLS_HAS_CGROUP_ID (1u << 4)
+
+struct block_io_record {
+	char comm[16]; /* 0 */
+	char for_comm[16]; /* 16 */
+	__u64 start_ns; /* 32 */
+	__u64 duration_ns; /* 40 */
+	__u64 sector; /* 48 */
+	__u64 queue_ns; /* 56 */
+	__u64 cgroup_id; /* 64 */
+	__u64 seq; /* 72 */
+	__u32 pid; /* 80 */
+	__u32 tid; /* 84 */
+	__u32 operation; /* 88 */
+	__u32 major; /* 92 */
+	__u32 minor; /* 96 */
+	__u32 size_bytes; /* 100 */
+	__s32 error; /* 104 */
+	__u32 for_pid; /* 108 */
+	__u32 valid_mask; /* 112 */
+	__u16 cpu; /* 116 */
+	__u8 pad[2]; /* 118 */
+};
+_Static_assert(sizeof(struct block_io_record) == 120, "block_io");
 #define BLOCK_IO_HAS_DURATION_NS (1u << 0)
 #define BLOCK_IO_HAS_ERROR (1u << 1)
 #define BLOCK_IO_HAS_QUEUE_NS (1u << 2)
 #define BLOCK_IO_HAS_CGROUP_ID (1u << 3)
+#define BLOCK_IO_HAS_FOR_PID (1u << 4)
+#define BLOCK_IO_HAS_FOR_COMM (1u << 5)
 
 struct tcp_retransmits_record {
 	char comm[16]; /* 0 */
@@ -388,18 +397,21 @@ struct tcp_retransmits_record {
 	__u32 pid; /* 80 */
 	__u32 uid; /* 84 */
 	__u32 state; /* 88 */
-	__u32 valid_mask; /* 92 */
-	__u16 family; /* 96 */
-	__u16 local_port; /* 98 */
-	__u16 remote_port; /* 100 */
-	__u16 cpu; /* 102 */
+	__u32 segments; /* 92 */
+	__s32 error; /* 96 */
+	__u32 valid_mask; /* 100 */
+	__u16 family; /* 104 */
+	__u16 local_port; /* 106 */
+	__u16 remote_port; /* 108 */
+	__u16 cpu; /* 110 */
 };
-_Static_assert(sizeof(struct tcp_retransmits_record) == 104, "tcp_retransmits");
+_Static_assert(sizeof(struct tcp_retransmits_record) == 112, "tcp_retransmits");
 #define TCP_RETRANSMITS_HAS_PID (1u << 0)
 #define TCP_RETRANSMITS_HAS_COMM (1u << 1)
 #define TCP_RETRANSMITS_HAS_INODE (1u << 2)
 #define TCP_RETRANSMITS_HAS_UID (1u << 3)
 #define TCP_RETRANSMITS_HAS_CGROUP_ID (1u << 4)
+#define TCP_RETRANSMITS_HAS_ERROR (1u << 5)
 
 struct lifecycle_record {
 	char comm[16]; /* 0 */
