@@ -6,8 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,16 +37,17 @@ class Captured:
 
 
 class Capture:
-    """A capture of one process while the context lasts; :attr:`result` afterwards."""
+    """A capture of one process, from :meth:`begin` to :meth:`end`."""
 
-    def __init__(self, pid: int, out: Path, environment: Mapping[str, str], options: Sequence[str] = ()) -> None:
+    def __init__(
+        self, pid: int, out: Path, environment: Mapping[str, str], options: Sequence[str] = (), limit_s: int = 600
+    ) -> None:
         self._out = out
         self._command = [
             sys.executable, "-m", "gpuaudit.cli.main", "capture", "--pid", str(pid), "--out", str(out), "--duration",
-            "600", *options,
+            str(limit_s), *options,
         ]  # fmt: skip
         self._environment = dict(environment)
-        self.result: Captured | None = None
 
     def begin(self) -> None:
         """Start it and wait until its probes are there."""
@@ -65,6 +65,11 @@ class Capture:
             time.sleep(0.02)
         time.sleep(SETTLE_S)
 
+    @property
+    def pid(self) -> int:
+        """Process id of the attacher, whose child is the recorder."""
+        return self._process.pid
+
     def end(self) -> Captured:
         """Interrupt it, wait for the seal, and read what it says of itself."""
         self._process.send_signal(signal.SIGINT)
@@ -80,19 +85,6 @@ class Capture:
     def _last_words(self) -> str:
         pipe = self._process.stderr
         return (pipe.read() if pipe else "").strip().rpartition("\n")[2][-300:]
-
-
-@contextmanager
-def captured(
-    pid: int, out: Path, environment: Mapping[str, str], options: Sequence[str] = ()
-) -> Iterator[list[Captured]]:
-    """The list has one entry once the context has ended."""
-    capture, results = Capture(pid, out, environment, options), list[Captured]()
-    capture.begin()
-    try:
-        yield results
-    finally:
-        results.append(capture.end())
 
 
 def read(bundle: Path) -> Captured:

@@ -22,6 +22,7 @@ HEADLINES: dict[str, tuple[str, ...]] = {
     "cadence": ("99th percentile of lateness ÷ poll interval, rings busy",),
     "flow": ("events per second without loss",),
     "storm": tuple(f"captured ÷ not, elapsed, {rate} launches/s" for rate in ("10,000", "100,000", "1,000,000")),
+    "training": ("captured ÷ not, elapsed per step",),
     "startup": ("until the last probe is attached",),
     "day": ("bundle", "audit analyze", "audit analyze: peak memory"),
     "render": ("our PDF ÷ WeasyPrint's defaults, CPU per page", "PDF", "HTML"),

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.torture import crashes, fuzz, nccl_real, vllm_live
+from tests.torture import crashes, fuzz, nccl_real, soak, vllm_live
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ TORTURES = {
     "crashes": Torture(crashes.run, "kill -9 a capture at random moments; the sealed prefix must verify", 300, 8),
     "fuzz": Torture(fuzz.run, "mutate bundles and findings: nothing changed may pass or crash", 20_000, 250),
     "nccl-real": Torture(nccl_real.run, "probe the real NCCL wheel (hundreds of MB are fetched)", 1, 0),
+    "soak": Torture(soak.run, "minutes at 50,000 calls/s beside another tracer: nothing grows or is lost", 30, 0),
     "vllm": Torture(vllm_live.run, "capture a real vLLM server on the CPU under load (3 GB are fetched)", 200, 0),
 }
 

@@ -13,6 +13,7 @@ from bench import pages
 from bench.figures import drain, render, seal, verify
 from bench.result import Plan, Result
 from gpuaudit.bundle.errors import HostUnfit
+from gpuaudit.bundle.tables import TABLES
 
 
 def test_an_unknown_figure_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,7 +54,8 @@ def test_the_kept_result_has_every_figure() -> None:
 def test_sealing_is_told_in_ratios(tmp_path: Path) -> None:
     figure = seal.measure(Plan(2, 60, 0.01, tmp_path))
     values = {v.what: v.spread for v in figure.values}
-    assert figure.parameters == {"events": "20,000", "a record": "128 bytes", "segments": "1"}
+    record = TABLES["cuda_calls"].record_dtype().itemsize
+    assert figure.parameters == {"events": "20,000", "a record": f"{record} bytes", "segments": "1"}
     size, share = values["bundle: bytes per event"], values["bundle ÷ ring records, bytes"]
     assert share.median == pytest.approx(size.median / 128)
     assert 5 < size.median < 60
