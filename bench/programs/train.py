@@ -1,7 +1,7 @@
 """train.py LIBRARY: a small PyTorch training loop on the CPU that makes a launch for each operator, as CUDA does.
 
-For each line "STEPS" on stdin makes so many steps and answers with the nanoseconds that they took. Needs nothing of this
-project.
+For each line "STEPS" on stdin makes so many steps and answers with the nanoseconds that they took. Needs nothing of
+this project.
 """
 
 from __future__ import annotations
