@@ -16,6 +16,7 @@ from typing import Any
 from gpuaudit.bundle.errors import EXIT_ENVIRONMENT, AuditError, HostUnfit
 from gpuaudit.bundle.note import Signer
 from gpuaudit.capture import processes
+from gpuaudit.capture.attacher_rights import limit_while_running, namespace_desk
 from gpuaudit.capture.channel import TO_ATTACHER, Channel, ChannelBroken, Message
 from gpuaudit.capture.child import END_SIGNALS, child_command, child_environment, end_signals_blocked
 from gpuaudit.capture.cost import usage_rows
@@ -59,6 +60,8 @@ class Plan:
     tell: Callable[[Status], None]
     engines: list[tuple[Endpoint, str]]
     """Those the user named, their names resolved once and for all."""
+    own_process: bool = False
+    """Whether this process may give up its capabilities for good: see :func:`gpuaudit.capture.session.run_capture`."""
 
 
 class Attacher:
@@ -89,12 +92,14 @@ class Attacher:
         if plan.scenario is None:
             self._probing = Probing.load(plan.options)
             if "engines" in plan.options.sources:
-                self._engines = EngineDesk(plan.engines, self._traced)
+                desk = namespace_desk(plan.options.sources) if plan.own_process else None
+                self._engines = EngineDesk(plan.engines, self._traced, desk)
         handlers = self._take_signals()
         try:
             plan.output.create(plan.recorder)
             if plan.output.kept:
                 plan.tell(Status("notice", f"an earlier capture that did not end is kept in {plan.output.kept}"))
+            self._hold()
             self._spawn()
             if self._probing:  # while the recorder starts: what runs already is probed when the receipt comes
                 self._probing.scan_when_due()
@@ -175,16 +180,29 @@ class Attacher:
         if self._probing and self._recorder:
             self._probing.tell_recorder(self._recorder.pid)
 
-    def _launch(self) -> None:
-        """Start the workload held, probe what it is linked with, and let it go."""
+    def _hold(self) -> None:
+        """Start the workload, held: before this process gives anything up that the workload may have."""
         plan = self._plan
-        if plan.command is None:
+        if plan.command is None or self._signal:
             return
         try:
-            if not self._signal:
-                self._workload = Workload(plan.command, plan.user, plan.limits)
+            self._workload = Workload(plan.command, plan.user, plan.limits)
+        except HostUnfit:
+            if not self._signal:  # a Ctrl-C reaches the held process too
+                raise
+
+    def _launch(self) -> None:
+        """Probe what the held workload is linked with, let it go, and give up what is needed no longer."""
+        if self._plan.command is not None:
+            self._release(self._plan.command)
+        if self._plan.own_process:
+            limit_while_running(self._plan.options.sources, other_users=self._plan.recorder is not None)
+
+    def _release(self, command: Command) -> None:
+        try:
+            if self._workload and not self._signal:
                 if self._probing:
-                    self._probing.prepare_workload(self._workload.pid, plan.command, plan.user)
+                    self._probing.prepare_workload(self._workload.pid, command, self._plan.user)
                     self._send_rows()
                 if not self._signal:
                     self._workload.release()

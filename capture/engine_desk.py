@@ -20,6 +20,7 @@ from gpuaudit.capture.engine_discovery import Server, find_servers, listening_pr
 from gpuaudit.capture.engine_endpoint import Endpoint, parse_endpoint, tcp_endpoint, unix_endpoint
 from gpuaudit.capture.engine_files import ModelFolder
 from gpuaudit.capture.engine_rights import Rights
+from gpuaudit.capture.namespace_desk import NamespaceDesk
 from gpuaudit.capture.processes import PROC
 from gpuaudit.capture.redact import redact_text
 from gpuaudit.capture.source import boottime_ns
@@ -56,8 +57,12 @@ class _Held:
 class EngineDesk:
     """``named``: see :func:`endpoints`. ``only`` gives the processes that are traced, None for the whole host."""
 
-    def __init__(self, named: Sequence[tuple[Endpoint, str]], only: Callable[[], set[int] | None]) -> None:
-        self.dial, self.files = DialDesk(), DialDesk()
+    def __init__(
+        self, named: Sequence[tuple[Endpoint, str]], only: Callable[[], set[int] | None],
+        namespaces: NamespaceDesk | None = None,
+    ) -> None:  # fmt: skip
+        self.dial, self.files = DialDesk(namespaces), DialDesk()
+        self._namespaces = namespaces
         self._only = only
         self._known: set[tuple[int, int]] = set()
         self._places: dict[tuple[object, ...], _Held] = {}
@@ -97,6 +102,8 @@ class EngineDesk:
         """Connect nothing any more."""
         self.dial.close()
         self.files.close()
+        if self._namespaces:
+            self._namespaces.close()
 
     @property
     def descriptors(self) -> tuple[int, int]:

@@ -26,6 +26,7 @@ from gpuaudit.capture import processes
 from gpuaudit.capture.engine_endpoint import Address, Endpoint
 from gpuaudit.capture.engine_rights import Rights, taken_on
 from gpuaudit.capture.http_local import ExchangeFailed
+from gpuaudit.capture.namespace_desk import NamespaceDesk
 
 ASK = struct.Struct("<IIi128s")
 """Request number, engine, address to try (−1: a file), name of the file."""
@@ -58,8 +59,10 @@ class Line:
 class DialDesk:
     """The attacher's end: a thread that answers, because entering a namespace is a matter of one thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, namespaces: NamespaceDesk | None = None) -> None:
+        """``namespaces`` makes the sockets of other network namespaces; without one this process enters them."""
         self._ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._namespaces = namespaces
         self._lines: dict[int, Line] = {}
         self._thread = threading.Thread(target=self._serve, name="dial-desk", daemon=True)
         self._started = False
@@ -151,6 +154,8 @@ class DialDesk:
     def _connect(self, line: Line, address: Address) -> int:
         if line.netns_fd is None:
             return _connected(address, line)
+        if self._namespaces is not None:
+            return _connected(address, line, self._namespaces.socket_in(line.netns_fd, address.family))
         if _libc.setns(line.netns_fd, _CLONE_NEWNET):
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
@@ -161,9 +166,9 @@ class DialDesk:
                 self._ours.close()
 
 
-def _connected(address: Address, line: Line) -> int:
-    """A socket that is connected, or about to be: nothing waits here."""
-    sock = socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+def _connected(address: Address, line: Line, made: socket.socket | None = None) -> int:
+    """A socket (the one that was ``made``) that is connected, or about to be: nothing waits here."""
+    sock = made or socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         if address.port:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

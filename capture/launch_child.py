@@ -15,6 +15,7 @@ import socket
 import sys
 from typing import Any
 
+from gpuaudit.capture import capabilities
 from gpuaudit.capture.child import END_SIGNALS
 
 NOT_EXECUTED = 125
@@ -57,6 +58,7 @@ def _become(order: dict[str, Any]) -> None:
         os.setgroups(order["groups"])
         os.setresgid(order["gid"], order["gid"], order["gid"])
         os.setresuid(order["uid"], order["uid"], order["uid"])
+    capabilities.clear_ambient()  # a service's ambient capabilities are audit's, not the command's
 
 
 if __name__ == "__main__":

@@ -19,17 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpuaudit.bundle.errors import HostUnfit
+from gpuaudit.capture import capabilities
+from gpuaudit.capture.capabilities import CapabilitySets
+from gpuaudit.capture.capability_needs import NEEDS
 
-RECORDER_USERS = ("gpu-audit", "nobody")
-"""Users the recorder may run as, first found wins."""
-
-CAP_SETGID, CAP_SETUID, CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF = 6, 7, 19, 21, 38, 39
-"""Numbers of include/uapi/linux/capability.h."""
-
-CAPABILITY_NAMES = {
-    CAP_SETGID: "CAP_SETGID", CAP_SETUID: "CAP_SETUID", CAP_SYS_PTRACE: "CAP_SYS_PTRACE",
-    CAP_SYS_ADMIN: "CAP_SYS_ADMIN", CAP_PERFMON: "CAP_PERFMON", CAP_BPF: "CAP_BPF",
-}  # fmt: skip
+RECORDER_USERS = ("gpu-audit-recorder", "gpu-audit", "nobody")
+"""Users the recorder may run as; the first that there is, and that is not the attacher's own, wins."""
 
 _INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 """include/linux/proc_ns.h: PROC_PID_INIT_INO."""
@@ -37,12 +32,10 @@ _INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 FOREIGN_PIDS = "process ids here are a container's own, BPF programs see the host's, and the two cannot be matched"
 FOREIGN_PIDS_HINT = "run audit on the host, or with its process ids: docker --pid=host, Kubernetes hostPID: true"
 
-_PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 4, 24, 38, 47
-_PR_CAP_AMBIENT_CLEAR_ALL = 4
-_LINUX_CAPABILITY_VERSION_3 = 0x20080522
+_PR_SET_DUMPABLE = 4
+"""include/uapi/linux/prctl.h."""
 _CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000
 _MS_BIND, _MS_REC, _MS_PRIVATE = 4096, 16384, 1 << 18
-_LAST_CAPABILITY = 63
 _MOUNT_POINTS = ("/mnt", "/media", "/srv")
 """Directories that the Filesystem Hierarchy Standard promises and that no library is loaded from."""
 
@@ -57,16 +50,45 @@ class Credentials:
     gid: int
 
 
-def effective_capabilities() -> frozenset[int]:
-    """Capability numbers this process can use now (CapEff of /proc/self/status)."""
-    return _capability_set(_status_fields()["CapEff"])
-
-
-def missing_for_bpf(have: Iterable[int] | None = None) -> list[str]:
+def missing_for_bpf(have: Iterable[str] | None = None) -> list[str]:
     """Names of the capabilities a BPF capture lacks. For the kernel CAP_SYS_ADMIN includes CAP_BPF and CAP_PERFMON."""
-    got = frozenset(effective_capabilities() if have is None else have)
-    needed = [CAP_SYS_PTRACE] if CAP_SYS_ADMIN in got else [CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE]
-    return [CAPABILITY_NAMES[c] for c in needed if c not in got]
+    got = frozenset(CapabilitySets.of().effective if have is None else have)
+    needed = dict.fromkeys(need.capability for need in NEEDS if need.required)
+    if "CAP_SYS_ADMIN" in got:
+        needed = {"CAP_SYS_PTRACE": None}
+    return [name for name in needed if name not in got]
+
+
+def limit_to(names: frozenset[str], *, final: bool) -> None:
+    """Keep these capabilities of the attacher's and no other. HostUnfit when the kernel leaves more, in any thread.
+
+    ``final``: nothing is started any more that needs others, so they leave the bounding set as well, and no program
+    executed from now on gains any. Before that the bounding set stays: a command that is recorded gets its own.
+    """
+    if final:
+        capabilities.no_new_privileges()
+    held = capabilities.keep_only(names, bounding=names if final else None, for_children=not final).permitted
+    for task in Path("/proc/self/task").iterdir():
+        more = CapabilitySets.of(f"self/task/{task.name}").permitted - held
+        if more:
+            raise HostUnfit(
+                f"thread {task.name} of this process still holds {', '.join(capabilities.in_order(more))}",
+                hint="capabilities are a thread's own: none may be started before they are given up",
+            )
+
+
+def import_numpy_without_threads() -> None:
+    """numpy's BLAS starts a thread per CPU when it is imported, each with the capabilities of that moment."""
+    name = "OPENBLAS_NUM_THREADS"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        import numpy  # noqa: F401, PLC0415 - for its effect, here and now
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def in_initial_pid_namespace() -> bool:
@@ -79,14 +101,14 @@ def in_initial_pid_namespace() -> bool:
 
 def recorder_credentials() -> Credentials | None:
     """Whom the recorder shall run as; None when this process may not change users, or is nobody special already."""
-    if not {CAP_SETUID, CAP_SETGID} <= effective_capabilities():
+    if not {"CAP_SETUID", "CAP_SETGID"} <= CapabilitySets.of().effective:
         return None
     for name in RECORDER_USERS:
         try:
             entry = pwd.getpwnam(name)
         except KeyError:
             continue
-        if entry.pw_uid != 0:
+        if entry.pw_uid not in (0, os.geteuid()):
             return Credentials(entry.pw_uid, entry.pw_gid)
     raise HostUnfit(
         f"no unprivileged user for the recorder: looked for {' and '.join(RECORDER_USERS)}",
@@ -100,7 +122,7 @@ def protect_memory() -> None:
     The hard limit stays: the workload gets its own back, and raising a hard limit needs a privilege.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    _prctl(_PR_SET_DUMPABLE, 0)
+    _set_dumpable_off()
 
 
 def private_view(directory: Path) -> Path:
@@ -109,7 +131,7 @@ def private_view(directory: Path) -> Path:
     Without the privilege for it (CAP_SYS_ADMIN) nothing changes and ``directory`` itself is returned. Call it before
     :func:`drop`, and before any thread is started.
     """
-    if CAP_SYS_ADMIN not in effective_capabilities():
+    if "CAP_SYS_ADMIN" not in CapabilitySets.of().effective:
         return directory
     _libc.unshare(_CLONE_NEWNET)  # best effort: no socket is opened anyway
     if _libc.unshare(_CLONE_NEWNS) or _libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None):
@@ -132,15 +154,13 @@ def drop(credentials: Credentials | None) -> None:
     """
     protect_memory()
     if credentials is not None:
-        for capability in range(_LAST_CAPABILITY + 1):
-            _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # EINVAL past the kernel's last capability
+        capabilities.keep_only(frozenset({"CAP_SETUID", "CAP_SETGID"}), bounding=capabilities.NONE)
         os.setgroups([])
         os.setresgid(credentials.gid, credentials.gid, credentials.gid)
         os.setresuid(credentials.uid, credentials.uid, credentials.uid)
-    _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
-    _clear_capabilities()
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    _prctl(_PR_SET_DUMPABLE, 0)  # again: a change of user sets it from /proc/sys/fs/suid_dumpable
+    capabilities.keep_only(capabilities.NONE)
+    capabilities.no_new_privileges()
+    _set_dumpable_off()  # again: a change of user sets it from /proc/sys/fs/suid_dumpable
     _check_dropped(credentials)
 
 
@@ -159,27 +179,12 @@ def _check_dropped(credentials: Credentials | None) -> None:
             )
 
 
-class _CapHeader(ctypes.Structure):
-    _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
-
-
-def _clear_capabilities() -> None:
-    empty = (ctypes.c_uint32 * 6)()  # struct __user_cap_data_struct[2]: effective, permitted, inheritable
-    if _libc.capset(ctypes.byref(_CapHeader(_LINUX_CAPABILITY_VERSION_3, 0)), ctypes.byref(empty)):
-        raise HostUnfit(f"capset: {os.strerror(ctypes.get_errno())}; the recorder could not give up its capabilities")
-
-
-def _prctl(option: int, value: int) -> None:
-    if _libc.prctl(option, value, 0, 0, 0):
-        raise HostUnfit(f"prctl({option}, {value}): {os.strerror(ctypes.get_errno())} on {platform.release()}")
+def _set_dumpable_off() -> None:
+    if _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0):
+        raise HostUnfit(f"prctl(PR_SET_DUMPABLE, 0): {os.strerror(ctypes.get_errno())} on {platform.release()}")
 
 
 def _status_fields() -> dict[str, str]:
     with Path("/proc/self/status").open(encoding="ascii", errors="replace") as f:
         pairs = (line.rstrip("\n").partition(":") for line in f)
         return {name: value.strip() for name, _, value in pairs}
-
-
-def _capability_set(hexadecimal: str) -> frozenset[int]:
-    bits = int(hexadecimal, 16)
-    return frozenset(i for i in range(_LAST_CAPABILITY + 1) if bits >> i & 1)

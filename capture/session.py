@@ -23,12 +23,13 @@ from gpuaudit.bundle.tool import tool_facts
 from gpuaudit.bundle.writer import MAX_CHALLENGE_CHARS
 from gpuaudit.capture import host
 from gpuaudit.capture.attacher import Attacher, Plan
+from gpuaudit.capture.capability_needs import at_start
 from gpuaudit.capture.engine_desk import endpoints
 from gpuaudit.capture.engine_endpoint import Endpoint
 from gpuaudit.capture.launch import invoking_user, own_limits, resolve_command
 from gpuaudit.capture.options import CaptureOptions, CaptureResult, Status
 from gpuaudit.capture.output import Output, default_name
-from gpuaudit.capture.privileges import protect_memory, recorder_credentials
+from gpuaudit.capture.privileges import limit_to, protect_memory, recorder_credentials
 from gpuaudit.capture.processes import why_not_followed
 from gpuaudit.capture.redact import redact_arguments, redact_text
 from gpuaudit.capture.scenario import Scenario, load_scenario
@@ -39,14 +40,19 @@ __all__ = ["CaptureOptions", "CaptureResult", "Status", "run_capture"]
 _SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 
 
-def run_capture(options: CaptureOptions, *, status: Callable[[Status], None] | None = None) -> CaptureResult:
+def run_capture(
+    options: CaptureOptions, *, status: Callable[[Status], None] | None = None, own_process: bool = False
+) -> CaptureResult:
     """Capture, seal, and give the bundle its name.
 
     ``status`` hears of everything a person should see (:class:`Status`). Call it from the main thread: SIGINT, SIGTERM
     and SIGHUP end the capture cleanly while it runs. UsageError and OutputExists before anything is made; HostUnfit
-    when the host lacks a privilege, a kernel feature or room; Incomplete under ``strict``.
+    when the host lacks a privilege, a kernel feature or room; Incomplete under ``strict``. ``own_process``: this
+    process is there for the capture alone, so it gives up, for good, every capability that it does not need.
     """
     tell = _careful(status)
+    if own_process:
+        limit_to(at_start(), final=False)
     limits = own_limits()
     engines = _check_options(options)
     scenario = load_scenario(options.synthetic) if options.synthetic else None
@@ -70,7 +76,7 @@ def run_capture(options: CaptureOptions, *, status: Callable[[Status], None] | N
     plan = Plan(
         options=options, output=output, identity=identity, recorder=recorder, command=command, user=user, limits=limits,
         host_facts=facts, open_body=_open_body(options, facts, scenario), scenario=scenario,
-        capture_uuid=str(uuid.uuid4()), tell=tell, engines=engines,
+        capture_uuid=str(uuid.uuid4()), tell=tell, engines=engines, own_process=own_process,
     )  # fmt: skip
     result = replace(Attacher(plan).run(), identity_created=created)
     if options.strict and result.incomplete:

@@ -68,6 +68,9 @@ def command(
       sudo audit capture --duration 10m --engine http://127.0.0.1:8000 --out serving.db
       audit capture --synthetic late-rank --out demo.db
     """
+    from gpuaudit.capture.privileges import import_numpy_without_threads
+
+    import_numpy_without_threads()
     from gpuaudit.capture.options import CaptureOptions
     from gpuaudit.capture.session import run_capture
     from gpuaudit.capture.source import SELECTABLE_SOURCES
@@ -78,7 +81,7 @@ def command(
         engines=engines, allow_remote=allow_remote,
     )  # fmt: skip
     with live_line(show=not quiet and not command_line) as show_status:
-        result = run_capture(options, status=show_status)
+        result = run_capture(options, status=show_status, own_process=True)
     if as_json:
         print_json({k: str(v) if isinstance(v, Path) else v for k, v in asdict(result).items()})
     else:
