@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import product
 
 SHARED_MAPS = ("counters", "targets", "settings", "full")
 """Maps of capture/bpf/shared.h, made by the object ``calls``."""
@@ -48,12 +49,19 @@ def _named(*programs: str) -> dict[str, str]:
 
 CALLS = Part(
     "calls", "",
-    {"cuda_calls": 16 << 20, "nccl_calls": 4 << 20, "nccl_comms": 1 << 18},
-    (("on_fork", "on_exec", "on_exit"),),
-    {"on_fork": "sched_process_fork", "on_exec": "sched_process_exec", "on_exit": "sched_process_exit"},
-    "flush_calls",
+    {"cuda_calls": 16 << 20, "nccl_calls": 4 << 20, "nccl_comms": 1 << 18, "call_totals": 4 << 20},
+    (("on_fork", "on_exec", "on_exit", "on_thread_exec", "on_thread_exit"),),
+    {
+        "on_fork": "sched_process_fork", "on_exec": "sched_process_exec", "on_exit": "sched_process_exit",
+        "on_thread_exec": "sched_process_exec", "on_thread_exit": "sched_process_exit",
+    },
+    "flush_calls", ("turn_totals", "empty_totals"),
 )  # fmt: skip
 """Processes and calls. At 200 bytes a call, 16 MiB hold 83,000 calls: 0.8 s of 100,000 calls/s until one is lost."""
+
+ATTACHED_LAST = ("on_exit",)
+"""Programs of ``calls`` that are attached after those of every other part: it forgets a process that ends, and the
+others ask for it at the same tracepoint. Programs of one tracepoint run in the order in which they were attached."""
 
 _INTERRUPT_WATCH = (
     "on_softirq_entry", "on_softirq_exit", "on_irq_handler_entry", "on_irq_handler_exit", "on_hrtimer_expire_entry",
@@ -81,7 +89,51 @@ OFF_CPU = Part(
 )  # fmt: skip
 """Threads that leave a CPU and come back, and those that are moved to another one."""
 
-PARTS: tuple[Part, ...] = (CALLS, OFF_CPU)
+_VICTIM = (("on_victim_task",), ("on_victim_signal", "on_victim_tid"), ())
+_DIRECT_RECLAIM = ("on_mm_vmscan_direct_reclaim_begin", "on_mm_vmscan_direct_reclaim_end")
+_CGROUP_RECLAIM = ("on_mm_vmscan_memcg_reclaim_begin", "on_mm_vmscan_memcg_reclaim_end")
+
+MEMORY = Part(
+    "memory", "memory", {"page_allocations": 1 << 20, "reclaims": 1 << 20, "oom_kills": 1 << 17},
+    tuple(
+        ("on_mm_page_alloc", *_DIRECT_RECLAIM, *more, *victim) for more, victim in product((_CGROUP_RECLAIM, ()), _VICTIM)
+    ),
+    {
+        "on_victim_task": "mark_victim", "on_victim_tid": "mark_victim", "on_victim_signal": "signal_generate",
+        **_named("on_mm_page_alloc", *_DIRECT_RECLAIM, *_CGROUP_RECLAIM),
+    },
+    "flush_memory", ("turn_pages", "send_pages"),
+)  # fmt: skip
+"""Memory. The victim of the last variant is not told of; kernels without memory cgroups have no limit of theirs."""
+
+_REQUESTS = ("on_block_rq_insert", "on_block_rq_merge", "on_block_rq_issue", "on_block_rq_complete")
+_DIRTIED = (("on_writeback_dirty_folio",), ("on_writeback_dirty_page",), ())
+
+BLOCK_IO = Part(
+    "block_io", "block_io", {"block_io": 8 << 20},
+    tuple((*start, *_REQUESTS, *dirtied) for start, dirtied in product((("on_block_io_start",), ()), _DIRTIED)),
+    _named("on_block_io_start", *_REQUESTS, *(program for way in _DIRTIED for program in way)),
+    "flush_block_io",
+)  # fmt: skip
+"""Requests to block devices. At 136 bytes each, 8 MiB hold 61,000: 60 ms of a million a second."""
+
+_LENGTHS = ("on_sock_send_length", "on_sock_recv_length")
+_OWNERS = (_LENGTHS, ("on_tcp_rcv_space_adjust",))
+
+TCP = Part(
+    "tcp", "tcp", {"tcp_retransmits": 2 << 20},
+    tuple(
+        (again, "on_tcp_retransmit_synack", "on_inet_sock_set_state", *owners)
+        for again, owners in product(("on_retransmit_error", "on_retransmit"), _OWNERS)
+    ),
+    {
+        "on_retransmit_error": "tcp_retransmit_skb", "on_retransmit": "tcp_retransmit_skb",
+        **_named("on_tcp_retransmit_synack", "on_inet_sock_set_state", *(program for way in _OWNERS for program in way)),
+    },
+)  # fmt: skip
+"""Retransmissions, and what tells whose a socket is."""
+
+PARTS: tuple[Part, ...] = (CALLS, OFF_CPU, MEMORY, BLOCK_IO, TCP)
 
 RING_SIZES_BYTES: dict[str, int] = {table: size for part in PARTS for table, size in part.ring_bytes.items()}
 """Powers of two."""

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 from gpuaudit.bundle.columns import Rows
 
-BPF_SOURCES = ("cuda", "nccl", "off_cpu")
+BPF_SOURCES = ("cuda", "nccl", "off_cpu", "memory", "block_io", "tcp")
 """Sources that need BPF, and with it privileges."""
 
 SELECTABLE_SOURCES = (*BPF_SOURCES, "nvml", "engines")
@@ -23,6 +23,9 @@ TABLES_OF_SOURCE: dict[str, tuple[str, ...]] = {
     "cuda": ("cuda_calls",),
     "nccl": ("nccl_calls", "nccl_comms"),
     "off_cpu": ("off_cpu",),
+    "memory": ("page_allocations", "reclaims", "oom_kills", "pressure", "process_samples", "cgroup_cpu"),
+    "block_io": ("block_io",),
+    "tcp": ("tcp_retransmits",),
     "nvml": (
         "nvml_samples",
         "nvml_processes",
