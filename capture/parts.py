@@ -49,19 +49,12 @@ def _named(*programs: str) -> dict[str, str]:
 
 CALLS = Part(
     "calls", "",
-    {"cuda_calls": 16 << 20, "nccl_calls": 4 << 20, "nccl_comms": 1 << 18, "call_totals": 4 << 20},
-    (("on_fork", "on_exec", "on_exit", "on_thread_exec", "on_thread_exit"),),
-    {
-        "on_fork": "sched_process_fork", "on_exec": "sched_process_exec", "on_exit": "sched_process_exit",
-        "on_thread_exec": "sched_process_exec", "on_thread_exit": "sched_process_exit",
-    },
-    "flush_calls", ("turn_totals", "empty_totals"),
+    {"cuda_calls": 16 << 20, "nccl_calls": 4 << 20, "nccl_comms": 1 << 18},
+    (("on_fork", "on_exec", "on_exit"),),
+    {"on_fork": "sched_process_fork", "on_exec": "sched_process_exec", "on_exit": "sched_process_exit"},
+    "flush_calls",
 )  # fmt: skip
 """Processes and calls. At 200 bytes a call, 16 MiB hold 83,000 calls: 0.8 s of 100,000 calls/s until one is lost."""
-
-ATTACHED_LAST = ("on_exit",)
-"""Programs of ``calls`` that are attached after those of every other part: it forgets a process that ends, and the
-others ask for it at the same tracepoint. Programs of one tracepoint run in the order in which they were attached."""
 
 _INTERRUPT_WATCH = (
     "on_softirq_entry", "on_softirq_exit", "on_irq_handler_entry", "on_irq_handler_exit", "on_hrtimer_expire_entry",

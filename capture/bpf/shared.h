@@ -16,8 +16,7 @@
 
 /*
  * Attempts and losses of each table on each CPU: index cpu * TABLES + table - 1. Read through mmap by the recorder. An
- * episode of losses ends when nothing was lost for LOSS_EPISODE_NS. Of the last episode: when it began, when something
- * was lost last, and how much had been lost before it.
+ * episode of losses ends when nothing was lost for LOSS_EPISODE_NS; first_lost_ns is the start of the last episode.
  */
 #define LOSS_EPISODE_NS 100000000ULL
 struct table_counter {
@@ -26,7 +25,7 @@ struct table_counter {
 	__u64 first_lost_ns;
 	__u64 last_lost_ns;
 	__u64 episodes;
-	__u64 lost_before;
+	__u64 pad;
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -40,15 +39,13 @@ struct {
 enum target_flags {
 	TARGET_TRACED = 1,   /* maps a probed library: its threads' off-CPU time is recorded */
 	TARGET_SELECTED = 2, /* named by the user, or a descendant of one that was */
-	TARGET_EXCLUDED = 4, /* the recorder and the attacher, and what the user left out: never evidence */
-	TARGET_KNOWN = 8,    /* was traced: its end is told of, also when it runs another program by then */
-	TARGET_TREE = 16,    /* excluded with the children it will have */
+	TARGET_EXCLUDED = 4, /* the recorder and the attacher: never evidence */
 };
 struct target {
 	__u32 flags;
 	__u32 parent;
 	__u64 began_ns; /* the fork or exec that this run of the process began with, 0 if it was not seen */
-	__u64 start_ns; /* start of the process, 0 if it was not seen: a number that is given again has another one */
+	__u64 exit_ns;	/* 0 while it lives */
 	char comm[TASK_COMM_LEN];
 };
 struct {
@@ -58,16 +55,10 @@ struct {
 	__type(value, struct target);
 } targets SEC(".maps");
 
-/* Set once by user space; capture/settings.py packs it. */
-enum config_flags {
-	CONFIG_STACKS = 1, /* the stacks of slow and of sampled calls are taken */
-};
+/* Set once by user space. */
 struct config {
 	__u32 selected_only; /* 0: every process that is not excluded */
-	__u32 flags;
-	__u64 slow_ns;	    /* a call that takes so long is a row of its own, whatever there are */
-	__u32 sample_every; /* so is one in so many of the others; 0: none */
-	__u32 budget;	    /* rows of calls in a window of totals.h before calls are added up; 0: no limit */
+	__u32 pad;
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -88,8 +79,6 @@ enum full {
 	FULL_PAGES,
 	FULL_RECLAIMS,
 	FULL_REQUESTS,
-	FULL_IOCTLS,
-	FULL_SOCKETS,
 	FULLS,
 };
 struct {
@@ -120,13 +109,12 @@ static __always_inline void count_lost(struct table_counter *n)
 {
 	__u64 now = bpf_ktime_get_boot_ns();
 
+	__sync_fetch_and_add(&n->lost, 1);
 	if (now - n->last_lost_ns > LOSS_EPISODE_NS) {
 		n->first_lost_ns = now;
-		n->lost_before = n->lost;
 		__sync_fetch_and_add(&n->episodes, 1);
 	}
 	n->last_lost_ns = now;
-	__sync_fetch_and_add(&n->lost, 1); /* last: whoever sees it sees when it was, too */
 }
 
 /*
@@ -173,5 +161,5 @@ static __always_inline bool traced(__u32 tgid)
 {
 	struct target *t = bpf_map_lookup_elem(&targets, &tgid);
 
-	return t && (t->flags & (TARGET_TRACED | TARGET_EXCLUDED)) == TARGET_TRACED;
+	return t && (t->flags & (TARGET_TRACED | TARGET_EXCLUDED)) == TARGET_TRACED && !t->exit_ns;
 }
