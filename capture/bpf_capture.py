@@ -43,6 +43,8 @@ _FULL = (
     ("memory", "page allocations were not counted: too many processes allocated in one second"),
     ("memory", "direct reclaims were not recorded: too many threads reclaimed at once"),
     ("block_io", "requests were not recorded: too many were open at once"),
+    ("ioctl", "ioctls were not recorded: too many were open at once"),
+    ("sockets", "sends and receives were not counted: too many threads or sockets at once"),
 )
 """``enum full`` of capture/bpf/shared.h: source concerned, and what the count means."""
 

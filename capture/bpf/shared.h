@@ -79,6 +79,8 @@ enum full {
 	FULL_PAGES,
 	FULL_RECLAIMS,
 	FULL_REQUESTS,
+	FULL_IOCTLS,
+	FULL_SOCKETS,
 	FULLS,
 };
 struct {
