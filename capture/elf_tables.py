@@ -76,7 +76,10 @@ class ElfTables:
     def _pread(self, size: int, offset: int) -> bytes:
         if offset + size > self._size:
             raise NotElf("a table lies outside the file")
-        return os.pread(self._fd, size, offset)
+        raw = os.pread(self._fd, size, offset)
+        if len(raw) != size:
+            raise NotElf("the file became shorter while it was read")
+        return raw
 
     def _read_headers(self) -> None:
         h = _HEADER.unpack(self._pread(_HEADER.size, 0))
