@@ -22,6 +22,7 @@ from gpuaudit.capture.probed_files import ProbedFile, ProbedFiles
 from gpuaudit.capture.probes import Library, library_for
 from gpuaudit.capture.ring import RingDescription
 from gpuaudit.capture.selection import EXCLUDED, SELECTED, TRACED, Selection, Target, Targets
+from gpuaudit.capture.settings import Settings
 from gpuaudit.capture.source import boottime_ns
 
 Sink = Callable[[str, dict[str, object]], None]
@@ -55,10 +56,12 @@ class BpfCapture:
     def __init__(
         self, sink: Sink, selection: Selection, *, mechanism: Mechanism | None = None,
         costs_ns: Mapping[str, int] | None = None, ring_sizes_bytes: Mapping[str, int] | None = None,
+        settings: Settings | None = None,
     ) -> None:  # fmt: skip
         self._sink = sink
         self._selection = selection
         self._ring_sizes_bytes = ring_sizes_bytes
+        self._settings = settings or Settings()
         self._programs = Programs(mechanism=mechanism, ring_sizes_bytes=ring_sizes_bytes)
         self._parts: list[LoadedPart] = []
         """Every loaded object, ``calls`` first."""
@@ -119,7 +122,7 @@ class BpfCapture:
 
     def _configure(self) -> None:
         selected_only = self._selection.pids is not None
-        value = struct.pack("<II", selected_only, 0)
+        value = self._settings.pack(selected_only=selected_only)
         libbpf.map_update(self._programs.map_fd("settings"), struct.pack("<I", 0), value)
         for pid in self._scanner.exclude:
             self._targets.add(pid, EXCLUDED)

@@ -49,10 +49,13 @@ def _named(*programs: str) -> dict[str, str]:
 
 CALLS = Part(
     "calls", "",
-    {"cuda_calls": 16 << 20, "nccl_calls": 4 << 20, "nccl_comms": 1 << 18},
-    (("on_fork", "on_exec", "on_exit"),),
-    {"on_fork": "sched_process_fork", "on_exec": "sched_process_exec", "on_exit": "sched_process_exit"},
-    "flush_calls",
+    {"cuda_calls": 16 << 20, "nccl_calls": 4 << 20, "nccl_comms": 1 << 18, "call_totals": 4 << 20},
+    (("on_fork", "on_exec", "on_exit", "on_thread_exec", "on_thread_exit"),),
+    {
+        "on_fork": "sched_process_fork", "on_exec": "sched_process_exec", "on_exit": "sched_process_exit",
+        "on_thread_exec": "sched_process_exec", "on_thread_exit": "sched_process_exit",
+    },
+    "flush_calls", ("turn_totals", "empty_totals"),
 )  # fmt: skip
 """Processes and calls. At 200 bytes a call, 16 MiB hold 83,000 calls: 0.8 s of 100,000 calls/s until one is lost."""
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping
+from functools import cache
 
 from gpuaudit.bundle.tables import RING_TABLES, TABLES
-from gpuaudit.capture.probe_types import Flag, From, Library, Mode, Place, Places, Probe
+from gpuaudit.capture.probe_types import REGISTERS, Flag, From, Library, Mode, Place, Places, Probe
 
-SLOTS = 12
-MAX_OPS = 64
+SLOTS = 20
+MAX_OPS = 2048
 DATATYPES = 32
-"""Sizes of the BPF maps, as in capture/bpf/calls.h."""
+"""Sizes of the BPF maps, as in capture/bpf/ops.h."""
 
 __all__ = [
     "LIBRARIES", "NCCL_DATATYPE_BYTES", "OP_IDS", "PROBE_TABLE", "SELF_TEST", "Flag", "From", "Library", "Mode",
@@ -140,27 +141,47 @@ NCCL_DATATYPE_BYTES: tuple[int, ...] = (1, 1, 4, 4, 8, 8, 2, 4, 8, 2, 1, 1)
 bfloat16, float8e4m3, float8e5m2 (nccl.h of NCCL 2.24 and later; the first ten are older and unchanged)."""
 
 
+_OP = struct.Struct("<IIII")
+_SLOT = struct.Struct("<BBBBHHIBBH")
+_ON_THE_STACK = (From.STACK, From.STACK_ID)
+_FOLDS = (From.STACK_ID, From.POINTER_ID, From.POINTEE_ID)
+
+
 def pack_op(probe: Probe) -> bytes:
-    """The ``struct op`` of capture/bpf/calls.h; ValueError when the row does not fit its table."""
+    """The ``struct op`` of capture/bpf/ops.h; ValueError when the row does not fit its table."""
     if probe.flags & Flag.COUNT_ONLY:
-        return struct.pack("<IIII", 0, int(probe.flags), 0, 0) + bytes(12 * SLOTS)
-    table = TABLES[probe.table]
-    offsets = {name: (at, dtype) for name, dtype, at in table.record_fields()}
-    valid = {c.name: 1 << bit for bit, c in enumerate(table.nullable_in_ring)}
+        return _OP.pack(0, int(probe.flags), 0, 0) + bytes(_SLOT.size * SLOTS)
     if len(probe.slots) > SLOTS:
         raise ValueError(f"probe {probe.op}: {len(probe.slots)} values, at most {SLOTS}")
-    packed = b""
-    for name, place in probe.slots:
-        if name not in offsets:
-            raise ValueError(f"probe {probe.op}: {probe.table} has no column {name}")
-        at, dtype = offsets[name]
-        width = int(dtype[-1])
-        if width not in (4, 8) or (place.source in (From.POINTEE, From.STACK_ID) and width != 8):
-            raise ValueError(f"probe {probe.op}: {name} has {width} bytes")
-        packed += struct.pack("<BBBBII", place.source, place.index, place.shift_bits, width, at, valid.get(name, 0))
+    packed = b"".join(_pack_slot(probe, name, place) for name, place in probe.slots)
     success = sum(1 << code for code in probe.success)
-    head = struct.pack("<IIII", RING_TABLES.index(probe.table) + 1, int(probe.flags), len(probe.slots), success)
-    return head + packed.ljust(12 * SLOTS, b"\0")
+    head = _OP.pack(RING_TABLES.index(probe.table) + 1, int(probe.flags), len(probe.slots), success)
+    return head + packed.ljust(_SLOT.size * SLOTS, b"\0")
+
+
+@cache
+def _columns(table: str) -> dict[str, tuple[int, int, int]]:
+    """Column → its offset in the record, its width in bytes, and its bit of ``valid_mask`` (0: it has no nulls)."""
+    valid = {c.name: 1 << bit for bit, c in enumerate(TABLES[table].nullable_in_ring)}
+    return {n: (at, int(dtype[-1]), valid.get(n, 0)) for n, dtype, at in TABLES[table].record_fields() if n != "pad"}
+
+
+def _pack_slot(probe: Probe, name: str, place: Place) -> bytes:
+    """The ``struct slot``."""
+    if name not in _columns(probe.table):
+        raise ValueError(f"probe {probe.op}: {probe.table} has no column {name}")
+    at, width, valid = _columns(probe.table)[name]
+    size = place.bytes or width
+    if width not in (4, 8) or size not in (1, 2, 4, 8) or size > width or (place.source in _FOLDS and size != 8):
+        raise ValueError(f"probe {probe.op}: {name} has {width} bytes")
+    registers = place.source not in _ON_THE_STACK and place.source != From.CONSTANT
+    if place.index < 0 or place.index > (len(REGISTERS) - 1 if registers else 255) or not 0 <= place.offset < 1 << 16:
+        raise ValueError(f"probe {probe.op}: {name} is at {place}")
+    if place.mode != Mode.SET and not valid or (place.mode == Mode.TIMES and width != 8):
+        raise ValueError(f"probe {probe.op}: {name} cannot be multiplied or made null")
+    return _SLOT.pack(
+        place.source, place.index, place.shift_bits, width, at, place.offset, valid, place.mode, size, 0
+    )
 
 
 def library_for(file_name: str) -> Library | None:

@@ -8,36 +8,33 @@
  * What is still open when the capture ends goes through the same rings: run once, after all probes are detached, by
  * BPF_PROG_TEST_RUN. A row leaves its map only when there is room for it, so that user space can run this again.
  */
-static long flush_call(void *map, struct call_key *key, struct open_call *call, struct flushed *f)
+static long flush_thread(void *map, __u32 *tid, struct thread *t, struct flushed *f)
 {
-	__u32 op_id = call->op;
-	struct op *op = bpf_map_lookup_elem(&ops, &op_id);
-	bool room;
+	for (int i = 0; i < DEPTH; i++) {
+		__u32 op_id = t->call[i].op;
+		struct op *op = bpf_map_lookup_elem(&ops, &op_id);
 
-	if (!op)
-		return 0;
-	if (op->table == TABLE_CUDA_CALLS)
-		room = room_in(&ring_cuda_calls, sizeof(struct cuda_calls_record));
-	else if (op->table == TABLE_NCCL_CALLS)
-		room = room_in(&ring_nccl_calls, sizeof(struct nccl_calls_record));
-	else
-		room = room_in(&ring_nccl_comms, sizeof(struct nccl_comms_record));
-	if (!room) {
-		f->left = 1;
-		return 0;
+		if (!t->call[i].start_ns || !op)
+			continue;
+		if (!room_for_call(op->table)) {
+			f->left = 1;
+			return 1;
+		}
+		end_unseen(&t->call[i]);
 	}
-	forget_pointees(op, call);
-	emit_call(op->table, call);
-	bpf_map_delete_elem(map, key);
+	bpf_map_delete_elem(map, tid);
 	return 0;
 }
 
 SEC("raw_tp/flush_calls")
 int flush_calls(void *ctx)
 {
+	struct totals_state *state = totals();
 	struct flushed f = {};
 
-	bpf_for_each_map_elem(&open_calls, flush_call, &f, 0);
+	bpf_for_each_map_elem(&threads, flush_thread, &f, 0);
+	if (state)
+		f.left |= send_totals(state, false) | send_totals(state, true);
 	return f.left; /* 1: run me again, once the rings have been drained */
 }
 

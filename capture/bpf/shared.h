@@ -16,7 +16,8 @@
 
 /*
  * Attempts and losses of each table on each CPU: index cpu * TABLES + table - 1. Read through mmap by the recorder. An
- * episode of losses ends when nothing was lost for LOSS_EPISODE_NS; first_lost_ns is the start of the last episode.
+ * episode of losses ends when nothing was lost for LOSS_EPISODE_NS. Of the last episode: when it began, when something
+ * was lost last, and how much had been lost before it.
  */
 #define LOSS_EPISODE_NS 100000000ULL
 struct table_counter {
@@ -25,7 +26,7 @@ struct table_counter {
 	__u64 first_lost_ns;
 	__u64 last_lost_ns;
 	__u64 episodes;
-	__u64 pad;
+	__u64 lost_before;
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -55,10 +56,16 @@ struct {
 	__type(value, struct target);
 } targets SEC(".maps");
 
-/* Set once by user space. */
+/* Set once by user space; capture/settings.py packs it. */
+enum config_flags {
+	CONFIG_STACKS = 1, /* the stacks of slow and of sampled calls are taken */
+};
 struct config {
 	__u32 selected_only; /* 0: every process that is not excluded */
-	__u32 pad;
+	__u32 flags;
+	__u64 slow_ns;	    /* a call that takes so long is a row of its own, whatever there are */
+	__u32 sample_every; /* so is one in so many of the others; 0: none */
+	__u32 budget;	    /* rows of calls in a window of totals.h before calls are added up; 0: no limit */
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -111,12 +118,13 @@ static __always_inline void count_lost(struct table_counter *n)
 {
 	__u64 now = bpf_ktime_get_boot_ns();
 
-	__sync_fetch_and_add(&n->lost, 1);
 	if (now - n->last_lost_ns > LOSS_EPISODE_NS) {
 		n->first_lost_ns = now;
+		n->lost_before = n->lost;
 		__sync_fetch_and_add(&n->episodes, 1);
 	}
 	n->last_lost_ns = now;
+	__sync_fetch_and_add(&n->lost, 1); /* last: whoever sees it sees when it was, too */
 }
 
 /*

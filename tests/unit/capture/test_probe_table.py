@@ -10,15 +10,15 @@ import pytest
 
 import gpuaudit.capture
 from gpuaudit.bundle.tables import RING_TABLES, TABLES
-from gpuaudit.capture import probed_files, probes, selection
-from gpuaudit.capture.probes import LIBRARIES, PROBE_TABLE, From, Place, Probe, library_for, pack_op
+from gpuaudit.capture import probed_files, probes, selection, settings
+from gpuaudit.capture.probes import LIBRARIES, PROBE_TABLE, From, Mode, Place, Probe, library_for, pack_op
 
 HEADERS = Path(gpuaudit.capture.__file__).resolve().parent / "bpf"
 
 
 def constants() -> dict[str, int]:
     """Every ``NAME = number`` of an enum and ``#define NAME number`` in the BPF headers."""
-    text = "".join((HEADERS / name).read_text() for name in ("tables.h", "shared.h", "targets.h", "calls.h"))
+    text = "".join((HEADERS / name).read_text() for name in ("tables.h", "shared.h", "targets.h", "ops.h", "open_calls.h", "totals.h"))
     found = re.findall(r"^\s*([A-Z][A-Z0-9_]+) = (\d+)", text, re.MULTILINE)
     found += re.findall(r"^#define ([A-Z][A-Z0-9_]+) (\d+)\s*$", text, re.MULTILINE)
     found += re.findall(r"enum \{ ([A-Z0-9_]+) = (\d+)", text)
@@ -28,12 +28,14 @@ def constants() -> dict[str, int]:
 def test_constants_are_those_of_the_bpf_headers() -> None:
     c = constants()
     assert {n: c[f"FROM_{n}"] for n in From.__members__} == {n: int(v) for n, v in From.__members__.items()}
+    assert {n: c[f"MODE_{n}"] for n in Mode.__members__} == {n: int(v) for n, v in Mode.__members__.items()}
     for flag in probes.Flag:
         if flag:
             assert c[f"OP_{flag.name}"] == flag.value
     assert [c[f"TABLE_{t.upper()}"] for t in RING_TABLES] == list(range(1, len(RING_TABLES) + 1))
     assert (c["SLOTS"], c["MAX_OPS"], c["DATATYPES"]) == (probes.SLOTS, probes.MAX_OPS, probes.DATATYPES)
     assert c["MAX_PROBES"] == probed_files.MAX_PROBES
+    assert (1 << c["WINDOW_SHIFT"], c["CONFIG_STACKS"]) == (settings.WINDOW_NS, settings.CONFIG_STACKS)
     targets = (c["TARGET_TRACED"], c["TARGET_SELECTED"], c["TARGET_EXCLUDED"])
     assert targets == (selection.TRACED, selection.SELECTED, selection.EXCLUDED)
 
@@ -43,9 +45,9 @@ def test_every_row_fits_its_table_and_the_map() -> None:
     assert len({p.op for p in PROBE_TABLE}) == len(PROBE_TABLE)
     for probe in PROBE_TABLE:
         packed = pack_op(probe)
-        assert len(packed) == 16 + 12 * probes.SLOTS
+        assert len(packed) == 16 + 16 * probes.SLOTS
         table, _, slots, _ = struct.unpack_from("<IIII", packed)
-        assert slots == len(probe.places)
+        assert slots == len(probe.slots)
         if probe.table:
             assert RING_TABLES[table - 1] == probe.table
             known = {c.name for c in TABLES[probe.table].columns}
@@ -55,8 +57,18 @@ def test_every_row_fits_its_table_and_the_map() -> None:
 def test_a_row_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="has no column nonsense"):
         pack_op(Probe("x", "cuda_calls", {"nonsense": Place(From.REGISTER, 0)}))
-    with pytest.raises(ValueError, match="direction has 4 bytes"):
-        pack_op(Probe("x", "cuda_calls", {"direction": Place(From.POINTEE, 0)}))
+    for column, place in (
+        ("direction", Place(From.STACK_ID, 0)),
+        ("direction", Place(From.REGISTER, 0, bytes=8)),
+        ("stream", Place(From.REGISTER, 6)),
+        ("stream", Place(From.DEREFERENCE, 0, offset=1 << 16)),
+        ("direction", Place(From.REGISTER, 0, mode=Mode.TIMES)),
+        ("pid", Place(From.REGISTER, 0, mode=Mode.UNLESS)),
+    ):
+        with pytest.raises(ValueError, match=f"{column} (has 4 bytes|is at|cannot be)"):
+            pack_op(Probe("x", "cuda_calls", {column: place}))
+    with pytest.raises(ValueError, match="21 values, at most 20"):
+        pack_op(Probe("x", "cuda_calls", {"stream": (Place(From.REGISTER, 0),) * (probes.SLOTS + 1)}))
 
 
 @pytest.mark.parametrize(

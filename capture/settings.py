@@ -1,0 +1,38 @@
+"""What the programs are told once, before they are attached: ``struct config`` of capture/bpf/shared.h."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+SLOW_NS = 1_000_000
+"""From this duration on a call is slow: it has a row of its own whatever there are, and its stacks. 1 ms, as the
+shortest that a person who looks at a training step cares for. ours"""
+
+BUDGET_PER_S = 200_000
+"""Rows of calls in a second, of all CPUs together, before fast calls are added up instead."""
+
+WINDOW_NS = 1 << 26
+"""The budget is given out in windows of this length: ``WINDOW_SHIFT`` of capture/bpf/totals.h, 67 ms."""
+
+CONFIG_STACKS = 1
+"""``enum config_flags``."""
+
+_CONFIG = struct.Struct("<IIQII")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """``budget_per_s`` 0: every call is a row, and what finds the ring full is lost. ``sample_every`` N: of the calls
+    that are not slow, one in N is a row, with its stacks; 0: none."""
+
+    slow_ns: int = SLOW_NS
+    sample_every: int = 0
+    budget_per_s: int = BUDGET_PER_S
+    stacks: bool = False
+
+    def pack(self, *, selected_only: bool) -> bytes:
+        """The ``struct config``. A budget is at least one row in a window."""
+        budget = self.budget_per_s and min(max(1, self.budget_per_s * WINDOW_NS // 1_000_000_000), 0xFFFFFFFF)
+        flags = CONFIG_STACKS if self.stacks else 0
+        return _CONFIG.pack(selected_only, flags, self.slow_ns, self.sample_every, budget)
