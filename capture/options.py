@@ -22,7 +22,8 @@ class CaptureOptions:
     recipient chose, sealed into leaf 0 against replay. ``site`` names the operator in the bundle's origin.
     ``receipt_path`` None: ``<out>.receipt``. ``strict``: a capture with parts missing ends as ``Incomplete``.
     ``engines``: URLs of engines' metrics on this host, besides those that are found; ``allow_remote``: URLs that may
-    lie elsewhere.
+    lie elsewhere. ``stack_threshold_ms``: a call that takes so long has its stacks taken, and is a row of its own
+    whatever there are; of the others one in ``stack_sample``, 0 for none.
     """
 
     out: Path | None = None
@@ -39,6 +40,8 @@ class CaptureOptions:
     seed: int = 1
     engines: tuple[str, ...] = ()
     allow_remote: tuple[str, ...] = ()
+    stack_threshold_ms: float = 1.0
+    stack_sample: int = 0
 
 
 Phase = Literal["notice", "receipt", "recording", "sealing"]

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 from gpuaudit.bundle.columns import Rows
 
-BPF_SOURCES = ("cuda", "nccl", "off_cpu", "memory", "block_io", "tcp")
+BPF_SOURCES = ("cuda", "nccl", "off_cpu", "memory", "block_io", "tcp", "stacks")
 """Sources that need BPF, and with it privileges."""
 
 SELECTABLE_SOURCES = (*BPF_SOURCES, "nvml", "engines")
@@ -26,6 +26,7 @@ TABLES_OF_SOURCE: dict[str, tuple[str, ...]] = {
     "memory": ("page_allocations", "reclaims", "oom_kills", "pressure", "process_samples", "cgroup_cpu"),
     "block_io": ("block_io",),
     "tcp": ("tcp_retransmits",),
+    "stacks": ("stack_frames",),
     "nvml": (
         "nvml_samples",
         "nvml_processes",

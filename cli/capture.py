@@ -32,6 +32,11 @@ if TYPE_CHECKING:
                    "repeated. Servers of known kinds are found without it.")  # fmt: skip
 @click.option("--allow-remote", "allow_remote", metavar="URL", multiple=True,
               help="Scrape this engine, which is neither loopback nor a Unix socket; the report says so.")  # fmt: skip
+@click.option("--stack-threshold", "stack_threshold_ms", metavar="MS", type=click.FloatRange(min=0), default=1.0,
+              show_default=True, help="Take the native and Python stacks of calls that take this long.")  # fmt: skip
+@click.option("--stack-sample", metavar="N", type=click.IntRange(min=0, max=1 << 30), default=0, show_default=True,
+              help="And of one in N of the other calls; 0: of none.")  # fmt: skip
+@click.option("--no-stacks", is_flag=True, help="Take no stacks; the calls are recorded all the same.")
 @click.option(
     "--synthetic", metavar="SCENARIO", help="Record an embedded scenario instead of this host; needs no root."
 )
@@ -48,7 +53,8 @@ if TYPE_CHECKING:
 @click.argument("command_line", nargs=-1, metavar="[-- COMMAND [ARGS]...]", type=click.UNPROCESSED)
 def command(
     *, out: Path | None, duration_s: float | None, pids: tuple[int, ...], sources: tuple[str, ...],
-    engines: tuple[str, ...], allow_remote: tuple[str, ...], synthetic: str | None,
+    engines: tuple[str, ...], allow_remote: tuple[str, ...], stack_threshold_ms: float, stack_sample: int,
+    no_stacks: bool, synthetic: str | None,
     challenge: str, site: str, receipt_path: Path | None, strict: bool, quiet: bool, force: bool, as_json: bool,
     command_line: tuple[str, ...],
 ) -> int:  # fmt: skip
@@ -75,10 +81,12 @@ def command(
     from gpuaudit.capture.session import run_capture
     from gpuaudit.capture.source import SELECTABLE_SOURCES
 
+    chosen = tuple(s for s in sources or SELECTABLE_SOURCES if not (no_stacks and s == "stacks"))
     options = CaptureOptions(
         out=out, duration_s=duration_s, pids=pids, command=command_line, force=force, synthetic=synthetic,
-        sources=sources or SELECTABLE_SOURCES, challenge=challenge, site=site, receipt_path=receipt_path, strict=strict,
-        engines=engines, allow_remote=allow_remote,
+        sources=chosen, challenge=challenge, site=site, receipt_path=receipt_path, strict=strict,
+        engines=engines, allow_remote=allow_remote, stack_threshold_ms=stack_threshold_ms,
+        stack_sample=stack_sample,
     )  # fmt: skip
     with live_line(show=not quiet and not command_line) as show_status:
         result = run_capture(options, status=show_status, own_process=True)
