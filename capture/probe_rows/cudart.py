@@ -17,13 +17,14 @@ from gpuaudit.capture.probe_rows.places import (
     calls,
     changes,
     constant,
+    only,
     out,
     product,
     stack,
     unless,
     upper,
 )
-from gpuaudit.capture.probe_types import Library, Probe
+from gpuaudit.capture.probe_types import Library, Places, Probe
 
 UP_TO_11 = r".*\.so\.(9|10|11)(\..*)?"
 UP_TO_12 = r".*\.so\.(9|10|11|12)(\..*)?"
@@ -66,16 +67,15 @@ MEMORY: tuple[Probe, ...] = (
 """Allocations, and what becomes of them."""
 
 PREFETCHES: tuple[Probe, ...] = (
-    *calls("cudaMemPrefetchAsync _ptsz", UP_TO_12, device_pointer=RDI, size_bytes=RSI, device=RDX, stream=RCX),
-    *calls(
-        "cudaMemPrefetchAsync _ptsz", SINCE_13, device_pointer=RDI, size_bytes=RSI, device=upper(RDX), flags=RCX,
-        stream=R8,
-    ),
+    *only(UP_TO_12, calls("cudaMemPrefetchAsync _ptsz", device_pointer=RDI, size_bytes=RSI, device=RDX, stream=RCX)),
+    *only(SINCE_13, calls(
+        "cudaMemPrefetchAsync _ptsz", device_pointer=RDI, size_bytes=RSI, device=upper(RDX), flags=RCX, stream=R8
+    )),
     *calls(
         "cudaMemPrefetchAsync_v2 _ptsz", device_pointer=RDI, size_bytes=RSI, device=upper(RDX), flags=RCX, stream=R8
     ),
-    *calls("cudaMemAdvise", UP_TO_12, device_pointer=RDI, size_bytes=RSI, flags=RDX, device=RCX),
-    *calls("cudaMemAdvise", SINCE_13, device_pointer=RDI, size_bytes=RSI, flags=RDX, device=upper(RCX)),
+    *only(UP_TO_12, calls("cudaMemAdvise", device_pointer=RDI, size_bytes=RSI, flags=RDX, device=RCX)),
+    *only(SINCE_13, calls("cudaMemAdvise", device_pointer=RDI, size_bytes=RSI, flags=RDX, device=upper(RCX))),
     *calls("cudaMemAdvise_v2", device_pointer=RDI, size_bytes=RSI, flags=RDX, device=upper(RCX)),
     *calls(
         "cudaMemPrefetchBatchAsync _ptsz cudaMemDiscardAndPrefetchBatchAsync _ptsz", flags=stack(0), stream=stack(1)
@@ -83,25 +83,40 @@ PREFETCHES: tuple[Probe, ...] = (
     *calls("cudaMemDiscardBatchAsync _ptsz", flags=RCX, stream=R8),
 )  # fmt: skip
 
-_TO = {"device_pointer": RDI, "source_pointer": RSI, "size_bytes": RDX}
-_2D = {"device_pointer": RDI, "source_pointer": RDX, "size_bytes": product(R8, R9), "direction": stack(0)}
-_2D_TO_ARRAY = {"handle": RDI, "source_pointer": RCX, "size_bytes": product(R9, stack(0)), "direction": stack(1)}
-_2D_FROM_ARRAY = {"device_pointer": RDI, "handle": RDX, "size_bytes": product(R9, stack(0)), "direction": stack(1)}
-_TO_ARRAY = {"handle": RDI, "source_pointer": RCX, "size_bytes": R8, "direction": R9}
-_FROM_ARRAY = {"device_pointer": RDI, "handle": RSI, "size_bytes": R8, "direction": R9}
-_TO_SYMBOL = {"handle": RDI, "source_pointer": RSI, "size_bytes": RDX, "direction": R8}
-_FROM_SYMBOL = {"device_pointer": RDI, "handle": RSI, "size_bytes": RDX, "direction": R8}
-_PEER = {
+_TO: dict[str, Places] = {"device_pointer": RDI, "source_pointer": RSI, "size_bytes": RDX}
+_2D: dict[str, Places] = {
+    "device_pointer": RDI,
+    "source_pointer": RDX,
+    "size_bytes": product(R8, R9),
+    "direction": stack(0),
+}
+_2D_TO_ARRAY: dict[str, Places] = {
+    "handle": RDI,
+    "source_pointer": RCX,
+    "size_bytes": product(R9, stack(0)),
+    "direction": stack(1),
+}
+_2D_FROM_ARRAY: dict[str, Places] = {
+    "device_pointer": RDI,
+    "handle": RDX,
+    "size_bytes": product(R9, stack(0)),
+    "direction": stack(1),
+}
+_TO_ARRAY: dict[str, Places] = {"handle": RDI, "source_pointer": RCX, "size_bytes": R8, "direction": R9}
+_FROM_ARRAY: dict[str, Places] = {"device_pointer": RDI, "handle": RSI, "size_bytes": R8, "direction": R9}
+_TO_SYMBOL: dict[str, Places] = {"handle": RDI, "source_pointer": RSI, "size_bytes": RDX, "direction": R8}
+_FROM_SYMBOL: dict[str, Places] = {"device_pointer": RDI, "handle": RSI, "size_bytes": RDX, "direction": R8}
+_PEER: dict[str, Places] = {
     "device_pointer": RDI, "device": RSI, "source_pointer": RDX, "peer_device": RCX, "size_bytes": R8,
     "direction": DEVICE_TO_DEVICE,
 }  # fmt: skip
 # An extent that an array takes part in counts elements: bytes only where both arrays are null.
-_3D = {
+_3D: dict[str, Places] = {
     "device_pointer": (at(RDI, 96), *unless(at(RDI, 64))), "source_pointer": (at(RDI, 32), *unless(at(RDI, 0))),
     "size_bytes": (*product(at(RDI, 128), at(RDI, 136), at(RDI, 144)), *unless(at(RDI, 0), at(RDI, 64))),
     "direction": at(RDI, 152),
 }  # fmt: skip
-_3D_PEER = {
+_3D_PEER: dict[str, Places] = {
     "device_pointer": (at(RDI, 104), *unless(at(RDI, 72))), "source_pointer": (at(RDI, 32), *unless(at(RDI, 0))),
     "size_bytes": (*product(at(RDI, 144), at(RDI, 152), at(RDI, 160)), *unless(at(RDI, 0), at(RDI, 72))),
     "direction": DEVICE_TO_DEVICE, "device": at(RDI, 136), "peer_device": at(RDI, 64),
@@ -137,16 +152,20 @@ COPIES: tuple[Probe, ...] = (
     *calls("cudaMemcpy3DPeer _ptds", **_3D_PEER),
     *calls("cudaMemcpy3DPeerAsync _ptsz", **_3D_PEER, stream=RSI),
     *calls("cudaMemcpy3DWithAttributesAsync _ptsz", flags=RSI, stream=RDX),
-    *calls("cudaMemcpyBatchAsync _ptsz", UP_TO_12, stream=stack(2)),
-    *calls("cudaMemcpyBatchAsync _ptsz", SINCE_13, stream=stack(1)),
-    *calls("cudaMemcpy3DBatchAsync _ptsz", UP_TO_12, flags=RCX, stream=R8),
-    *calls("cudaMemcpy3DBatchAsync _ptsz", SINCE_13, flags=RDX, stream=RCX),
+    *only(UP_TO_12, calls("cudaMemcpyBatchAsync _ptsz", stream=stack(2))),
+    *only(SINCE_13, calls("cudaMemcpyBatchAsync _ptsz", stream=stack(1))),
+    *only(UP_TO_12, calls("cudaMemcpy3DBatchAsync _ptsz", flags=RCX, stream=R8)),
+    *only(SINCE_13, calls("cudaMemcpy3DBatchAsync _ptsz", flags=RDX, stream=RCX)),
 )  # fmt: skip
 """``handle`` is the array or symbol that a copy goes to, or comes from; ``other_handle`` the array it comes from
 where both are arrays."""
 
-_SET_2D = {"device_pointer": RDI, "flags": RDX, "size_bytes": product(RCX, R8)}
-_SET_3D = {"device_pointer": stack(0), "flags": RDI, "size_bytes": product(stack(4), stack(5), stack(6))}
+_SET_2D: dict[str, Places] = {"device_pointer": RDI, "flags": RDX, "size_bytes": product(RCX, R8)}
+_SET_3D: dict[str, Places] = {
+    "device_pointer": stack(0),
+    "flags": RDI,
+    "size_bytes": product(stack(4), stack(5), stack(6)),
+}
 
 SETS: tuple[Probe, ...] = (
     *calls("cudaMemset _ptds", device_pointer=RDI, flags=RSI, size_bytes=RDX),
@@ -215,8 +234,8 @@ GRAPHS: tuple[Probe, ...] = (
     *changes("cudaStreamEndCapture _ptsz", stream=RDI, handle=out(RSI)),
     *changes("cudaGraphCreate", handle=out(RDI), flags=RSI),
     *changes("cudaGraphClone", other_handle=out(RDI), handle=RSI),
-    *changes("cudaGraphInstantiate", UP_TO_11, other_handle=out(RDI), handle=RSI),
-    *changes("cudaGraphInstantiate", SINCE_12, other_handle=out(RDI), handle=RSI, flags=RDX),
+    *only(UP_TO_11, changes("cudaGraphInstantiate", other_handle=out(RDI), handle=RSI)),
+    *only(SINCE_12, changes("cudaGraphInstantiate", other_handle=out(RDI), handle=RSI, flags=RDX)),
     *changes("cudaGraphInstantiateWithFlags", other_handle=out(RDI), handle=RSI, flags=RDX),
     *changes(
         "cudaGraphInstantiateWithParams _ptsz", other_handle=out(RDI), handle=RSI, flags=at(RDX), stream=at(RDX, 8)

@@ -25,7 +25,7 @@ from gpuaudit.capture.probe_rows.places import (
     stack,
     upper,
 )
-from gpuaudit.capture.probe_types import Library, Probe
+from gpuaudit.capture.probe_types import Library, Places, Probe
 
 HOST_TO_DEVICE, DEVICE_TO_HOST, DEVICE_TO_DEVICE, DEFAULT = (constant(kind) for kind in (1, 2, 3, 4))
 
@@ -86,16 +86,21 @@ VIRTUAL_MEMORY: tuple[Probe, ...] = (
 )
 """Address ranges and the memory mapped there, pools, managed memory. ``handle`` is a memory handle or a pool."""
 
-_TO = {"device_pointer": RDI, "source_pointer": RSI, "size_bytes": RDX}
-_TO_ARRAY = {"handle": RDI, "source_pointer": RDX, "size_bytes": RCX}
-_FROM_ARRAY = {"device_pointer": RDI, "handle": RSI, "size_bytes": RCX}
-_PEER = {
+_TO: dict[str, Places] = {"device_pointer": RDI, "source_pointer": RSI, "size_bytes": RDX}
+_TO_ARRAY: dict[str, Places] = {"handle": RDI, "source_pointer": RDX, "size_bytes": RCX}
+_FROM_ARRAY: dict[str, Places] = {"device_pointer": RDI, "handle": RSI, "size_bytes": RCX}
+_PEER: dict[str, Places] = {
     "device_pointer": RDI, "handle": RSI, "source_pointer": RDX, "other_handle": RCX, "size_bytes": R8,
     "direction": DEVICE_TO_DEVICE,
 }  # fmt: skip
-_2D = {"size_bytes": product(at(RDI, 112), at(RDI, 120))}
-_3D = {"size_bytes": product(at(RDI, 176), at(RDI, 184), at(RDI, 192))}
-_3D_PEER = {**_3D, "handle": at(RDI, 152), "other_handle": at(RDI, 64), "direction": DEVICE_TO_DEVICE}
+_2D: dict[str, Places] = {"size_bytes": product(at(RDI, 112), at(RDI, 120))}
+_3D: dict[str, Places] = {"size_bytes": product(at(RDI, 176), at(RDI, 184), at(RDI, 192))}
+_3D_PEER: dict[str, Places] = {
+    **_3D,
+    "handle": at(RDI, 152),
+    "other_handle": at(RDI, 64),
+    "direction": DEVICE_TO_DEVICE,
+}
 
 COPIES: tuple[Probe, ...] = (
     *calls("cuMemcpy _ptds", **_TO, direction=DEFAULT),
@@ -136,8 +141,16 @@ def _sets() -> tuple[Probe, ...]:
     found: list[Probe] = []
     for size in (1, 2, 4):
         bits, width = 8 * size, constant(size)
-        one = {"device_pointer": RDI, "flags": replace(RSI, bytes=size), "size_bytes": product(RDX, width)}
-        two = {"device_pointer": RDI, "flags": replace(RDX, bytes=size), "size_bytes": product(RCX, R8, width)}
+        one: dict[str, Places] = {
+            "device_pointer": RDI,
+            "flags": replace(RSI, bytes=size),
+            "size_bytes": product(RDX, width),
+        }
+        two: dict[str, Places] = {
+            "device_pointer": RDI,
+            "flags": replace(RDX, bytes=size),
+            "size_bytes": product(RCX, R8, width),
+        }
         found += calls(f"cuMemsetD{bits}_v2 _ptds", **one)
         found += calls(f"cuMemsetD{bits}Async _ptsz", **one, stream=RCX)
         found += calls(f"cuMemsetD2D{bits}_v2 _ptds", **two)

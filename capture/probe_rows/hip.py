@@ -25,7 +25,7 @@ from gpuaudit.capture.probe_rows.places import (
     unless,
     upper,
 )
-from gpuaudit.capture.probe_types import Library, Probe
+from gpuaudit.capture.probe_types import Library, Places, Probe
 
 HOST_TO_DEVICE, DEVICE_TO_HOST, DEVICE_TO_DEVICE = (constant(kind) for kind in (1, 2, 3))
 
@@ -55,31 +55,47 @@ MEMORY: tuple[Probe, ...] = (
     *changes("hipDeviceSetMemPool", device=RDI, handle=RSI),
     *changes("hipMemAddressReserve", device_pointer=out(RDI), size_bytes=RSI, flags=R8),
     *changes("hipMemAddressFree hipMemUnmap hipMemSetAccess", device_pointer=RDI, size_bytes=RSI),
-    *changes("hipMemCreate", handle=out(RDI), size_bytes=RSI, device=at(RDX, 12), flags=RCX),
+    *changes("hipMemCreate", handle=out(RDI), size_bytes=RSI, flags=RCX),
     *changes("hipMemRelease", handle=RDI),
     *changes("hipMemMap", device_pointer=RDI, size_bytes=RSI, handle=RCX, flags=R8),
     *calls("hipMemPrefetchAsync", device_pointer=RDI, size_bytes=RSI, device=RDX, stream=RCX),
     *calls("hipMemAdvise", device_pointer=RDI, size_bytes=RSI, flags=RDX, device=RCX),
     *calls("hipMemGetInfo"),
 )  # fmt: skip
-"""Allocations, and what becomes of them."""
+"""Allocations, and what becomes of them. hipMemAllocationProp has changed between releases: the device of hipMemCreate
+is not told."""
 
-_TO = {"device_pointer": RDI, "source_pointer": RSI, "size_bytes": RDX}
-_2D = {"device_pointer": RDI, "source_pointer": RDX, "size_bytes": product(R8, R9), "direction": stack(0)}
-_2D_TO_ARRAY = {"handle": RDI, "source_pointer": RCX, "size_bytes": product(R9, stack(0)), "direction": stack(1)}
-_2D_FROM_ARRAY = {"device_pointer": RDI, "handle": RDX, "size_bytes": product(R9, stack(0)), "direction": stack(1)}
-_TO_SYMBOL = {"handle": RDI, "source_pointer": RSI, "size_bytes": RDX, "direction": R8}
-_FROM_SYMBOL = {"device_pointer": RDI, "handle": RSI, "size_bytes": RDX, "direction": R8}
-_PEER = {
+_TO: dict[str, Places] = {"device_pointer": RDI, "source_pointer": RSI, "size_bytes": RDX}
+_2D: dict[str, Places] = {
+    "device_pointer": RDI,
+    "source_pointer": RDX,
+    "size_bytes": product(R8, R9),
+    "direction": stack(0),
+}
+_2D_TO_ARRAY: dict[str, Places] = {
+    "handle": RDI,
+    "source_pointer": RCX,
+    "size_bytes": product(R9, stack(0)),
+    "direction": stack(1),
+}
+_2D_FROM_ARRAY: dict[str, Places] = {
+    "device_pointer": RDI,
+    "handle": RDX,
+    "size_bytes": product(R9, stack(0)),
+    "direction": stack(1),
+}
+_TO_SYMBOL: dict[str, Places] = {"handle": RDI, "source_pointer": RSI, "size_bytes": RDX, "direction": R8}
+_FROM_SYMBOL: dict[str, Places] = {"device_pointer": RDI, "handle": RSI, "size_bytes": RDX, "direction": R8}
+_PEER: dict[str, Places] = {
     "device_pointer": RDI, "device": RSI, "source_pointer": RDX, "peer_device": RCX, "size_bytes": R8,
     "direction": DEVICE_TO_DEVICE,
 }  # fmt: skip
-_3D = {
+_3D: dict[str, Places] = {
     "device_pointer": (at(RDI, 96), *unless(at(RDI, 64))), "source_pointer": (at(RDI, 32), *unless(at(RDI, 0))),
     "size_bytes": (*product(at(RDI, 128), at(RDI, 136), at(RDI, 144)), *unless(at(RDI, 0), at(RDI, 64))),
     "direction": at(RDI, 152),
 }  # fmt: skip
-_PARAM_2D = {"size_bytes": product(at(RDI, 112), at(RDI, 120))}
+_PARAM_2D: dict[str, Places] = {"size_bytes": product(at(RDI, 112), at(RDI, 120))}
 
 COPIES: tuple[Probe, ...] = (
     *calls("hipMemcpy _spt", **_TO, direction=RCX),
@@ -115,38 +131,55 @@ COPIES: tuple[Probe, ...] = (
 )
 """As in the CUDA runtime. HIP_MEMCPY3D has changed between releases: bytes of hipDrvMemcpy3D are not told."""
 
-_SET_2D = {"device_pointer": RDI, "flags": RDX, "size_bytes": product(RCX, R8)}
-_SET_3D = {"device_pointer": stack(0), "flags": RDI, "size_bytes": product(stack(4), stack(5), stack(6))}
+_SET_2D: dict[str, Places] = {"device_pointer": RDI, "flags": RDX, "size_bytes": product(RCX, R8)}
+_SET_3D: dict[str, Places] = {
+    "device_pointer": stack(0),
+    "flags": RDI,
+    "size_bytes": product(stack(4), stack(5), stack(6)),
+}
 
 
 def _sets() -> tuple[Probe, ...]:
     """``flags`` is the value; the counts of hipMemsetD16 and D32 are of elements with that many bits."""
-    one = {"device_pointer": RDI, "flags": RSI, "size_bytes": RDX}
+    one: dict[str, Places] = {"device_pointer": RDI, "flags": RSI, "size_bytes": RDX}
     found = [
         *calls("hipMemset _spt", **one), *calls("hipMemsetAsync", **one, stream=RCX),
         *calls("hipMemset2D _spt", **_SET_2D), *calls("hipMemset2DAsync", **_SET_2D, stream=R9),
         *calls("hipMemset3D _spt", **_SET_3D), *calls("hipMemset3DAsync", **_SET_3D, stream=RSI),
     ]  # fmt: skip
     for size in (1, 2, 4):
-        counted = {**one, "flags": replace(RSI, bytes=size), "size_bytes": product(RDX, constant(size))}
+        counted: dict[str, Places] = {
+            **one,
+            "flags": replace(RSI, bytes=size),
+            "size_bytes": product(RDX, constant(size)),
+        }
         found += calls(f"hipMemsetD{8 * size}", **counted)
         found += calls(f"hipMemsetD{8 * size}Async", **counted, stream=RCX)
     return tuple(found)
 
 
-_BLOCKS = {
+_BLOCKS: dict[str, Places] = {
     "function": RDI, "grid_x": RSI, "grid_y": upper(RSI), "grid_z": RDX, "block_x": RCX, "block_y": upper(RCX),
     "block_z": R8, "shared_bytes": stack(0), "stream": stack(1),
 }  # fmt: skip
-_MODULE = {"function": RDI, "block_x": R8, "block_y": R9, "block_z": stack(0), "stream": stack(2)}
+_MODULE: dict[str, Places] = {"function": RDI, "block_x": R8, "block_y": R9, "block_z": stack(0), "stream": stack(2)}
+
+
+def _exported_as(last: str, probes: tuple[Probe, ...]) -> tuple[Probe, ...]:
+    """Launches of a module's function that are exported by their C++ names."""
+    rest = f"P18ihipModuleSymbol_tjjjjjjmP12ihipStream_tPPvS4_P11ihipEvent_tS6_{last}"
+    return tuple(replace(p, symbols=(p.op, f"_Z{len(p.op)}{p.op}{rest}")) for p in probes)
+
 
 LAUNCHES: tuple[Probe, ...] = (
-    *calls("hipLaunchKernel _spt hipExtLaunchKernel", **_BLOCKS),
+    *calls("hipLaunchKernel _spt", **_BLOCKS),
+    *calls("hipExtLaunchKernel", **_BLOCKS, flags=stack(4)),
     *calls("hipLaunchCooperativeKernel _spt", **{**_BLOCKS, "shared_bytes": narrow(stack(0))}),
     *calls(
         "hipModuleLaunchKernel", **_MODULE, grid_x=RSI, grid_y=RDX, grid_z=RCX, shared_bytes=narrow(stack(1))
     ),
-    *calls("hipExtModuleLaunchKernel hipHccModuleLaunchKernel", **_MODULE, shared_bytes=stack(1)),
+    *_exported_as("j", calls("hipExtModuleLaunchKernel", **_MODULE, shared_bytes=stack(1), flags=stack(7))),
+    *_exported_as("", calls("hipHccModuleLaunchKernel", **_MODULE, shared_bytes=stack(1))),
     *calls("hipLaunchCooperativeKernelMultiDevice hipExtLaunchMultiKernelMultiDevice", flags=RDX),
     *calls("hipLaunchByPtr", function=RDI),
     *calls("hipLaunchHostFunc", stream=RDI, function=RSI),

@@ -61,21 +61,21 @@ def names(words: str) -> list[str]:
     return found
 
 
-def rows(words: str, places: Mapping[str, Places], flags: Flag = Flag.NONE, versions: str = "") -> tuple[Probe, ...]:
+def rows(words: str, places: Mapping[str, Places], flags: Flag = Flag.NONE) -> tuple[Probe, ...]:
     """One row of ``cuda_calls`` for each of the names in ``words`` (:func:`names`)."""
-    return tuple(Probe(op, "cuda_calls", places, flags=flags, versions=versions) for op in names(words))
+    return tuple(Probe(op, "cuda_calls", places, flags=flags) for op in names(words))
 
 
-def launch(words: str, places: Mapping[str, Places]) -> tuple[Probe, ...]:
-    """Rows of a kernel launch."""
+def changes(words: str, /, **places: Places) -> tuple[Probe, ...]:
+    """Rows of a call that changes what exists: memory, streams, events, graphs, modules, contexts."""
+    return rows(words, places, Flag.STATE)
+
+
+def calls(words: str, /, **places: Places) -> tuple[Probe, ...]:
+    """Rows of any other call."""
     return rows(words, places)
 
 
-def changes(words: str, versions: str = "", **places: Places) -> tuple[Probe, ...]:
-    """Rows of a call that changes what exists: memory, streams, events, graphs, modules, contexts."""
-    return rows(words, places, Flag.STATE, versions)
-
-
-def calls(words: str, versions: str = "", **places: Places) -> tuple[Probe, ...]:
-    """Rows of any other call."""
-    return rows(words, places, Flag.NONE, versions)
+def only(versions: str, probes: tuple[Probe, ...]) -> tuple[Probe, ...]:
+    """Rows that describe a function as the files with such names export it."""
+    return tuple(replace(p, versions=versions) for p in probes)
