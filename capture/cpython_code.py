@@ -76,7 +76,7 @@ class CodeReader:
     def _read(self, address: int, line_table: int) -> Code:
         at = self._layout
         fields = (at.code_filename, at.code_name, at.code_qualname or 0, at.code_line_table, at.code_first_line)
-        head = self._memory.read(address, max(fields) + 8)
+        head = self._object(address, max(fields) + 8)
         self._check_type(_word(head, at.object_type))
         if _word(head, at.code_line_table) != line_table:
             raise NotReadable(REPLACED)
@@ -95,10 +95,22 @@ class CodeReader:
             raise NotReadable(NOT_CODE)
         self._code_types = {address}
 
+    def _object(self, address: int, size: int) -> bytes:
+        """The first bytes of an object that is in use; NotReadable when it was freed.
+
+        A freed block begins with the address of the next free one, or with 0; a reference count is not 0 and leaves
+        bits 32 to 47 empty (those above are flags from 3.14 on).
+        """
+        head = self._memory.read(address, size)
+        count = _word(head, 0)
+        if not count & 0xFFFFFFFF or count >> 32 & 0xFFFF:
+            raise NotReadable(REPLACED)
+        return head
+
     def _text(self, address: int) -> str:
         """A str object; NotReadable if it is none."""
         at = self._layout
-        head = self._memory.read(address, max(at.text_state, at.text_length) + 8)
+        head = self._object(address, max(at.text_state, at.text_length) + 8)
         state = struct.unpack_from("<I", head, at.text_state)[0]
         length = min(_word(head, at.text_length), MAX_TEXT)
         for shift in at.kind_shifts:
@@ -110,7 +122,7 @@ class CodeReader:
         raise NotReadable("a name of the code object is no text")
 
     def _bytes(self, address: int) -> bytes:
-        size = read_word(self._memory, address + self._layout.bytes_size)
+        size = _word(self._object(address, self._layout.bytes_size + 8), self._layout.bytes_size)
         if size > MAX_LINE_TABLE_BYTES:
             raise NotReadable(f"the line table says it has {size} bytes, more than {MAX_LINE_TABLE_BYTES}")
         return self._memory.read(address + self._layout.bytes_data, size)

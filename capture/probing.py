@@ -24,6 +24,7 @@ from gpuaudit.capture.privileges import FOREIGN_PIDS, FOREIGN_PIDS_HINT, in_init
 from gpuaudit.capture.processes import read_process, start_ns
 from gpuaudit.capture.ring import RingDescription
 from gpuaudit.capture.selection import Selection
+from gpuaudit.capture.settings import Settings
 from gpuaudit.capture.source import BPF_SOURCES, Capability, boottime_ns
 
 SCAN_INTERVAL_S = 0.25
@@ -78,7 +79,11 @@ class Probing:
         pids = frozenset(options.pids) if options.pids or options.command else None
         role = "workload" if options.command else "traced"
         selection = Selection(pids=pids, sources=frozenset(wanted), role=role)
-        self._bpf = BpfCapture(self._take, selection, costs_ns=self._costs_ns)
+        settings = Settings(
+            slow_ns=round(options.stack_threshold_ms * 1e6), sample_every=options.stack_sample,
+            budget_per_s=options.budget_per_s, stacks="stacks" in wanted,
+        )  # fmt: skip
+        self._bpf = BpfCapture(self._take, selection, costs_ns=self._costs_ns, settings=settings)
         self._bpf.load()
         refused = self._bpf.refused
         for i, c in enumerate(self.capabilities):

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+RAW_RING_BYTES = 4 << 20
+"""Room for 5,000 stacks that were not seen before, between two looks of the attacher."""
+
 RAW_WORDS = 96
 NATIVE, PYTHON = 0, 1
 PYTHON_FRAME_WORDS = 3

@@ -21,12 +21,20 @@ from gpuaudit.capture.cpython_offsets import Unsupported
 from gpuaudit.capture.process_memory import ProcessMemory
 from gpuaudit.capture.processes import NS_PER_TICK
 from gpuaudit.capture.ring import RingReader
+from gpuaudit.capture.selection import Targets
 from gpuaudit.capture.source import boottime_ns
-from gpuaudit.capture.stack_records import ENDS, KINDS, KNOWN_STACK, NATIVE, RAW_STACK, STACK_LOST, RawStack, decode
+from gpuaudit.capture.stack_records import (
+    ENDS,
+    KINDS,
+    KNOWN_STACK,
+    NATIVE,
+    RAW_RING_BYTES,
+    RAW_STACK,
+    STACK_LOST,
+    RawStack,
+    decode,
+)
 from gpuaudit.capture.symbolise import NativeFrame, Symboliser
-
-RAW_RING_BYTES = 4 << 20
-"""Room for 5,000 stacks that were not seen before, between two looks of the attacher."""
 
 MAX_PROCESSES = 4096
 """Processes whose mappings are remembered. ours"""
@@ -67,15 +75,11 @@ class _Process:
 
 
 class StackDesk:
-    """``map_fd``: descriptors of the maps of the object ``calls``; rows and gaps go to ``sink(table, row)``.
+    """``map_fd``: descriptors of the maps of the object ``calls``; rows and gaps go to ``sink(table, row)``."""
 
-    ``began_ns``: when the program that a process runs now began (its last exec), 0 if that is not known.
-    """
-
-    def __init__(
-        self, map_fd: Callable[[str], int], sink: Callable[[str, Row], None], began_ns: Callable[[int], int]
-    ) -> None:
-        self._map_fd, self._sink, self._began_ns = map_fd, sink, began_ns
+    def __init__(self, map_fd: Callable[[str], int], sink: Callable[[str, Row], None]) -> None:
+        self._map_fd, self._sink = map_fd, sink
+        self._targets = Targets(map_fd("targets"))
         self._ring = RingReader(map_fd("raw_stacks"), RAW_RING_BYTES, "raw_stacks", RAW_STACK)
         self._finder = Finder()
         self._symboliser = Symboliser()
@@ -83,6 +87,19 @@ class StackDesk:
         self._interpreters: dict[int, Interpreter] = {}
         self._looked_at: dict[int, int] = {}
         """Process → its start, where the interpreter was looked for."""
+
+    @property
+    def wake_descriptors(self) -> list[int]:
+        """Readable when a stack was seen that was not known: :meth:`drain`, before its process is gone."""
+        return [self._map_fd("raw_stacks")]
+
+    def told(self, table: str, row: Row) -> None:
+        """Take from the rows of other tables which processes there are."""
+        pid = row.get("pid")
+        if table == "libraries" and isinstance(pid, int):
+            self.process_found(pid)
+        elif table == "processes" and row.get("op") == "exited" and isinstance(pid, int):
+            self.process_ended(pid)
 
     def process_found(self, pid: int) -> None:
         """Look for an interpreter, and tell the programs how to read its frames."""
@@ -163,7 +180,8 @@ class StackDesk:
     def _why_gone(self, stack: RawStack, process: _Process) -> str | None:
         if not process.is_there():
             return ENDED
-        return BEGAN_ANOTHER if self._began_ns(stack.pid) > stack.start_ns else None
+        target = self._targets.get(stack.pid)
+        return BEGAN_ANOTHER if target is not None and target.began_ns > stack.start_ns else None
 
     def _tell_native(self, stack: RawStack, process: _Process) -> None:
         frames = self._native_frames(stack, process)

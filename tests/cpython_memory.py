@@ -91,6 +91,7 @@ class Objects:
 
     def _fields(self, fields: dict[int, int], size: int = 0) -> bytes:
         raw = bytearray(max(max(fields) + 8, size))
+        struct.pack_into("<Q", raw, 0, 2)  # the reference count
         for offset, value in fields.items():
             struct.pack_into("<Q", raw, offset, value)
         return bytes(raw)

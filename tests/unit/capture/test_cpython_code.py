@@ -59,6 +59,11 @@ def test_what_is_no_code_object(layout: Layout) -> None:
     address, table = objects.code("a.py", "f", 1, line_table(layout))
     with pytest.raises(NotReadable, match=REPLACED):
         codes.frame(address, 0, table + 16)
+    for freed in (0, 0x7F0012345670, 0xDDDDDDDDDDDDDDDD):  # the last free block, another one, a debug allocator's
+        objects.memory.write(address, struct.pack("<Q", freed))
+        with pytest.raises(NotReadable, match=REPLACED):
+            codes.frame(address, 0, table)
+    objects.memory.write(address, struct.pack("<Q", 0xFFFFFFFF))  # immortal
     objects.memory.write(address + layout.object_type, struct.pack("<Q", objects.type("frame")))
     with pytest.raises(NotReadable, match=NOT_CODE):
         codes.frame(address, 0, table)
@@ -118,8 +123,8 @@ def test_garbage_as_an_interpreter(seed: int, layout: Layout) -> None:
         table = struct.unpack("<Q", memory.read(base + choose.randrange(size - 8), 8))[0]
         try:
             codes.frame(address, choose.getrandbits(64), table)
-        except NotReadable as e:
-            assert str(e)
+        except NotReadable:
+            continue
 
 
 def test_memory_that_is_not_there() -> None:

@@ -10,8 +10,8 @@ import pytest
 from gpuaudit.capture.cpython_code import line_3_10, line_of
 from tests.interpreters import Python, interpreters
 
-# What each interpreter says of code it compiled: first line, table, and (start, end, line) of every range. The two modules
-# are long, and have decorators, multi-line calls, comprehensions, generators, try and with in every combination.
+# What each interpreter says of code it compiled: first line, table, and (start, end, line) of every range. The two
+# modules are long, and have decorators, multi-line calls, comprehensions, generators, try and with.
 ASK = """
 import dataclasses, inspect, json, types, typing
 def codes(code):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 import subprocess
@@ -97,10 +98,8 @@ def test_what_is_not_believed(raw: bytes, why: str) -> None:
 @given(st.binary(max_size=900))
 def test_any_bytes(raw: bytes) -> None:
     for told in (raw, debug_offsets(14)[:24] + raw):
-        try:
+        with contextlib.suppress(Unsupported):
             layout_from(told)
-        except Unsupported as e:
-            assert str(e)
 
 
 REGION = Region(0x400000, 0x500000, 0, 1, 2, "/usr/bin/python3.11")

@@ -1,0 +1,103 @@
+"""Every call names the Python lines it was made from, as the interpreter itself sees them.
+
+One capture holds a process of every interpreter that is installed here: pyenv's 3.10 to 3.13, which are shared
+libraries, and the distribution's, which is one static executable. No registry offers a 3.14: its layout is tested on
+constructed memory (tests/unit/capture/test_cpython_offsets.py, test_stack_desk.py).
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gpuaudit.capture.settings import Settings
+from gpuaudit.capture.stack_records import MAX_FRAMES, PYTHON
+from tests.doubles.build import HERE
+from tests.integration.recording import Recording, Row, recording, start, truth, wait_for_line
+from tests.interpreters import Python, interpreters
+
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf")]
+
+LABELS = {
+    "main thread", "second thread", "generator", "generator, in finally", "nested comprehension",
+    "comprehension in a dictionary", "awaited coroutine", "asynchronous generator", "property and lambda", "GIL held",
+    "deeper than is kept", "called back by C", "made by exec", "with", "__enter__", "__exit__", "forked child",
+}  # fmt: skip
+
+
+class Scene:
+    """The capture, and what each interpreter's process wrote down."""
+
+    def __init__(self, recorded: Recording, truths: dict[Python, list[Row]]) -> None:
+        self.recorded, self.truths = recorded, truths
+
+    def python_stack(self, noted: Row) -> list[Row]:
+        """Frames of the call that was noted, innermost first."""
+        (call,) = self.recorded.of("cuda_calls", pid=noted["pid"], op="cudaMalloc", size_bytes=noted["number"])
+        assert call["tid"] == noted["tid"]
+        frames = self.recorded.of("stack_frames", stack=call["python_stack"])
+        return sorted(frames, key=lambda f: f["depth"])
+
+
+@pytest.fixture(scope="module")
+def scene(doubles: Path, tmp_path_factory: pytest.TempPathFactory, bpf: None) -> Iterator[Scene]:
+    folder = tmp_path_factory.mktemp("frames")
+    cudart = doubles / "libcudart.so.13"
+    processes: dict[Python, subprocess.Popen[str]] = {}
+    with recording(settings=Settings(sample_every=1, stacks=True)) as r:
+        for python in interpreters():
+            command = [python.path, HERE / "workload" / "frames.py", cudart, folder / f"{python.label}.jsonl"]
+            processes[python] = start(*command, stdin=subprocess.PIPE)
+        for process in processes.values():
+            wait_for_line(process, "ready")
+        r.step()
+        for process in processes.values():
+            say(process)
+        for process in processes.values():
+            wait_for_line(process, "made")
+        r.step()
+        for process in processes.values():
+            say(process)
+            r.run(process)
+        r.finish()
+        yield Scene(r, {python: truth(folder / f"{python.label}.jsonl") for python in processes})
+
+
+def say(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+@pytest.mark.parametrize("python", interpreters(), ids=lambda p: p.label)
+def test_file_function_and_line_of_every_frame(scene: Scene, python: Python) -> None:
+    noted = scene.truths[python]
+    assert {row["label"] for row in noted} == LABELS
+    for row in noted:
+        frames = scene.python_stack(row)
+        limit = MAX_FRAMES[PYTHON]
+        got = [[f["path"], f["symbol"], f["line"]] for f in frames[:limit]]
+        assert got == row["frames"][:limit], row["label"]
+        assert [f["depth"] for f in frames] == list(range(len(frames)))
+        assert {f["reason"] for f in frames[:limit]} == {None}
+        if len(row["frames"]) > limit:
+            assert [f["reason"] for f in frames[limit:]] == ["the stack is deeper than 32 frames"]
+        else:
+            assert len(frames) == len(row["frames"])
+
+
+def test_every_stack_that_a_call_names_has_rows_once(scene: Scene) -> None:
+    frames = scene.recorded.rows["stack_frames"]
+    keys = [(f["stack"], f["depth"]) for f in frames]
+    assert len(keys) == len(set(keys))
+    told = {f["stack"] for f in frames}
+    pids = {row["pid"] for noted in scene.truths.values() for row in noted}
+    calls = [c for pid in pids for c in scene.recorded.of("cuda_calls", pid=pid)]
+    assert calls
+    for call in calls:
+        assert call["native_stack"] in told
+        assert call["python_stack"] in told
+    assert not scene.recorded.of("gaps", source="stacks")
