@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from gpuaudit.capture.settings import BUDGET_PER_S
 from gpuaudit.capture.source import SELECTABLE_SOURCES
 
 DEFAULT_DURATION_S = 60.0
@@ -23,7 +24,8 @@ class CaptureOptions:
     ``receipt_path`` None: ``<out>.receipt``. ``strict``: a capture with parts missing ends as ``Incomplete``.
     ``engines``: URLs of engines' metrics on this host, besides those that are found; ``allow_remote``: URLs that may
     lie elsewhere. ``stack_threshold_ms``: a call that takes so long has its stacks taken, and is a row of its own
-    whatever there are; of the others one in ``stack_sample``, 0 for none.
+    whatever there are; of the others one in ``stack_sample``, 0 for none. ``budget_per_s``: rows of calls in a second
+    before fast calls are added up instead (table ``call_totals``); 0: every call is a row, and may be lost.
     """
 
     out: Path | None = None
@@ -42,6 +44,7 @@ class CaptureOptions:
     allow_remote: tuple[str, ...] = ()
     stack_threshold_ms: float = 1.0
     stack_sample: int = 0
+    budget_per_s: int = BUDGET_PER_S
 
 
 Phase = Literal["notice", "receipt", "recording", "sealing"]

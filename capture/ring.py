@@ -23,6 +23,7 @@ from gpuaudit.bundle.columns import ColumnData, Rows
 from gpuaudit.bundle.errors import AuditError, HostUnfit
 from gpuaudit.bundle.table import NUMPY_DTYPE, Column
 from gpuaudit.bundle.tables import RING_TABLES, TABLES
+from gpuaudit.capture.loss_episodes import LossCount
 from gpuaudit.capture.probes import PROBE_TABLE
 from gpuaudit.capture.ring_columns import added_column
 
@@ -105,18 +106,8 @@ class RingReader:
         return records
 
 
-@dataclass(frozen=True)
-class LossCount:
-    """Counters of one table on one CPU since the programs were loaded."""
-
-    seen: int
-    """Records the probes tried to write."""
-    lost: int
-    """Of those, the ones that found the ring full."""
-
-
 _COUNTER_WORDS = 6
-"""``struct table_counter`` of capture/bpf/shared.h: attempts, lost, first and last lost, episodes, padding."""
+"""``struct table_counter`` of capture/bpf/shared.h: the fields of :class:`LossCount`, in their order."""
 
 
 class LossCounters:
@@ -137,14 +128,21 @@ class LossCounters:
         """CPUs that are counted, absent ones included."""
         return int(self._counts.shape[0])
 
+    def snapshot(self) -> np.ndarray:
+        """The counters as they are: CPU × table (as in :data:`RING_TABLES`) × fields of :class:`LossCount`."""
+        return self._counts.copy()
+
     def read(self) -> dict[tuple[str, int], LossCount]:
         """(table, CPU) → counters. Read after a drain, ``seen − lost`` is at least what was drained."""
-        now = self._counts.copy()
-        return {
-            (table, cpu): LossCount(int(now[cpu, i, 0]), int(now[cpu, i, 1]))
-            for i, table in enumerate(RING_TABLES)
-            for cpu in range(self.cpus)
-        }
+        return loss_counts(self.snapshot())
+
+
+def loss_counts(snapshot: np.ndarray, field: int = 0) -> dict[tuple[str, int], LossCount]:
+    """(table, CPU) → counters, of those whose ``field`` (0: seen, 1: lost) is not 0."""
+    return {
+        (RING_TABLES[table], cpu): LossCount(*snapshot[cpu, table].tolist())
+        for cpu, table in np.argwhere(snapshot[:, :, field]).tolist()
+    }
 
 
 def _max_entries(fd: int) -> int:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gpuaudit.capture.ring import LossCounters, RingDescription, RingReader, to_rows
-from gpuaudit.capture.source import Capability, RingSink
+import numpy as np
+
+from gpuaudit.bundle.tables import RING_TABLES
+from gpuaudit.capture.loss_episodes import EPISODE_NS, LossEpisodes
+from gpuaudit.capture.ring import LossCounters, RingDescription, RingReader, loss_counts, to_rows
+from gpuaudit.capture.source import TABLES_OF_SOURCE, Capability, RingSink, boottime_ns
 
 DRAIN_LIMIT_RECORDS = 65_536
 """One turn takes at most this many records of a ring, so that the other rings wait no longer than a few ms."""
@@ -22,6 +26,8 @@ class RingSource:
     def __init__(self, rings: Sequence[RingDescription], counters_fd: int) -> None:
         self._readers = [RingReader(r.fd, r.size_bytes, r.table) for r in rings]
         self._counters = LossCounters(counters_fd)
+        self._losses = LossEpisodes()
+        self._looked_ns = 0
 
     def probe(self) -> Capability:
         """Available: the attacher has loaded and attached what fills the rings."""
@@ -38,21 +44,36 @@ class RingSource:
         """Drain until nothing is left. Where the disk is full probes may still be attached: then not for ever."""
         for _ in range(LAST_TURNS):
             if not self._drain(sink):
-                return
+                break
+        self._count(sink, set(RING_TABLES), ended=True)
 
     def _drain(self, sink: RingSink) -> int:
-        taken = 0
+        taken: dict[str, int] = {}
         for reader in self._readers:
             records = reader.drain(DRAIN_LIMIT_RECORDS)
             if len(records):
                 sink.add_drained(reader.table, to_rows(reader.table, records))
-                taken += len(records)
-        seen: dict[str, dict[int, int]] = {}
-        lost: dict[str, dict[int, int]] = {}
-        for (table, cpu), count in self._counters.read().items():
-            if count.seen:
-                seen.setdefault(table, {})[cpu] = count.seen
-                lost.setdefault(table, {})[cpu] = count.lost
-        for table, per_cpu in seen.items():
-            sink.ring_counters(table, per_cpu, lost[table])
-        return taken
+                taken[reader.table] = len(records)
+        due = boottime_ns() - self._looked_ns > EPISODE_NS
+        if due or taken:
+            self._count(sink, set(RING_TABLES) if due else set(taken))
+        return sum(taken.values())
+
+    def _count(self, sink: RingSink, tables: set[str], *, ended: bool = False) -> None:
+        """Tell the counters of these tables; of all of them where losses are looked for, which is ten times a second."""
+        now = boottime_ns()
+        counters = self._counters.snapshot()
+        for i, table in enumerate(RING_TABLES):
+            if table in tables and (cpus := np.flatnonzero(counters[:, i, 0])).size:
+                keys = cpus.tolist()
+                seen, lost = counters[cpus, i, 0].tolist(), counters[cpus, i, 1].tolist()
+                sink.ring_counters(table, dict(zip(keys, seen, strict=True)), dict(zip(keys, lost, strict=True)))
+        if len(tables) < len(RING_TABLES):
+            return
+        self._looked_ns = now
+        for gone in self._losses.follow(loss_counts(counters, 1), now, ended=ended):
+            sink.gap(_source_of(gone.table), gone.reason, gone.start_ns, gone.end_ns, table=gone.table)
+
+
+def _source_of(table: str) -> str:
+    return next((source for source, tables in TABLES_OF_SOURCE.items() if table in tables), table)

@@ -107,6 +107,7 @@ def _open_body(options: CaptureOptions, facts: dict[str, object], scenario: Scen
         "allow_remote": [redact_text(u) for u in options.allow_remote],
         "seed": options.seed if scenario else None, "site": options.site, "strict": options.strict,
         "stack_threshold_ms": str(options.stack_threshold_ms), "stack_sample": options.stack_sample,
+        "budget_per_s": options.budget_per_s,
     }  # fmt: skip
     return {
         "host": facts, "options": asked, "tool": tool_facts(), "synthetic": scenario is not None,

@@ -20,7 +20,7 @@ SELECTABLE_SOURCES = (*BPF_SOURCES, "nvml", "engines")
 """What ``--sources`` may name. The clock pairs are always recorded: without them no row can be dated."""
 
 TABLES_OF_SOURCE: dict[str, tuple[str, ...]] = {
-    "cuda": ("cuda_calls",),
+    "cuda": ("cuda_calls", "call_totals"),
     "nccl": ("nccl_calls", "nccl_comms"),
     "off_cpu": ("off_cpu",),
     "memory": ("page_allocations", "reclaims", "oom_kills", "pressure", "process_samples", "cgroup_cpu"),

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
               show_default=True, help="Take the native and Python stacks of calls that take this long.")  # fmt: skip
 @click.option("--stack-sample", metavar="N", type=click.IntRange(min=0, max=1 << 30), default=0, show_default=True,
               help="And of one in N of the other calls; 0: of none.")  # fmt: skip
+@click.option("--budget", "budget_per_s", metavar="EVENTS_PER_S", type=click.IntRange(min=0, max=1 << 31),
+              help="Rows of calls in a second; calls beyond, unless slow, are counted and added up. 0: every call is a "
+                   "row, and may be lost.")  # fmt: skip
 @click.option("--no-stacks", is_flag=True, help="Take no stacks; the calls are recorded all the same.")
 @click.option(
     "--synthetic", metavar="SCENARIO", help="Record an embedded scenario instead of this host; needs no root."
@@ -54,7 +57,7 @@ if TYPE_CHECKING:
 def command(
     *, out: Path | None, duration_s: float | None, pids: tuple[int, ...], sources: tuple[str, ...],
     engines: tuple[str, ...], allow_remote: tuple[str, ...], stack_threshold_ms: float, stack_sample: int,
-    no_stacks: bool, synthetic: str | None,
+    budget_per_s: int | None, no_stacks: bool, synthetic: str | None,
     challenge: str, site: str, receipt_path: Path | None, strict: bool, quiet: bool, force: bool, as_json: bool,
     command_line: tuple[str, ...],
 ) -> int:  # fmt: skip
@@ -79,6 +82,7 @@ def command(
     import_numpy_without_threads()
     from gpuaudit.capture.options import CaptureOptions
     from gpuaudit.capture.session import run_capture
+    from gpuaudit.capture.settings import BUDGET_PER_S
     from gpuaudit.capture.source import SELECTABLE_SOURCES
 
     chosen = tuple(s for s in sources or SELECTABLE_SOURCES if not (no_stacks and s == "stacks"))
@@ -86,7 +90,7 @@ def command(
         out=out, duration_s=duration_s, pids=pids, command=command_line, force=force, synthetic=synthetic,
         sources=chosen, challenge=challenge, site=site, receipt_path=receipt_path, strict=strict,
         engines=engines, allow_remote=allow_remote, stack_threshold_ms=stack_threshold_ms,
-        stack_sample=stack_sample,
+        stack_sample=stack_sample, budget_per_s=BUDGET_PER_S if budget_per_s is None else budget_per_s,
     )  # fmt: skip
     with live_line(show=not quiet and not command_line) as show_status:
         result = run_capture(options, status=show_status, own_process=True)
