@@ -1,18 +1,20 @@
 """The probe table: which functions of which libraries are watched, and where their arguments lie.
 
-A new probe is one row here and needs no new BPF code: the rows become the descriptions in the BPF map ``ops``
-(:func:`pack_op`), which one entry and one return program follow. Argument places are those of the System V ABI for
-x86-64: six integer registers, then the stack; a ``dim3`` takes two registers (x and y, then z); ``ncclUniqueId`` is
-128 bytes by value and therefore lies on the stack.
+The rows stand in ``capture/probe_rows``, one file per library. A new probe is one row there and needs no new BPF code:
+rows become the descriptions in the BPF map ``ops`` (:func:`pack_op`), which one entry and one return program follow.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import cache
 
 from gpuaudit.bundle.tables import RING_TABLES, TABLES
+from gpuaudit.capture.probe_rows.cudart import CUDART
+from gpuaudit.capture.probe_rows.driver import DRIVER
+from gpuaudit.capture.probe_rows.hip import HIP
+from gpuaudit.capture.probe_rows.nccl import NCCL, RCCL
 from gpuaudit.capture.probe_types import REGISTERS, Flag, From, Library, Mode, Place, Places, Probe
 
 SLOTS = 20
@@ -21,109 +23,19 @@ DATATYPES = 32
 """Sizes of the BPF maps, as in capture/bpf/ops.h."""
 
 __all__ = [
-    "LIBRARIES", "NCCL_DATATYPE_BYTES", "OP_IDS", "PROBE_TABLE", "SELF_TEST", "Flag", "From", "Library", "Mode",
-    "Place", "Places", "Probe", "describe", "library_for", "op_id", "pack_op",
+    "CUDART", "DRIVER", "HIP", "LIBRARIES", "NCCL", "NCCL_DATATYPE_BYTES", "OP_IDS", "PROBE_TABLE", "RCCL", "SELF_TEST",
+    "Flag", "From", "Library", "Mode", "Place", "Places", "Probe", "describe", "library_for", "op_id", "pack_op",
 ]  # fmt: skip
 
-
-def _register(index: int, shift_bits: int = 0) -> Place:
-    return Place(From.REGISTER, index, shift_bits)
-
-
-def _stack(index: int) -> Place:
-    return Place(From.STACK, index)
-
-
-_ALLOCATION = {"device_pointer": Place(From.POINTEE, 0), "size_bytes": _register(1)}
-_COPY = {
-    "device_pointer": _register(0), "source_pointer": _register(1), "size_bytes": _register(2),
-    "direction": _register(3),
-}  # fmt: skip
-_COPY_ASYNC = {**_COPY, "stream": _register(4)}
-_LAUNCH = {
-    "function": _register(0),
-    "grid_x": _register(1), "grid_y": _register(1, 32), "grid_z": _register(2),
-    "block_x": _register(3), "block_y": _register(3, 32), "block_z": _register(4),
-    "shared_bytes": _stack(0), "stream": _stack(1),
-}  # fmt: skip
-_STREAM = {"stream": _register(0)}
-
-
-def _cuda(op: str, places: Mapping[str, Places]) -> Probe:
-    return Probe(op, "cuda_calls", places)
-
-
-def _collective(op: str, **places: Place) -> Probe:
-    common = {"count": _register(2), "datatype": _register(3)}
-    return Probe(op, "nccl_calls", {**common, **places}, (op, f"p{op}"), Flag.FIND_COMM | Flag.SIZE)
-
-
-def _comm_init(op: str) -> Probe:
-    places = {
-        "comm_handle": Place(From.POINTEE, 0), "nranks": _register(1), "comm_id": Place(From.STACK_ID, 0),
-        "rank": _register(2),
-    }  # fmt: skip
-    # ncclInProgress is 7: a non-blocking communicator has its handle when the call returns (nccl.h, ncclResult_t).
-    return Probe(op, "nccl_comms", places, (op, f"p{op}"), Flag.MAKE_COMM, success=(0, 7))
-
-
-def _comm_end(op: str) -> Probe:
-    return Probe(op, "nccl_comms", {"comm_handle": _register(0)}, (op, f"p{op}"), Flag.FIND_COMM | Flag.DROP_COMM)
-
-
-CUDART = Library(
-    "cudart", "cuda", r"libcudart(-[0-9a-f]+)?\.so(\.[0-9]+)*", r"cuda[A-Z]\w*",
-    (
-        _cuda("cudaMalloc", _ALLOCATION),
-        _cuda("cudaMallocManaged", _ALLOCATION),
-        _cuda("cudaMallocAsync", {**_ALLOCATION, "stream": _register(2)}),
-        _cuda("cudaMallocAsync_ptsz", {**_ALLOCATION, "stream": _register(2)}),
-        _cuda("cudaMallocFromPoolAsync", {**_ALLOCATION, "stream": _register(3)}),
-        _cuda("cudaMallocFromPoolAsync_ptsz", {**_ALLOCATION, "stream": _register(3)}),
-        _cuda("cudaMallocHost", _ALLOCATION),
-        _cuda("cudaHostAlloc", _ALLOCATION),
-        _cuda("cudaFree", {"device_pointer": _register(0)}),
-        _cuda("cudaFreeAsync", {"device_pointer": _register(0), "stream": _register(1)}),
-        _cuda("cudaFreeAsync_ptsz", {"device_pointer": _register(0), "stream": _register(1)}),
-        _cuda("cudaFreeHost", {"device_pointer": _register(0)}),
-        _cuda("cudaMemcpy", _COPY),
-        _cuda("cudaMemcpy_ptds", _COPY),
-        _cuda("cudaMemcpyAsync", _COPY_ASYNC),
-        _cuda("cudaMemcpyAsync_ptsz", _COPY_ASYNC),
-        _cuda("cudaLaunchKernel", _LAUNCH),
-        _cuda("cudaLaunchKernel_ptsz", _LAUNCH),
-        _cuda("cudaStreamSynchronize", _STREAM),
-        _cuda("cudaStreamSynchronize_ptsz", _STREAM),
-        _cuda("cudaDeviceSynchronize", {}),
-        _cuda("cudaEventSynchronize", {}),
-    ),
-)  # fmt: skip
-"""The CUDA runtime (cuda_runtime_api.h). ``_ptds`` and ``_ptsz`` are the per-thread default stream twins: code of
-their own, exported beside the plain names in CUDA 12 and 13."""
-
-NCCL = Library(
-    "nccl", "nccl", r"libnccl(-[0-9a-f]+)?\.so(\.[0-9]+)*|libtorch_cuda\.so", r"nccl[A-Z]\w*",
-    (
-        _comm_init("ncclCommInitRank"),
-        _comm_init("ncclCommInitRankConfig"),
-        _comm_end("ncclCommDestroy"),
-        _comm_end("ncclCommAbort"),
-        _collective("ncclAllReduce", reduce_op=_register(4), comm_handle=_register(5), stream=_stack(0)),
-        _collective("ncclAllGather", comm_handle=_register(4), stream=_register(5)),
-        _collective("ncclReduceScatter", reduce_op=_register(4), comm_handle=_register(5), stream=_stack(0)),
-        _collective("ncclBroadcast", root=_register(4), comm_handle=_register(5), stream=_stack(0)),
-    ),
-)  # fmt: skip
-"""NCCL (nccl.h). ``ncclX`` is a weak alias of ``pncclX`` at the same address: one probe. Older PyTorch wheels carry
-NCCL inside libtorch_cuda.so."""
-
-LIBRARIES = (CUDART, NCCL)
+LIBRARIES: tuple[Library, ...] = (CUDART, DRIVER, HIP, NCCL, RCCL)
 
 SELF_TEST = Probe("self test", "", flags=Flag.COUNT_ONLY)
 """Op 0: counts its hits and records nothing; for the host check and the cost calibration."""
 
-PROBE_TABLE: tuple[Probe, ...] = (SELF_TEST, *(p for library in LIBRARIES for p in library.probes))
-"""Every probe; the op id of a record is the index here."""
+PROBE_TABLE: tuple[Probe, ...] = tuple(
+    {id(p): p for p in (SELF_TEST, *(p for x in LIBRARIES for p in x.probes))}.values()
+)
+"""Every probe once, those that NCCL and RCCL share too; the op id of a record is the index here."""
 
 OP_IDS: dict[str, int] = {p.op: i for i, p in reversed(list(enumerate(PROBE_TABLE)))}
 """Op id of each name; of several rows with that name (for different versions of a library) the first."""
@@ -177,11 +89,9 @@ def _pack_slot(probe: Probe, name: str, place: Place) -> bytes:
     registers = place.source not in _ON_THE_STACK and place.source != From.CONSTANT
     if place.index < 0 or place.index > (len(REGISTERS) - 1 if registers else 255) or not 0 <= place.offset < 1 << 16:
         raise ValueError(f"probe {probe.op}: {name} is at {place}")
-    if place.mode != Mode.SET and not valid or (place.mode == Mode.TIMES and width != 8):
+    if (place.mode != Mode.SET and not valid) or (place.mode == Mode.TIMES and width != 8):
         raise ValueError(f"probe {probe.op}: {name} cannot be multiplied or made null")
-    return _SLOT.pack(
-        place.source, place.index, place.shift_bits, width, at, place.offset, valid, place.mode, size, 0
-    )
+    return _SLOT.pack(place.source, place.index, place.shift_bits, width, at, place.offset, valid, place.mode, size, 0)
 
 
 def library_for(file_name: str) -> Library | None:

@@ -37,7 +37,7 @@ def test_real_runtime(wheel: str, doubles: Path, tmp_path: Path) -> None:
         r.finish()
         check_calls(r, tmp_path / "truth")
         ops = {call["op"] for call in truth(tmp_path / "truth")}
-        assert ops == {p.op for p in CUDART.probes}
+        assert ops <= {p.op for p in CUDART.probes}
         refused = {row["op"] for row in r.of("cuda_calls", return_code=35)}
         assert {"cudaMalloc", "cudaMemcpy", "cudaMemcpyAsync", "cudaStreamSynchronize"} <= refused
         assert {row["device_pointer"] for row in r.of("cuda_calls", op="cudaMalloc", return_code=35)} == {None}

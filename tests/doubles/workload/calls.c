@@ -36,6 +36,7 @@ static long rounds;
 
 #define FIRST(name, value) fprintf(truth, "\"" name "\":%llu", (unsigned long long)(value))
 #define MORE(name, value) fprintf(truth, ",\"" name "\":%llu", (unsigned long long)(value))
+#define COMMA fprintf(truth, ",")
 #define NOTHING (void)0
 
 static void cuda_calls(unsigned int round)
@@ -72,23 +73,26 @@ static void cuda_calls(unsigned int round)
 	dim3 grid = {1 + round, 2 + round, 3 + round}, block = {32, 2 + round, 1 + round};
 	cudaStream_t stream = NULL;
 	cudaEvent_t event = NULL;
+	cudaMemPool_t pool = NULL;
 	void *device = NULL, *managed = NULL, *pooled[4] = {NULL}, *pinned = NULL, *mapped = NULL;
 
 	memset(from, (int)round, sizeof(from));
-	if (call_cudaStreamCreate && call_cudaStreamCreate(&stream))
-		stream = NULL;
+	CALL(cudaStreamCreate, (&stream), if (!code) FIRST("stream", stream));
 	CALL(cudaMalloc, (&device, size), FIRST("size_bytes", size); if (!code) MORE("device_pointer", device));
-	CALL(cudaMallocManaged, (&managed, 3 * size, 1), FIRST("size_bytes", 3 * size);
+	CALL(cudaMallocManaged, (&managed, 3 * size, 1), FIRST("size_bytes", 3 * size); MORE("flags", 1);
 	     if (!code) MORE("device_pointer", managed));
 #define POOLED(name, place, ...)                                                                              \
 	CALL(name, (&pooled[place], size + place, __VA_ARGS__), FIRST("size_bytes", size + place);            \
 	     MORE("stream", stream); if (!code) MORE("device_pointer", pooled[place]))
 	POOLED(cudaMallocAsync, 0, stream);
 	POOLED(cudaMallocAsync_ptsz, 1, stream);
-	POOLED(cudaMallocFromPoolAsync, 2, NULL, stream);
-	POOLED(cudaMallocFromPoolAsync_ptsz, 3, NULL, stream);
+#define FROM_POOL(name, place)                                                                                \
+	CALL(name, (&pooled[place], size + place, pool, stream), FIRST("size_bytes", size + place);           \
+	     MORE("handle", pool); MORE("stream", stream); if (!code) MORE("device_pointer", pooled[place]))
+	FROM_POOL(cudaMallocFromPoolAsync, 2);
+	FROM_POOL(cudaMallocFromPoolAsync_ptsz, 3);
 	CALL(cudaMallocHost, (&pinned, 5 * size), FIRST("size_bytes", 5 * size); if (!code) MORE("device_pointer", pinned));
-	CALL(cudaHostAlloc, (&mapped, 7 * size, 2), FIRST("size_bytes", 7 * size);
+	CALL(cudaHostAlloc, (&mapped, 7 * size, 2), FIRST("size_bytes", 7 * size); MORE("flags", 2);
 	     if (!code) MORE("device_pointer", mapped));
 	CALL(cudaMemcpy, (to, from, size, cudaMemcpyHostToDevice), FIRST("size_bytes", size);
 	     MORE("device_pointer", to); MORE("source_pointer", from); MORE("direction", 1));
@@ -107,11 +111,12 @@ static void cuda_calls(unsigned int round)
 	LAUNCH(cudaLaunchKernel_ptsz);
 	CALL(cudaStreamSynchronize, (stream), FIRST("stream", stream));
 	CALL(cudaStreamSynchronize_ptsz, (stream), FIRST("stream", stream));
-	if (call_cudaEventCreate && !call_cudaEventCreate(&event))
-		call_cudaEventRecord(event, stream);
-	CALL(cudaEventSynchronize, (event), NOTHING);
+	CALL(cudaEventCreate, (&event), if (!code) FIRST("handle", event));
 	if (event)
-		call_cudaEventDestroy(event);
+		CALL(cudaEventRecord, (event, stream), FIRST("handle", event); MORE("stream", stream));
+	CALL(cudaEventSynchronize, (event), FIRST("handle", event));
+	if (event)
+		CALL(cudaEventDestroy, (event), FIRST("handle", event));
 	CALL(cudaDeviceSynchronize, (), NOTHING);
 	CALL(cudaFree, (device), FIRST("device_pointer", device));
 	CALL(cudaFree, (managed), FIRST("device_pointer", managed));
@@ -123,12 +128,12 @@ static void cuda_calls(unsigned int round)
 	CALL(cudaFreeHost, (pinned), FIRST("device_pointer", pinned));
 	CALL(cudaFreeHost, (mapped), FIRST("device_pointer", mapped));
 	if (stream)
-		call_cudaStreamDestroy(stream);
+		CALL(cudaStreamDestroy, (stream), FIRST("stream", stream));
 }
 
 static void print_id(const ncclUniqueId *id)
 {
-	fprintf(truth, ",\"unique_id\":\"");
+	fprintf(truth, "\"unique_id\":\"");
 	for (size_t i = 0; i < sizeof(id->internal); i++)
 		fprintf(truth, "%02x", (unsigned char)id->internal[i]);
 	fprintf(truth, "\"");
@@ -155,13 +160,14 @@ static void nccl_calls(unsigned int round)
 	ncclUniqueId id;
 	ncclComm_t comm = NULL;
 
-	if (!call_ncclGetUniqueId || call_ncclGetUniqueId(&id))
+	if (!call_ncclGetUniqueId)
 		return;
+	CALL(ncclGetUniqueId, (&id), print_id(&id));
 	if (round % 2)
-		CALL(ncclCommInitRankConfig, (&comm, 1, id, 0, &config), FIRST("nranks", 1); MORE("rank", 0); print_id(&id);
+		CALL(ncclCommInitRankConfig, (&comm, 1, id, 0, &config), FIRST("nranks", 1); MORE("rank", 0); COMMA; print_id(&id);
 		     if (!code) MORE("comm_handle", comm));
 	else
-		CALL(ncclCommInitRank, (&comm, 1, id, 0), FIRST("nranks", 1); MORE("rank", 0); print_id(&id);
+		CALL(ncclCommInitRank, (&comm, 1, id, 0), FIRST("nranks", 1); MORE("rank", 0); COMMA; print_id(&id);
 		     if (!code) MORE("comm_handle", comm));
 	CALL(ncclAllReduce, (from, to, count, type, ncclMax, comm, NULL), COMM(comm); MORE("count", count);
 	     MORE("datatype", type); MORE("reduce_op", ncclMax); MORE("stream", 0));

@@ -42,7 +42,7 @@ def test_constants_are_those_of_the_bpf_headers() -> None:
 
 def test_every_row_fits_its_table_and_the_map() -> None:
     assert len(PROBE_TABLE) <= probes.MAX_OPS
-    assert len({p.op for p in PROBE_TABLE}) == len(PROBE_TABLE)
+    assert len({(p.op, p.versions) for p in PROBE_TABLE}) == len(PROBE_TABLE)
     for probe in PROBE_TABLE:
         packed = pack_op(probe)
         assert len(packed) == 16 + 16 * probes.SLOTS
@@ -77,6 +77,11 @@ def test_a_row_that_does_not_fit_is_refused() -> None:
         ("libcudart.so.12", "cudart"),
         ("libcudart.so.13.0.96", "cudart"),
         ("libcudart-9335f6a2.so.12", "cudart"),
+        ("libcuda.so.1", "driver"),
+        ("libcuda.so.580.65.06", "driver"),
+        ("libcudadebugger.so.1", None),
+        ("libamdhip64.so.6.0.60002", "hip"),
+        ("librccl.so.1.0.60002", "rccl"),
         ("libnccl.so.2", "nccl"),
         ("libtorch_cuda.so", "nccl"),
         ("libcudart_static.a", None),
