@@ -66,7 +66,7 @@ PROCESSES = Table("processes", "Processes that map a probed library, the workloa
     col("command_line", "text", "", "arguments joined by spaces, at most 4,096 bytes, secrets replaced", nullable=True),
     col("cgroup", "text", "", "cgroup path", nullable=True),
     col("seen_ns", "u64", "ns", "when the recorder saw it, CLOCK_BOOTTIME"),
-    col("exit_status", "i32", "", "wait status code of the workload: exit code, or −signal", nullable=True),
+    col("exit_status", "i32", "", "exit code, or −signal; null while it lived or if not seen", nullable=True),
     col("cgroup_id", "u64", "", "id of its cgroup (version 2 hierarchy)", nullable=True),
     col("container_id", "text", "", "container id, from the cgroup path", nullable=True),
     col("container_runtime", "text", "", "docker, containerd, cri-o, podman, lxc or ecs, from the cgroup path",
@@ -90,6 +90,7 @@ LIBRARIES = Table("libraries", "Libraries mapped by processes that could be prob
     col("device", "u64", "", "st_dev of the mapping"), col("inode", "u64", "", "inode of the mapping"),
     col("probes", "u32", "", "functions probed"),
     col("not_observed", "text", "", "exported but not in the table, comma separated"),
+    col("not_observed_count", "u32", "", "how many these are; null where the file could not be read", nullable=True),
     col("reason", "text", "", "why not, where not", nullable=True),
 ))  # fmt: skip
 

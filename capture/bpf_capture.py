@@ -6,29 +6,23 @@ Everything else (processes, libraries, probes, gaps) goes to ``sink(table, row)`
 
 from __future__ import annotations
 
-import os
 import struct
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from gpuaudit.bundle.errors import HostUnfit
-from gpuaudit.capture import libbpf, processes
+from gpuaudit.capture import libbpf
 from gpuaudit.capture.attach import Mechanism, Programs
-from gpuaudit.capture.discovery import Found, Scanner
+from gpuaudit.capture.follow import Follower
+from gpuaudit.capture.found_libraries import FoundLibraries, Sink, gap_row
 from gpuaudit.capture.loading import LoadedPart
-from gpuaudit.capture.parts import PARTS
-from gpuaudit.capture.probed_files import ProbedFile, ProbedFiles
-from gpuaudit.capture.probes import Library, library_for
+from gpuaudit.capture.parts import ATTACHED_LAST, PARTS
+from gpuaudit.capture.probed_files import ProbedFiles
 from gpuaudit.capture.ring import RingDescription
-from gpuaudit.capture.selection import EXCLUDED, SELECTED, TRACED, Selection, Target, Targets
+from gpuaudit.capture.selection import Selection
 from gpuaudit.capture.settings import Settings
 from gpuaudit.capture.source import boottime_ns
-
-Sink = Callable[[str, dict[str, object]], None]
-
-DRIVER_PATIENCE_NS = 2_000_000_000
-"""A process that has mapped the driver's library for so long and no CUDA runtime will not be observed. ours"""
+from gpuaudit.capture.stack_source import StackDesk
 
 FLUSH_TRIES, FLUSH_PAUSE_S = 500, 0.01
 """How long :meth:`BpfCapture.finish` waits for room in the rings: 5 s."""
@@ -58,6 +52,8 @@ class BpfCapture:
         costs_ns: Mapping[str, int] | None = None, ring_sizes_bytes: Mapping[str, int] | None = None,
         settings: Settings | None = None,
     ) -> None:  # fmt: skip
+        self._stacks: StackDesk | None = None
+        sink = self._seen_by_stacks(sink)
         self._sink = sink
         self._selection = selection
         self._ring_sizes_bytes = ring_sizes_bytes
@@ -69,10 +65,8 @@ class BpfCapture:
         """Source → why the kernel does not let us record it."""
         self._files = ProbedFiles(self._programs, selection.sources, costs_ns or {})
         self._links: dict[tuple[LoadedPart, str], libbpf.Link] = {}
-        self._scanner = Scanner({os.getpid(), *selection.exclude})
-        self._rows: dict[int, dict[str, object]] = {}
-        """The ``processes`` row of each process found and alive."""
-        self._told: set[int] = set()
+        self._libraries = FoundLibraries(sink, self._files, selection.sources)
+        self._follower: Follower | None = None
         self._followed: set[tuple[int, int]] = set()
         """Processes whose threads were looked at: pid and beginning."""
         self._barrier: libbpf.Barrier | None = None
@@ -87,10 +81,12 @@ class BpfCapture:
         try:
             self._programs.load()
             self._barrier = libbpf.Barrier()
-            self._targets = Targets(self._programs.map_fd("targets"))
             self._configure()
+            if self._settings.stacks:
+                self._stacks = StackDesk(self._programs.map_fd, self._sink)
+            self._follower = Follower(self._sink, self._selection, self._libraries, self._programs.map_fd)
             self._loaded_ns = boottime_ns()
-            self._attach_part(self._programs)
+            self._attach_part(self._programs, tuple(p for p in self._programs.tracepoints if p not in ATTACHED_LAST))
         except (OSError, HostUnfit) as e:
             self.close()
             if isinstance(e, HostUnfit):
@@ -101,43 +97,61 @@ class BpfCapture:
                 loaded = LoadedPart(part, self._programs, ring_sizes_bytes=self._ring_sizes_bytes)
                 try:
                     loaded.load()
-                    self._attach_part(loaded)
+                    self._attach_part(loaded, loaded.tracepoints)
                 except HostUnfit as e:
                     self.refused[part.source] = e
                     loaded.close()
+        try:
+            self._attach_part(self._programs, tuple(p for p in self._programs.tracepoints if p in ATTACHED_LAST))
+            self.following.begin()
+        except HostUnfit:
+            self.close()
+            raise
+        self._sink("probes", self._map_events_row())
 
-    def _attach_part(self, loaded: LoadedPart) -> None:
+    @property
+    def following(self) -> Follower:
+        """What follows processes; HostUnfit before :meth:`load`."""
+        if self._follower is None:
+            raise HostUnfit("the BPF programs are not loaded")
+        return self._follower
+
+    def _attach_part(self, loaded: LoadedPart, programs: tuple[str, ...]) -> None:
         links: dict[tuple[LoadedPart, str], libbpf.Link] = {}
         try:
-            for program in loaded.tracepoints:
+            for program in programs:
                 links[loaded, program] = loaded.attach_tracepoint(program)
         except HostUnfit:
             for link in links.values():
                 link.close()
             raise
         self._links |= links
-        self._parts.append(loaded)
+        if loaded not in self._parts:
+            self._parts.append(loaded)
         for _, program in links:
             self._sink("probes", self._program_row(loaded, program))
 
     def _configure(self) -> None:
-        selected_only = self._selection.pids is not None
-        value = self._settings.pack(selected_only=selected_only)
+        value = self._settings.pack(selected_only=self._selection.selected_only)
         libbpf.map_update(self._programs.map_fd("settings"), struct.pack("<I", 0), value)
-        for pid in self._scanner.exclude:
-            self._targets.add(pid, EXCLUDED)
-        if self._selection.pids is not None:
-            for pid in processes.children(set(self._selection.pids)) - self._scanner.exclude:
-                self._targets.add(pid, SELECTED)
+
+    def _seen_by_stacks(self, sink: Sink) -> Sink:
+        """What is told of processes is what stacks need to know of them."""
+
+        def tell(table: str, row: dict[str, object]) -> None:
+            sink(table, row)
+            if self._stacks:
+                self._stacks.told(table, row)
+
+        return tell
 
     def exclude(self, pid: int) -> None:
         """Never take this process as evidence: the recorder, or another of our own."""
-        self._scanner.exclude.add(pid)
-        self._targets.add(pid, EXCLUDED)
+        self.following.exclude(pid)
 
     def include(self, pid: int) -> None:
         """Follow this process and the children it will have."""
-        self._targets.add(pid, SELECTED)
+        self.following.include(pid)
 
     @property
     def rings(self) -> list[RingDescription]:
@@ -155,158 +169,40 @@ class BpfCapture:
 
     def prepare(self, paths: list[str]) -> list[str]:
         """Probe these library files now, before anybody maps them; what could not be probed, as "path: reason"."""
-        refused = []
-        for path in paths:
-            library = library_for(Path(path).name) or library_for(Path(path).resolve().name)
-            if library is None:
-                continue
-            try:
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError as e:
-                refused.append(f"{path}: {e.strerror}")
-                continue
-            file = self._probe(fd, library, str(Path(path).resolve()))
-            if file.reason:
-                refused.append(f"{path}: {file.reason}")
-        return refused
+        return self._libraries.prepare(paths)
 
-    def _probe(self, fd: int, library: Library, path: str) -> ProbedFile:
-        try:
-            file, fresh = self._files.add(fd, library, path)
-        finally:
-            os.close(fd)
-        if fresh:
-            for row in self._files.rows(file):
-                self._sink("probes", row)
-        return file
+    @property
+    def wake_descriptors(self) -> list[int]:
+        """Readable when a library may have been mapped, or a stack was not seen before: for :meth:`look_at_once`."""
+        return [*self.following.wake_descriptors, *(self._stacks.wake_descriptors if self._stacks else ())]
+
+    def look_at_once(self) -> int:
+        """Probe what the kernel says was just mapped, name new stacks. Returns libraries found."""
+        found = self.following.look_at_once()
+        if self._stacks:
+            self._stacks.drain()
+        if found:
+            self._look_at_threads(found=True)
+        return found
 
     def scan(self) -> int:
         """One pass of discovery: probe what is new, tell of processes that came and went. Returns libraries found."""
-        targets = self._targets.all()
-        only = None
-        if self._selection.pids is not None:
-            only = {pid for pid, t in targets.items() if t.flags & SELECTED}
-        found = self._scanner.scan(only)
-        for f in found:
-            self._found(f, self._targets.get(f.pid) or Target())
-        for pid in self._scanner.mapping_processes():
-            self._targets.add(pid, TRACED)
-        self._look_at_threads(targets, bool(found))
-        self._ended(targets)
-        self._tell_unobservable(boottime_ns() - DRIVER_PATIENCE_NS)
-        return len(found)
+        found = self.following.scan()
+        if self._stacks:
+            self._stacks.drain()
+        self._look_at_threads(found=bool(found))
+        return found
 
-    def _look_at_threads(self, targets: Mapping[int, Target], found: bool) -> None:
+    def _look_at_threads(self, *, found: bool) -> None:
         """Threads of newly traced processes, which may sleep until the end and so never be seen to leave a CPU."""
-        followed = {(pid, target.began_ns) for pid, target in targets.items() if target.flags & TRACED}
+        followed = self.following.traced_runs()
         if found or not followed <= self._followed:
             for part in self._parts:
                 part.look_at_threads()
         self._followed = followed
 
-    def _found(self, found: Found, target: Target) -> None:
-        self._tell_process(found.pid, target, found.found_ns)
-        library, ended_ns = found.library, None
-        row: dict[str, object] = {
-            "start_ns": found.found_ns, "duration_ns": None, "pid": found.pid, "op": "not observable",
-            "library": library.name, "path": found.mapping.path, "build_id": None, "device": found.mapping.device,
-            "inode": found.mapping.inode, "probes": 0, "not_observed": "", "reason": None,
-        }  # fmt: skip
-        try:
-            fd = processes.open_mapping(found.pid, found.mapping)
-        except processes.Ended as e:
-            row["reason"] = str(e)
-            ended_ns = (self._targets.get(found.pid) or target).exit_ns
-            file = self._probed_before(found.mapping, ended_ns or found.found_ns)
-            ended_ns = ended_ns or boottime_ns()
-        except processes.CannotOpen as e:
-            row["reason"] = str(e)
-            file = None
-        else:
-            self._targets.add(found.pid, TRACED)
-            file = self._probe(fd, library, found.mapping.path)
-        if file is not None:
-            row |= {"build_id": file.build_id, "probes": len(file.attached), "reason": file.reason}
-            row["not_observed"] = ",".join(file.not_observed)
-            if file.attached:
-                fresh = file.attached_ns > found.found_ns
-                row["op"] = "attached" if fresh else "shared"
-                row["duration_ns"] = file.attached_ns - found.found_ns if fresh else 0
-        self._sink("libraries", row)
-        self._tell_gap(found, target, file, row["reason"], ended_ns)
-
-    def _probed_before(self, mapping: processes.Mapping, time_ns: int) -> ProbedFile | None:
-        """The mapped file, if it was probed through another process by then; it is not opened for that."""
-        file = self._files.attached_file(mapping.device, mapping.inode)
-        return file if file is not None and file.attached_ns < time_ns else None
-
-    def _tell_gap(
-        self, found: Found, target: Target, file: ProbedFile | None, why: object, ended_ns: int | None
-    ) -> None:
-        """Calls that were made before the probes were there are not in the evidence, and the evidence says so."""
-        library = found.library
-        if library.source not in self._selection.sources:
-            return
-        start = max(found.not_before_ns, target.began_ns)
-        observed = file is not None and bool(file.attached)
-        end = file.attached_ns if file is not None and observed else ended_ns
-        if end is not None and end <= start:
-            return
-        reason = f"{found.mapping.path} was mapped before its functions were probed"
-        if not observed:
-            reason = f"{found.mapping.path} is not observable: {why}"
-        for table in library.tables:
-            self._gap(library.source, reason, start, end, table=table, pid=found.pid)
-
-    def _gap(
-        self, source: str, reason: str, start_ns: int, end_ns: int | None, *, table: str | None = None,
-        pid: int | None = None,
-    ) -> None:  # fmt: skip
-        duration = None if end_ns is None else max(0, end_ns - start_ns)
-        row: dict[str, object] = {"start_ns": start_ns, "duration_ns": duration, "source": source, "reason": reason}
-        self._sink("gaps", {**row, "table_name": table, "pid": pid})
-
-    def _tell_process(self, pid: int, target: Target, now: int) -> None:
-        info = processes.read_process(pid)
-        if info is None or (pid in self._rows and self._rows[pid]["start_ns"] == info.start_ns):
-            return
-        self._rows[pid] = info.row("found", self._role(target), now)
-        self._sink("processes", self._rows[pid])
-
-    def _role(self, target: Target) -> str:
-        return self._selection.role if target.flags & SELECTED else "traced"
-
-    def _ended(self, targets: Mapping[int, Target]) -> None:
-        """Write down processes that have ended, also those that ended before any pass saw them."""
-        for pid, target in sorted(targets.items()):
-            if not target.exit_ns:
-                continue
-            row = self._rows.pop(pid, None)
-            if row is None and target.flags & TRACED:
-                row = {
-                    "start_ns": target.began_ns or target.exit_ns, "pid": pid, "role": self._role(target),
-                    "parent_pid": target.parent_pid or None, "comm": target.comm, "seen_ns": target.exit_ns,
-                }  # fmt: skip
-                self._sink("processes", {**row, "op": "found", "duration_ns": None})
-            if row is not None:
-                start = int(str(row["start_ns"]))
-                life = {"op": "exited", "duration_ns": max(0, target.exit_ns - start), "seen_ns": boottime_ns()}
-                self._sink("processes", {**row, **life})
-            self._targets.remove(pid)
-
-    def _tell_unobservable(self, before_ns: int) -> None:
-        for pid, mapping, found_ns in self._scanner.unobservable():
-            if pid in self._told or found_ns > before_ns or "cuda" not in self._selection.sources:
-                continue
-            self._told.add(pid)
-            self._tell_process(pid, Target(), found_ns)
-            self._sink("libraries", {
-                "start_ns": found_ns, "duration_ns": None, "pid": pid, "op": "not observable", "library": "cudart",
-                "path": mapping.path, "build_id": None, "device": mapping.device, "inode": mapping.inode, "probes": 0,
-                "not_observed": "",
-                "reason": "the CUDA driver is mapped and no CUDA runtime library is: the runtime is linked statically, "
-                "or the driver is called directly",
-            })  # fmt: skip
+    def _gap(self, source: str, reason: str, start_ns: int, end_ns: int | None) -> None:
+        self._sink("gaps", gap_row(source, reason, start_ns, end_ns))
 
     def _program_row(self, part: LoadedPart, program: str, detached_ns: int | None = None) -> dict[str, object]:
         misses = libbpf.recursion_misses(part.program_fd(program)) if detached_ns else None
@@ -316,6 +212,16 @@ class BpfCapture:
             "op": tracepoint.removeprefix("raw_tp/"), "library": "kernel", "path": "", "offset": None,
             "mechanism": "raw_tp" if tracepoint.startswith("raw_tp/") else "tp_btf", "instruction": None,
             "expected_cost_ns": None, "hits": None, "unmatched": None, "misses": misses, "probe": None,
+        }  # fmt: skip
+
+    def _map_events_row(self, detached_ns: int | None = None) -> dict[str, object]:
+        """How libraries are discovered: told by the kernel, or only by reading /proc."""
+        lost = self.following.lost_events
+        return {
+            "start_ns": self._loaded_ns, "duration_ns": detached_ns and detached_ns - self._loaded_ns,
+            "op": "executable mappings", "library": "kernel", "path": "", "offset": None,
+            "mechanism": "passes over /proc" if lost is None else "perf event", "instruction": None,
+            "expected_cost_ns": None, "hits": None, "unmatched": None, "misses": detached_ns and lost, "probe": None,
         }  # fmt: skip
 
     def tick(self) -> None:
@@ -342,14 +248,16 @@ class BpfCapture:
         if self._barrier:
             self._barrier.wait()  # a program that was running when it was detached
         now = boottime_ns()
-        self._ended(self._targets.all())
-        self._tell_unobservable(now)
+        self.following.finish(self._loaded_ns, now)
         self._flush_open(drain, now)
+        if self._stacks:
+            self._stacks.finish()
         for file in self._files:
             for row in self._files.rows(file, now):
                 self._sink("probes", row)
         for part, program in self._links:
             self._sink("probes", self._program_row(part, program, now))
+        self._sink("probes", self._map_events_row(now))
         self._tell_function_programs(now)
         self._tell_full(now)
 
@@ -379,11 +287,14 @@ class BpfCapture:
             count = struct.unpack("<Q", raw or bytes(8))[0]
             if count:
                 self._gap(source, f"{count} {meaning}", self._loaded_ns, now)
-        for pid in sorted(set(self._targets.full)):
-            self._gap("off_cpu", "the process was not followed: too many exist at once", self._loaded_ns, now, pid=pid)
 
     def close(self) -> None:
         """Detach what is still attached and unload. Twice does no harm."""
+        if self._stacks:
+            self._stacks.close()
+            self._stacks = None
+        if self._follower:
+            self._follower.close()
         self._files.detach()
         for link in self._links.values():
             link.close()

@@ -1,7 +1,8 @@
-"""Which processes map a library that can be probed: found by polling /proc, cheaply.
+"""Which processes map a library that can be probed: told by the kernel as it happens, and found by reading /proc.
 
-Every pass lists /proc. The maps of a process are read when it is new, when its size changed (a library that was just
-loaded changes it), and every :data:`FULL_PASS` passes in any case. Nothing has to run in the workload for this.
+A mapping that the kernel tells of (:mod:`gpuaudit.capture.map_events`) has its process looked at in the same pass, and
+its exact time. What is not told of is found by passes over /proc: the maps of a process are read when it is new, when
+its size changed (a library that was just loaded changes it), and every :data:`FULL_PASS` passes in any case.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from gpuaudit.capture import processes
-from gpuaudit.capture.probes import Library, library_for
+from gpuaudit.capture.map_events import MapEvent
+from gpuaudit.capture.probes import LIBRARIES, Library, library_for
 from gpuaudit.capture.processes import Mapping
 from gpuaudit.capture.source import boottime_ns
 
@@ -21,12 +23,16 @@ FULL_PASS = 20
 DRIVER_FILE = r"libcuda\.so(\.[0-9]+)*"
 """The driver's library: a process that maps it, but no cudart, uses the GPU in a way that is not observed."""
 
+LIBRARY_FILES = "|".join(f"(?:{library.files})" for library in LIBRARIES)
+"""Regular expression for the base name of a file that can be probed."""
+
 
 @dataclass(frozen=True)
 class Found:
     """A library newly found in a process. ``not_before_ns``: it was mapped no earlier than this."""
 
     pid: int
+    start_ns: int
     library: Library
     mapping: Mapping
     found_ns: int
@@ -50,6 +56,8 @@ class Scanner:
     def __init__(self, exclude: Iterable[int] = ()) -> None:
         self.exclude: set[int] = set(exclude)
         self._known: dict[int, _Known] = {}
+        self._mapped_ns: dict[tuple[int, str], int] = {}
+        """(process, name of the file) → when the kernel mapped it first."""
         self._passes = 0
 
     def scan(self, only: set[int] | None = None) -> list[Found]:
@@ -61,14 +69,25 @@ class Scanner:
             found += self._look(pid)
         for pid in self._known.keys() - alive:
             del self._known[pid]
+        for pid, name in [key for key in self._mapped_ns if key[0] not in alive]:
+            del self._mapped_ns[pid, name]
         return found
 
-    def _look(self, pid: int) -> list[Found]:
+    def look_at(self, events: Iterable[MapEvent], only: set[int] | None = None) -> list[Found]:
+        """The processes that the kernel told of, at once. ``only``: of these."""
+        pids = set()
+        for event in events:
+            self._mapped_ns.setdefault((event.pid, event.file_name), event.time_ns)
+            pids.add(event.pid)
+        chosen = (pids if only is None else pids & only) - self.exclude
+        return [f for pid in sorted(chosen) for f in self._look(pid, now=True)]
+
+    def _look(self, pid: int, *, now: bool = False) -> list[Found]:
         hint = processes.size_hint(pid)
         if hint is None:
             return []
         known = self._known.get(pid)
-        due = known is None or hint != known.hint or (self._passes + pid) % FULL_PASS == 0
+        due = now or known is None or hint != known.hint or (self._passes + pid) % FULL_PASS == 0
         if not due:
             return []
         start = processes.start_ns(pid)
@@ -90,21 +109,22 @@ class Scanner:
                 mapped.add(file)
                 known.has_runtime |= library.name == "cudart"
                 if file not in known.files:
-                    found.append(Found(pid, library, mapping, now, before))
-            elif known.driver is None and re.fullmatch(DRIVER_FILE, mapping.file_name):
+                    told = self._mapped_ns.pop((pid, mapping.file_name), 0)
+                    found.append(Found(pid, known.start_ns, library, mapping, now, max(before, told)))
+            if known.driver is None and re.fullmatch(DRIVER_FILE, mapping.file_name):
                 known.driver, known.driver_ns = mapping, now
         known.files = mapped
         known.read_ns = now
         return found
 
-    def mapping_processes(self) -> list[int]:
-        """Processes that mapped a library when last looked at."""
-        return [pid for pid, known in self._known.items() if known.files]
+    def mapping_processes(self) -> list[tuple[int, int]]:
+        """(process, its start) of those that mapped a library when last looked at."""
+        return [(pid, known.start_ns) for pid, known in self._known.items() if known.files]
 
-    def unobservable(self) -> list[tuple[int, Mapping, int]]:
-        """(pid, mapping of the driver's library, when found) of processes that map it and no CUDA runtime library."""
+    def unobservable(self) -> list[tuple[int, int, Mapping, int]]:
+        """(process, its start, mapping of the driver's library, when found) of those without a CUDA runtime library."""
         return [
-            (pid, known.driver, known.driver_ns)
+            (pid, known.start_ns, known.driver, known.driver_ns)
             for pid, known in sorted(self._known.items())
             if known.driver is not None and not known.has_runtime
         ]

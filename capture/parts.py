@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
 from itertools import product
+
+from gpuaudit.capture.stack_records import RAW_RING_BYTES
 
 SHARED_MAPS = ("counters", "targets", "settings", "full")
 """Maps of capture/bpf/shared.h, made by the object ``calls``."""
@@ -55,9 +58,13 @@ CALLS = Part(
         "on_fork": "sched_process_fork", "on_exec": "sched_process_exec", "on_exit": "sched_process_exit",
         "on_thread_exec": "sched_process_exec", "on_thread_exit": "sched_process_exit",
     },
-    "flush_calls", ("turn_totals", "empty_totals"),
+    "flush_calls", ("turn_totals", "empty_totals"), maps={"raw_stacks": RAW_RING_BYTES},
 )  # fmt: skip
 """Processes and calls. At 200 bytes a call, 16 MiB hold 83,000 calls: 0.8 s of 100,000 calls/s until one is lost."""
+
+ATTACHED_LAST = ("on_exit",)
+"""Programs of ``calls`` that are attached after those of every other part: it forgets a process that ends, and the
+others ask for it at the same tracepoint. Programs of one tracepoint run in the order in which they were attached."""
 
 _INTERRUPT_WATCH = (
     "on_softirq_entry", "on_softirq_exit", "on_irq_handler_entry", "on_irq_handler_exit", "on_hrtimer_expire_entry",
@@ -92,7 +99,8 @@ _CGROUP_RECLAIM = ("on_mm_vmscan_memcg_reclaim_begin", "on_mm_vmscan_memcg_recla
 MEMORY = Part(
     "memory", "memory", {"page_allocations": 1 << 20, "reclaims": 1 << 20, "oom_kills": 1 << 17},
     tuple(
-        ("on_mm_page_alloc", *_DIRECT_RECLAIM, *more, *victim) for more, victim in product((_CGROUP_RECLAIM, ()), _VICTIM)
+        ("on_mm_page_alloc", *_DIRECT_RECLAIM, *limit, *victim)
+        for limit, victim in product((_CGROUP_RECLAIM, ()), _VICTIM)
     ),
     {
         "on_victim_task": "mark_victim", "on_victim_tid": "mark_victim", "on_victim_signal": "signal_generate",
@@ -108,7 +116,7 @@ _DIRTIED = (("on_writeback_dirty_folio",), ("on_writeback_dirty_page",), ())
 BLOCK_IO = Part(
     "block_io", "block_io", {"block_io": 8 << 20},
     tuple((*start, *_REQUESTS, *dirtied) for start, dirtied in product((("on_block_io_start",), ()), _DIRTIED)),
-    _named("on_block_io_start", *_REQUESTS, *(program for way in _DIRTIED for program in way)),
+    _named("on_block_io_start", *_REQUESTS, *(p for way in _DIRTIED for p in way)),
     "flush_block_io",
 )  # fmt: skip
 """Requests to block devices. At 136 bytes each, 8 MiB hold 61,000: 60 ms of a million a second."""
@@ -124,7 +132,7 @@ TCP = Part(
     ),
     {
         "on_retransmit_error": "tcp_retransmit_skb", "on_retransmit": "tcp_retransmit_skb",
-        **_named("on_tcp_retransmit_synack", "on_inet_sock_set_state", *(program for way in _OWNERS for program in way)),
+        **_named("on_tcp_retransmit_synack", "on_inet_sock_set_state", *(p for way in _OWNERS for p in way)),
     },
 )  # fmt: skip
 """Retransmissions, and what tells whose a socket is."""

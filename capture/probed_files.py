@@ -12,7 +12,8 @@ from gpuaudit.capture import libbpf
 from gpuaudit.capture.attach import Attachment, Place, Programs, cookie
 from gpuaudit.capture.probes import Library, Probe, op_id
 from gpuaudit.capture.source import boottime_ns
-from gpuaudit.capture.symbols import Function, NotElf, Symbols, read_symbols
+from gpuaudit.capture.symbol_cache import SymbolCache
+from gpuaudit.capture.symbols import Function, NotElf, Symbols
 
 MAX_PROBES = 8192
 """Entries of the BPF map ``probe_counts``, as in capture/bpf/calls.h."""
@@ -43,6 +44,7 @@ class ProbedFile:
     attachment: Attachment | None = None
     attached_ns: int = 0
     not_observed: tuple[str, ...] = ()
+    not_observed_count: int | None = None
     reason: str | None = None
 
 
@@ -54,6 +56,7 @@ class ProbedFiles:
         self._sources = sources
         self._costs_ns = costs_ns
         self._files: dict[tuple[int, int], ProbedFile] = {}
+        self.symbols = SymbolCache()
         self._next = 1  # counter 0 is the self test's
 
     def add(self, fd: int, library: Library, path: str) -> tuple[ProbedFile, bool]:
@@ -69,7 +72,7 @@ class ProbedFiles:
             return file, False
         try:
             names = frozenset(n for p in library.probes for n in p.names)
-            symbols = read_symbols(fd, names, library.exports)
+            symbols = self.symbols.read(fd, names, library.exports)
         except NotElf as e:
             file.reason = str(e)
             return file, False
@@ -85,7 +88,8 @@ class ProbedFiles:
         file.build_id = symbols.build_id
         wanted = list(_chosen(file, symbols))
         observed = {name for probe, _ in wanted for name in probe.names}
-        file.not_observed = _some(n for n in symbols.exports if n not in observed)
+        others = [n for n in symbols.exports if n not in observed]
+        file.not_observed, file.not_observed_count = _some(others), len(others)
         if not wanted:
             file.reason = "none of the functions in the probe table is exported"
         elif self._next + len(wanted) > MAX_PROBES:

@@ -11,9 +11,19 @@ import re
 import stat
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from gpuaudit.capture.cgroups import Properties, cgroup_id
+from gpuaudit.capture.identity import (
+    MAX_CGROUP_BYTES,
+    MAX_ENVIRONMENT_BYTES,
+    Placement,
+    Ranks,
+    pid_in_namespace,
+    placement,
+    ranks,
+)
 from gpuaudit.capture.redact import redact_arguments
 
 PROC = "/proc"
@@ -46,14 +56,27 @@ class ProcessInfo:
     comm: str
     exe: str | None
     command_line: str | None
-    cgroup: str | None
+    placement: Placement = field(default_factory=Placement)
+    ranks: Ranks = field(default_factory=Ranks)
+    pid_in_namespace: int | None = None
+
+    @property
+    def cgroup(self) -> str | None:
+        """Path of its cgroup, in the hierarchy that says most."""
+        return self.placement.cgroup
 
     def row(self, op: str, role: str, seen_ns: int, *, duration_ns: int | None = None) -> dict[str, object]:
         """The row of the ``processes`` table."""
+        where, ranks = self.placement, self.ranks
         return {
             "start_ns": self.start_ns, "duration_ns": duration_ns, "pid": self.pid, "op": op, "role": role,
             "parent_pid": self.parent_pid, "uid": self.uid, "comm": self.comm, "exe": self.exe,
-            "command_line": self.command_line, "cgroup": self.cgroup, "seen_ns": seen_ns, "exit_status": None,
+            "command_line": self.command_line, "cgroup": where.cgroup, "seen_ns": seen_ns, "exit_status": None,
+            "cgroup_id": where.version_2 and cgroup_id(where.version_2), "container_id": where.container_id,
+            "container_runtime": where.container_runtime, "pod_uid": where.pod_uid,
+            "job_id": where.job_id or ranks.job_id, "rank": ranks.rank, "local_rank": ranks.local_rank,
+            "world_size": ranks.world_size, "rank_source": ranks.rank_source,
+            "pid_in_namespace": self.pid_in_namespace, "reason": None,
         }  # fmt: skip
 
 
@@ -107,6 +130,11 @@ def is_alive(pid: int) -> bool:
     return fields is not None and fields[1][0] not in ("Z", "X")
 
 
+def living() -> set[tuple[int, int]]:
+    """(process, its start) of all there are now: together they name a process, a number alone is given again."""
+    return {(pid, start) for pid in pids() if (start := start_ns(pid)) is not None}
+
+
 def why_not_followed(pid: int) -> str:
     """Why ``pid`` is no process that can be chosen for a capture; empty if it is one."""
     if not is_alive(pid):
@@ -127,18 +155,32 @@ def read_process(pid: int) -> ProcessInfo | None:
         return None
     comm, rest = fields
     status = _text(f"{PROC}/{pid}/status") or b""
-    uid = re.search(rb"^Uid:\s+(\d+)", status, re.MULTILINE)
     command = _text(f"{PROC}/{pid}/cmdline", MAX_COMMAND_LINE_BYTES)
-    cgroup = re.search(rb"^0::(.*)$", _text(f"{PROC}/{pid}/cgroup") or b"", re.MULTILINE)
     try:
         exe: str | None = str(Path(f"{PROC}/{pid}/exe").readlink())
     except OSError:
         exe = None
     return ProcessInfo(
-        pid, int(rest[19]) * NS_PER_TICK, int(rest[1]), int(uid.group(1)) if uid else None, comm, exe,
+        pid, int(rest[19]) * NS_PER_TICK, int(rest[1]), _real_uid(status), comm, exe,
         " ".join(redact_arguments(os.fsdecode(command.rstrip(b"\0")).split("\0"))) if command else None,
-        os.fsdecode(cgroup.group(1)) if cgroup else None,
+        placement(_text(f"{PROC}/{pid}/cgroup", MAX_CGROUP_BYTES) or b""),
+        ranks(_text(f"{PROC}/{pid}/environ", MAX_ENVIRONMENT_BYTES) or b""),
+        pid_in_namespace(status),
     )  # fmt: skip
+
+
+def _real_uid(status: bytes) -> int | None:
+    found = re.search(rb"^Uid:\s+(\d+)", status, re.MULTILINE)
+    return int(found[1]) if found else None
+
+
+def properties(pid: int) -> Properties | None:
+    """What the rules of a selection look at; None when the process is gone."""
+    fields = _fields(pid)
+    if fields is None:
+        return None
+    where = placement(_text(f"{PROC}/{pid}/cgroup", MAX_CGROUP_BYTES) or b"")
+    return Properties(_real_uid(_text(f"{PROC}/{pid}/status") or b""), fields[0], where.version_2)
 
 
 def size_hint(pid: int) -> bytes | None:

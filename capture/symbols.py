@@ -12,7 +12,7 @@ import os
 import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from elftools.common.exceptions import ELFError
@@ -53,6 +53,8 @@ class Function:
     name: str
     offset: int
     instruction: str
+    symbol_offset: int
+    """Where the symbol itself leads: before ``offset`` when an ``endbr64`` is passed over."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,13 @@ def _function(fd: int, name: str, offset: int) -> Function:
     kind = instruction_kind(code[skip:])
     if skip and kind == SINGLE_STEPPED:
         skip = 0  # nothing is gained; stay at the symbol's own address
-    return Function(name, offset + skip, f"{kind} after endbr64" if skip else kind)
+    return Function(name, offset + skip, f"{kind} after endbr64" if skip else kind, offset)
+
+
+def with_instructions(fd: int, symbols: Symbols) -> Symbols:
+    """The same symbols for a file whose tables are the same: its first instructions are read anew."""
+    fresh = {name: _function(fd, name, f.symbol_offset) for name, f in symbols.functions.items()}
+    return replace(symbols, functions=fresh)
 
 
 def instruction_kind(code: bytes) -> str:

@@ -24,6 +24,7 @@ enum {
 	BPF_MAP_TYPE_HASH = 1,
 	BPF_MAP_TYPE_ARRAY = 2,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_CGROUP_ARRAY = 8,
 	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_RINGBUF = 27,
 };
@@ -63,6 +64,8 @@ struct counter {
 };
 struct signal_struct {
 	struct counter live;
+	int group_exit_code;
+	unsigned int flags;
 };
 struct task_struct {
 	int pid;
@@ -71,6 +74,8 @@ struct task_struct {
 	unsigned int __state;
 	__u64 start_boottime;
 	__u64 self_exec_id;
+	int exit_code;
+	struct task_struct *real_parent;
 	struct task_struct *group_leader;
 	struct signal_struct *signal;
 };

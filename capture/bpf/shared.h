@@ -40,13 +40,15 @@ struct {
 enum target_flags {
 	TARGET_TRACED = 1,   /* maps a probed library: its threads' off-CPU time is recorded */
 	TARGET_SELECTED = 2, /* named by the user, or a descendant of one that was */
-	TARGET_EXCLUDED = 4, /* the recorder and the attacher: never evidence */
+	TARGET_EXCLUDED = 4, /* the recorder and the attacher, and what the user left out: never evidence */
+	TARGET_KNOWN = 8,    /* was traced: its end is told of, also when it runs another program by then */
+	TARGET_TREE = 16,    /* excluded with the children it will have */
 };
 struct target {
 	__u32 flags;
 	__u32 parent;
 	__u64 began_ns; /* the fork or exec that this run of the process began with, 0 if it was not seen */
-	__u64 exit_ns;	/* 0 while it lives */
+	__u64 start_ns; /* start of the process, 0 if it was not seen: a number that is given again has another one */
 	char comm[TASK_COMM_LEN];
 };
 struct {
@@ -171,5 +173,5 @@ static __always_inline bool traced(__u32 tgid)
 {
 	struct target *t = bpf_map_lookup_elem(&targets, &tgid);
 
-	return t && (t->flags & (TARGET_TRACED | TARGET_EXCLUDED)) == TARGET_TRACED && !t->exit_ns;
+	return t && (t->flags & (TARGET_TRACED | TARGET_EXCLUDED)) == TARGET_TRACED;
 }
