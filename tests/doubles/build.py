@@ -46,11 +46,13 @@ _NVML_SOURCES = tuple(f"nvml/{name}.c" for name in ("nvml", "lists", "watch", "s
 
 RECIPES: dict[str, Recipe] = {
     "cudart": _library("libcudart.so.13", "cudart/cudart.c", f"-Wl,--version-script={HERE / 'cudart/cudart.map'}"),
+    "driver": _library("libcuda.so.1", "cudart/driver.c"),
+    "layered": _library("libcudart.so.11", "cudart/layered.c"),
     "nested": _library("libcudart.so.12", "cudart/nested.c"),
     "nccl": _library("libnccl.so.2", "nccl/nccl.c", "-lrt"),
     "nvml": Recipe(_NVML, _NVML_SOURCES, ("-shared", "-fPIC", f"-Wl,-soname,{_NVML}")),
     "ranks": _program("ranks", "-l:libnccl.so.2", "-l:libcudart.so.13"),
-    **{name: _program(name) for name in ("calls", "sleeper", "spin")},
+    **{name: _program(name) for name in ("calls", "sleeper", "spin", "stacks")},
 }
 
 
