@@ -19,7 +19,10 @@ def namespace_desk(sources: Sequence[str]) -> NamespaceDesk | None:
 
 def limit_while_running(sources: Sequence[str], *, other_users: bool) -> None:
     """Keep only what capturing these sources goes on needing; ``other_users``: the recorder runs as another user."""
-    privileges.limit_to(kept(_reasons(sources, other_users)), final=True)
+    names = kept(_reasons(sources, other_users))
+    if "CAP_BPF" in names and not {"CAP_BPF", "CAP_PERFMON"} <= CapabilitySets.of().permitted:
+        names |= {"CAP_SYS_ADMIN"}  # which stands for both where a container's runtime does not know them
+    privileges.limit_to(names, final=True)
 
 
 def _reasons(sources: Sequence[str], other_users: bool) -> Iterator[Keep]:

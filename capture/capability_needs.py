@@ -42,6 +42,8 @@ NEEDS = (
          "the recorder runs as the user who called, without any capability; nothing is started for the user who called "
          "sudo"),
     Need("CAP_SETGID", "start", "the same, their groups", "the same"),
+    Need("CAP_SYS_PTRACE", "engines", "see where other users' engines listen, and what their settings are",
+         "engines of other users are not found; one that is named has no process and no settings"),
     Need("CAP_SETUID", "engines", "open an engine's files, and find its socket, with its own user's rights",
          "an engine of another user: no settings from its model's files, none through a Unix socket"),
     Need("CAP_SETGID", "engines", "the same, its groups", "the same"),

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from gpuaudit.bundle.errors import HostUnfit
-from gpuaudit.capture import libbpf, processes
+from gpuaudit.capture import libbpf, obstacles, processes
 from gpuaudit.capture.attach import MECHANISMS, Mechanism, Place, Programs, cookie
 from gpuaudit.capture.discovery import Scanner
 from gpuaudit.capture.engine_check import ask_engines
@@ -30,8 +30,6 @@ from gpuaudit.capture.probed_files import ProbedFiles
 from gpuaudit.capture.ring import LossCounters, RingReader
 
 BTF = Path("/sys/kernel/btf/vmlinux")
-SYSCTLS = ("kernel.unprivileged_bpf_disabled", "kernel.perf_event_paranoid")
-LOCKDOWN = Path("/sys/kernel/security/lockdown")
 
 _HITS = 3
 _FUNCTION = bytes.fromhex("554889e55dc3")
@@ -103,16 +101,9 @@ def _privileges() -> CheckResult:
         return CheckResult("privileges", False, FOREIGN_PIDS, FOREIGN_PIDS_HINT)
     if not missing:
         return CheckResult("privileges", True, "CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE are there")
-    settings = ", ".join(f"{name}={value}" for name in SYSCTLS if (value := _sysctl(name)) is not None)
-    detail = f"this process lacks {' and '.join(missing)}{f' ({settings})' if settings else ''}"
+    told = ", ".join(f"{name}={value}" for name, value in obstacles.settings())
+    detail = f"this process lacks {' and '.join(missing)}{f' ({told})' if told else ''}"
     return CheckResult("privileges", False, detail, "run as root: sudo audit check")
-
-
-def _sysctl(name: str) -> str | None:
-    try:
-        return Path("/proc/sys", *name.split(".")).read_text("ascii").strip()
-    except OSError:
-        return None
 
 
 def _btf() -> CheckResult:
@@ -193,7 +184,9 @@ def _functions_probed(mechanism: Mechanism) -> CheckResult:
     except HostUnfit as e:
         return CheckResult(name, False, e.message, hint)
     except OSError as e:
-        return CheckResult(name, False, f"the kernel refused: {e.strerror}{_lockdown()}", hint)
+        found = obstacles.obstacles("probe functions")
+        words = obstacles.in_words(found)
+        return CheckResult(name, False, f"the kernel refused: {e.strerror}{words and '; ' + words}", hint)
     finally:
         programs.close()
     if hits != _HITS:
@@ -217,13 +210,6 @@ def _probe_own_function(programs: Programs) -> int:
     raw = libbpf.map_lookup(programs.map_fd("probe_counts"), struct.pack("<I", 0), 16)
     hits, returns = struct.unpack("<QQ", raw or bytes(16))
     return int(min(hits, returns))
-
-
-def _lockdown() -> str:
-    try:
-        return f" (kernel lockdown: {LOCKDOWN.read_text('ascii').strip()})"
-    except OSError:
-        return ""
 
 
 def _libraries(programs: Programs) -> Iterator[CheckResult]:

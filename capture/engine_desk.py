@@ -61,7 +61,7 @@ class EngineDesk:
         self, named: Sequence[tuple[Endpoint, str]], only: Callable[[], set[int] | None],
         namespaces: NamespaceDesk | None = None,
     ) -> None:  # fmt: skip
-        self.dial, self.files = DialDesk(namespaces), DialDesk()
+        self.dial, self.files = DialDesk(namespaces, waits=True), DialDesk(waits=True)
         self._namespaces = namespaces
         self._only = only
         self._known: set[tuple[int, int]] = set()
@@ -76,6 +76,8 @@ class EngineDesk:
 
     def scan_when_due(self) -> None:
         """Look for servers, every :data:`SCAN_INTERVAL_S`."""
+        self.dial.serve()
+        self.files.serve()
         begin_s = time.monotonic()
         if begin_s < self._next_scan_s:
             return

@@ -59,13 +59,16 @@ class Line:
 class DialDesk:
     """The attacher's end: a thread that answers, because entering a namespace is a matter of one thread."""
 
-    def __init__(self, namespaces: NamespaceDesk | None = None) -> None:
-        """``namespaces`` makes the sockets of other network namespaces; without one this process enters them."""
+    def __init__(self, namespaces: NamespaceDesk | None = None, *, waits: bool = False) -> None:
+        """``namespaces`` makes the sockets of other network namespaces; without one this process enters them.
+
+        ``waits``: no thread before :meth:`serve`, because it would keep what capabilities there are at that moment.
+        """
         self._ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._namespaces = namespaces
         self._lines: dict[int, Line] = {}
         self._thread = threading.Thread(target=self._serve, name="dial-desk", daemon=True)
-        self._started = False
+        self._waits = waits
         self._home_fd = -1
         self._busy: set[int] = set()
         """Engines whose file system is being asked: it may hang, and is asked one thing at a time."""
@@ -73,8 +76,13 @@ class DialDesk:
     def add(self, engine: int, line: Line) -> None:
         """From now on the recorder may ask for this engine."""
         self._lines[engine] = line
-        if not self._started:
-            self._started = True
+        if not self._waits:
+            self.serve()
+
+    def serve(self) -> None:
+        """Answer from now on."""
+        self._waits = False
+        if self._lines and self._thread.ident is None:
             self._thread.start()
 
     def close(self) -> None:

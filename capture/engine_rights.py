@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpuaudit.capture.capabilities import FILE_CAPABILITIES, CapabilitySets, set_effective
 from gpuaudit.capture.processes import PROC
 
 _MAX_GROUPS = 65_536
@@ -50,11 +51,13 @@ class Rights:
 
 @contextmanager
 def taken_on(rights: Rights) -> Iterator[None]:
-    """This thread, and no other, opens files with ``rights`` (setfsuid(2), setgroups(2)); nothing changes but as root.
+    """This thread, and no other, opens files with ``rights`` (setfsuid(2), setgroups(2)), and no capability over files.
 
-    OSError where they could not be taken on. A thread that cannot get its own groups back goes on without them.
+    Nothing changes for a process that has neither: it cannot open what is not its own. OSError where the rights could
+    not be taken on. A thread that cannot get its own groups back goes on without them.
     """
-    if os.geteuid() != 0:
+    effective = CapabilitySets.of().effective
+    if os.geteuid() != 0 and not effective & FILE_CAPABILITIES:
         yield
         return
     own = os.getgroups()
@@ -64,10 +67,12 @@ def taken_on(rights: Rights) -> Iterator[None]:
         _libc.setfsuid(rights.uid)
         if _libc.setfsuid(-1) != rights.uid or _libc.setfsgid(-1) != rights.gid:
             raise OSError(errno.EPERM, "the user could not be taken on")
+        set_effective(effective - FILE_CAPABILITIES)  # the kernel does so only where fsuid was root's
         yield
     finally:
         _libc.setfsuid(os.geteuid())
         _libc.setfsgid(os.getegid())
+        set_effective(effective)
         _set_groups(tuple(own))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from gpuaudit.bundle.errors import HostUnfit
 from gpuaudit.bundle.tables import RING_TABLES
 from gpuaudit.capture import libbpf
+from gpuaudit.capture.obstacles import in_words, obstacles
 from gpuaudit.capture.parts import SHARED_MAPS, Part
 
 OBJECTS = Path(__file__).resolve().parent / "bpf"
@@ -128,8 +129,11 @@ class LoadedPart:
 
 
 def unfit(error: OSError, said: str) -> HostUnfit:
-    """Why the kernel refused, in words an operator can act on."""
+    """Why the kernel refused, in words an operator can act on: what was tried, what it said, what stands in the way."""
     message = f"the kernel refused the BPF programs: {error.strerror or error}{f' ({said})' if said else ''}"
+    found = obstacles("load BPF programs")
+    if found:
+        return HostUnfit(f"{message}; {in_words(found)}", hint="; ".join(dict.fromkeys(o.hint for o in found)))
     if isinstance(error, PermissionError):
         return HostUnfit(message, hint="run as root, or with CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE")
     if not Path("/sys/kernel/btf/vmlinux").exists():

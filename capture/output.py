@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpuaudit.bundle.errors import HostUnfit, OutputExists, UsageError
+from gpuaudit.capture.capabilities import CapabilitySets
 from gpuaudit.capture.host import hostname
 from gpuaudit.capture.privileges import Credentials
 
@@ -131,7 +132,8 @@ class Output:
             except (OSError, HostUnfit):
                 continue
             self._give(fd)
-        os.fchown(self._partial_fd, self.owner.uid, self.owner.gid)
+        if "CAP_CHOWN" in CapabilitySets.of().effective:
+            os.fchown(self._partial_fd, self.owner.uid, self.owner.gid)
 
     def discard(self) -> None:
         """Remove the partial directory of a capture that failed before its first leaf."""
@@ -196,10 +198,10 @@ class Output:
     def _give(self, fd: int) -> None:
         """Make an open regular file the owner's, readable for all; closes it."""
         try:
-            if stat.S_ISREG(os.fstat(fd).st_mode) and os.geteuid() == 0:
+            os.fchmod(fd, _PUBLIC_MODE)
+            if stat.S_ISREG(os.fstat(fd).st_mode) and "CAP_CHOWN" in CapabilitySets.of().effective:
                 owner = self.owner or Credentials(os.geteuid(), os.getegid())
                 os.fchown(fd, owner.uid, owner.gid)
-            os.fchmod(fd, _PUBLIC_MODE)
         finally:
             os.close(fd)
 

@@ -26,6 +26,12 @@ from gpuaudit.capture.capability_needs import NEEDS
 RECORDER_USERS = ("gpu-audit-recorder", "gpu-audit", "nobody")
 """Users the recorder may run as; the first that there is, and that is not the attacher's own, wins."""
 
+FOR_ANOTHER_USER = frozenset({"CAP_SETUID", "CAP_SETGID", "CAP_CHOWN", "CAP_FOWNER", "CAP_DAC_OVERRIDE"})
+"""What it takes to run the recorder as a user of its own, and to take from it what it wrote."""
+
+FOR_A_COMMAND = frozenset({"CAP_SETUID", "CAP_SETGID"})
+"""What it takes to start the command as the user who called sudo."""
+
 _INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 """include/linux/proc_ns.h: PROC_PID_INIT_INO."""
 
@@ -57,6 +63,17 @@ def missing_for_bpf(have: Iterable[str] | None = None) -> list[str]:
     if "CAP_SYS_ADMIN" in got:
         needed = {"CAP_SYS_PTRACE": None}
     return [name for name in needed if name not in got]
+
+
+def check_command_of_another_user() -> None:
+    """HostUnfit, which names it, where a capability is lacking to start a command as the user who called sudo."""
+    missing = FOR_A_COMMAND - CapabilitySets.of().effective
+    if missing:
+        raise HostUnfit(
+            f"the command cannot be started as the user who called sudo: this process lacks "
+            f"{' and '.join(capabilities.in_order(missing))}",
+            hint="give it these too, or capture a process that runs: --pid",
+        )
 
 
 def limit_to(names: frozenset[str], *, final: bool) -> None:
@@ -100,8 +117,8 @@ def in_initial_pid_namespace() -> bool:
 
 
 def recorder_credentials() -> Credentials | None:
-    """Whom the recorder shall run as; None when this process may not change users, or is nobody special already."""
-    if not {"CAP_SETUID", "CAP_SETGID"} <= CapabilitySets.of().effective:
+    """Whom the recorder shall run as; None when this process may not change users, or not give them files."""
+    if not FOR_ANOTHER_USER <= CapabilitySets.of().effective:
         return None
     for name in RECORDER_USERS:
         try:

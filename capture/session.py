@@ -29,11 +29,17 @@ from gpuaudit.capture.engine_endpoint import Endpoint
 from gpuaudit.capture.launch import invoking_user, own_limits, resolve_command
 from gpuaudit.capture.options import CaptureOptions, CaptureResult, Status
 from gpuaudit.capture.output import Output, default_name
-from gpuaudit.capture.privileges import limit_to, protect_memory, recorder_credentials
+from gpuaudit.capture.privileges import (
+    check_command_of_another_user,
+    limit_to,
+    protect_memory,
+    recorder_credentials,
+)
 from gpuaudit.capture.processes import why_not_followed
 from gpuaudit.capture.redact import redact_arguments, redact_text
+from gpuaudit.capture.rules import parse_rules
 from gpuaudit.capture.scenario import Scenario, load_scenario
-from gpuaudit.capture.source import SELECTABLE_SOURCES
+from gpuaudit.capture.source import BPF_SOURCES, SELECTABLE_SOURCES
 
 __all__ = ["CaptureOptions", "CaptureResult", "Status", "run_capture"]
 
@@ -58,6 +64,8 @@ def run_capture(
     scenario = load_scenario(options.synthetic) if options.synthetic else None
     user = None if scenario else invoking_user()
     command = resolve_command(options.command, user) if options.command else None
+    if command and user:
+        check_command_of_another_user()
     out = _absolute(options.out or Path(default_name(datetime.datetime.now(datetime.UTC))))
     receipt = _absolute(options.receipt_path) if options.receipt_path else out.with_name(out.name + ".receipt")
     owner = user.credentials if user else None
@@ -103,7 +111,8 @@ def _open_body(options: CaptureOptions, facts: dict[str, object], scenario: Scen
     asked = {
         "duration_s": None if options.duration_s is None else str(options.duration_s), "pids": list(options.pids),
         "command": redact_arguments(options.command), "sources": list(options.sources), "synthetic": options.synthetic,
-        "engines": [redact_text(u) for u in options.engines],
+        "users": list(options.users), "comms": list(options.comms), "cgroups": list(options.cgroups),
+        "exclude": list(options.excludes), "engines": [redact_text(u) for u in options.engines],
         "allow_remote": [redact_text(u) for u in options.allow_remote],
         "seed": options.seed if scenario else None, "site": options.site, "strict": options.strict,
         "stack_threshold_ms": str(options.stack_threshold_ms), "stack_sample": options.stack_sample,
@@ -133,6 +142,7 @@ def _check_options(options: CaptureOptions) -> list[tuple[Endpoint, str]]:
         raise UsageError("a command and --pid cannot both be given", hint="capture one or the other")
     if options.synthetic and (options.command or options.pids):
         raise UsageError("a synthetic scenario watches no process", hint="leave out --pid and the command")
+    _check_selection(options)
     if not _SITE.match(options.site):
         raise UsageError(f"--site {options.site!r:.80}: letters, digits, dot, hyphen and underscore, at most 64")
     challenge = options.challenge
@@ -142,6 +152,20 @@ def _check_options(options: CaptureOptions) -> list[tuple[Endpoint, str]]:
         if why := why_not_followed(pid):
             raise UsageError(f"--pid {pid}: {why}", hint="ps -e lists processes")
     return _named_engines(options)
+
+
+def _check_selection(options: CaptureOptions) -> None:
+    """UsageError where processes are chosen in two ways, or by what does not exist."""
+    by_property = {"--user": options.users, "--comm": options.comms, "--cgroup": options.cgroups}
+    used = [name for name, values in by_property.items() if values]
+    if used and (options.command or options.pids):
+        other = "a command" if options.command else "--pid"
+        raise UsageError(f"{used[0]} and {other} cannot both be given", hint="choose processes in one of the two ways")
+    used += ["--exclude"] if options.excludes else []
+    if used and (options.synthetic or not set(options.sources) & set(BPF_SOURCES)):
+        why = "a synthetic scenario watches no process" if options.synthetic else "no source of processes was selected"
+        raise UsageError(f"{used[0]} chooses nothing: {why}", hint=f"leave {used[0]} out")
+    parse_rules(options.users, options.comms, options.cgroups, options.excludes)
 
 
 def _named_engines(options: CaptureOptions) -> list[tuple[Endpoint, str]]:
