@@ -9,6 +9,9 @@ import numpy as np
 RAW_RING_BYTES = 4 << 20
 """Room for 5,000 stacks that were not seen before, between two looks of the attacher."""
 
+MAX_STACKS = 65_536
+"""Stacks that the programs can know at once: ``MAX_STACKS`` of capture/bpf/stacks.h."""
+
 RAW_WORDS = 96
 NATIVE, PYTHON = 0, 1
 PYTHON_FRAME_WORDS = 3

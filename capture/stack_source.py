@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from gpuaudit.capture.stack_records import (
     ENDS,
     KINDS,
     KNOWN_STACK,
+    MAX_STACKS,
     NATIVE,
     RAW_RING_BYTES,
     RAW_STACK,
@@ -67,6 +68,8 @@ class _Process:
         self.pid, self.born_ns = pid, born_ns
         self.space: AddressSpace | None = None
         self.codes: CodeReader | None = None
+        self.looked = False
+        """Whether an interpreter was looked for when its first stack came."""
 
     def is_there(self) -> bool:
         """Whether the process still is the one whose stack it was: same number, same start."""
@@ -85,8 +88,10 @@ class StackDesk:
         self._symboliser = Symboliser()
         self._processes: OrderedDict[tuple[int, int, int], _Process] = OrderedDict()
         self._interpreters: dict[int, Interpreter] = {}
-        self._looked_at: dict[int, int] = {}
-        """Process → its start, where the interpreter was looked for."""
+        self._refused: set[tuple[int, int, str]] = set()
+        """Processes by number and start whose interpreter cannot be read, and why: told once."""
+        self._seen = 0
+        self._sweep_at = MAX_STACKS // 2
 
     @property
     def wake_descriptors(self) -> list[int]:
@@ -110,14 +115,14 @@ class StackDesk:
         try:
             interpreter = self._finder.interpreter_of(pid, space)
         except Unsupported as e:
-            if self._looked_at.get(pid) != start:
+            if (pid, start, str(e)) not in self._refused:
+                self._refused.add((pid, start, str(e)))
                 now = boottime_ns()
                 self._sink("gaps", {
                     "start_ns": now, "duration_ns": None, "source": "stacks", "table_name": "stack_frames", "pid": pid,
                     "reason": f"no Python frames of this process: {e}",
                 })  # fmt: skip
             interpreter = None
-        self._looked_at[pid] = start
         if interpreter is None:
             self._interpreters.pop(pid, None)
             return
@@ -127,7 +132,7 @@ class StackDesk:
     def process_ended(self, pid: int) -> None:
         """Forget what was kept of the process."""
         self._interpreters.pop(pid, None)
-        self._looked_at.pop(pid, None)
+        self._refused = {r for r in self._refused if r[0] != pid}
         libbpf.map_delete(self._map_fd("python_processes"), struct.pack("<I", pid))
         for run in [run for run in self._processes if run[0] == pid]:
             del self._processes[run]
@@ -137,24 +142,47 @@ class StackDesk:
         records = self._ring.drain()
         for record in records:
             self._tell(decode(record))
+        self._seen += len(records)
+        if self._seen >= self._sweep_at:
+            self._forget_ended()
         return len(records)
+
+    def _known(self) -> Iterator[tuple[bytes, np.void]]:
+        """What the programs know: identity → whose, as ``KNOWN_STACK``."""
+        fd = self._map_fd("known_stacks")
+        for key in list(libbpf.map_keys(fd, 8)):
+            raw = libbpf.map_lookup(fd, key, KNOWN_STACK.itemsize)
+            if raw is not None:
+                yield key, np.frombuffer(raw, KNOWN_STACK)[0]
+
+    def _forget_ended(self) -> None:
+        """Make room in the map: nobody will name the stacks of a process that is gone again."""
+        fd, left = self._map_fd("known_stacks"), 0
+        for key, known in self._known():
+            start = processes.start_ns(int(known["pid"]))
+            if start is not None and start <= int(known["start_ns"]):
+                left += 1
+                continue
+            if known["state"] == STACK_LOST:
+                self._tell_lost(key, known)
+            libbpf.map_delete(fd, key)
+        self._seen = left
+        self._sweep_at = left + (MAX_STACKS - left) // 2
 
     def finish(self) -> None:
         """The last stacks, and those whose frames found no room. Called once nothing is probed any more."""
         while self.drain():
             pass
-        fd = self._map_fd("known_stacks")
-        for key in libbpf.map_keys(fd, 8):
-            raw = libbpf.map_lookup(fd, key, KNOWN_STACK.itemsize)
-            if raw is None:
-                continue
-            known = np.frombuffer(raw, KNOWN_STACK)[0]
+        for key, known in self._known():
             if known["state"] == STACK_LOST:
-                lost = RawStack(
-                    int(known["start_ns"]), struct.unpack("<Q", key)[0], int(known["pid"]), int(known["tid"]),
-                    int(known["kind"]), (0, 0, 0), (), 0,
-                )  # fmt: skip
-                self._row(lost, 0, NativeFrame(reason=NO_ROOM))
+                self._tell_lost(key, known)
+
+    def _tell_lost(self, key: bytes, known: np.void) -> None:
+        lost = RawStack(
+            int(known["start_ns"]), struct.unpack("<Q", key)[0], int(known["pid"]), int(known["tid"]),
+            int(known["kind"]), (0, 0, 0), (), 0,
+        )  # fmt: skip
+        self._row(lost, 0, NativeFrame(reason=NO_ROOM))
 
     def close(self) -> None:
         """Close what is open."""
@@ -162,7 +190,8 @@ class StackDesk:
 
     def _tell(self, stack: RawStack) -> None:
         process = self._process(stack)
-        if stack.pid not in self._looked_at and process.is_there():
+        if not process.looked and process.is_there():
+            process.looked = True
             self.process_found(stack.pid)
         if stack.kind == NATIVE:
             self._tell_native(stack, process)

@@ -1,7 +1,8 @@
 """Addresses of native stacks → file, build id, offset and function, at once, while the process is still there.
 
 The names are those of the file that the process has mapped, whatever stands at its path now; C++ names stay mangled.
-Symbol tables are kept by build id, so that a library that a hundred processes map is read once.
+Symbol tables are kept by file, so that a library that a hundred processes map is read once. They are not kept by build
+id: a file can claim any, and would name the functions of another user's program.
 """
 
 from __future__ import annotations
@@ -23,6 +24,12 @@ FileKey = tuple[int, int]
 
 NO_FILE = "code made at run time (JIT): it is in no file"
 TRAMPOLINE = "the return address is the probe's own: the caller waits in another probed function"
+OF_KERNEL = {
+    "[uprobes]": TRAMPOLINE,
+    "[vdso]": "code that the kernel lends to every process",
+    "[vsyscall]": "code that the kernel lends to every process",
+}
+"""Executable regions that are of no file and that the kernel names; a program may name its own, as [anon:…]."""
 NO_SYMBOL = "the file has no symbol for this place"
 STRIPPED = "the file is stripped: it has no symbols"
 
@@ -63,22 +70,18 @@ class _File:
 
 
 class Symboliser:
-    """Files by mapping, symbol tables by build id."""
+    """Symbol tables of mapped files."""
 
     def __init__(self) -> None:
         self._files: OrderedDict[FileKey, _File] = OrderedDict()
-        self._tables: dict[str, ElfTables] = {}
 
     def frame(self, pid: int, space: AddressSpace, address: int) -> NativeFrame | None:
         """The frame of a return address; None where no executable region holds it, so that it is no return address."""
         region = space.at(address)
         if region is None:
             return None
-        if region.path.startswith("["):
-            name = region.path
-            return NativeFrame(name, reason=TRAMPOLINE if name == "[uprobes]" else f"{name} is made by the kernel")
         if not region.inode:
-            return NativeFrame(reason=NO_FILE)
+            return NativeFrame(region.path or None, reason=OF_KERNEL.get(region.path, NO_FILE))
         return self._file(pid, region).frame(region, address - region.start + region.offset)
 
     def _file(self, pid: int, region: Region) -> _File:
@@ -97,24 +100,16 @@ class Symboliser:
     def _open(self, pid: int, region: Region) -> ElfTables:
         fd = open_mapping(pid, region.mapping())
         try:
-            tables = ElfTables(fd)
+            return ElfTables(fd)
         finally:
             os.close(fd)
-        if tables.build_id is None:
-            return tables
-        known = self._tables.setdefault(tables.build_id, tables)
-        if known is not tables:
-            tables.close()
-        return known
 
     def _evict(self) -> None:
         """Forget the file that was not asked for longest."""
         while len(self._files) > MAX_FILES:
             _, file = self._files.popitem(last=False)
-            tables = file.tables
-            if tables is not None and all(other.tables is not tables for other in self._files.values()):
-                self._tables = {k: v for k, v in self._tables.items() if v is not tables}
-                tables.close()
+            if file.tables is not None:
+                file.tables.close()
 
     def close(self) -> None:
         """Close the files."""
@@ -122,4 +117,3 @@ class Symboliser:
             if file.tables is not None:
                 file.tables.close()
         self._files.clear()
-        self._tables.clear()
