@@ -40,6 +40,9 @@ WORKLOAD_GRACE_S = 10.0
 """After SIGINT or SIGTERM the workload has this long to end by itself before the capture ends without it."""
 
 TURN_S = 0.05
+WAKE_PAUSE_S = 0.005
+"""What the kernel tells of in this time after the first event is looked at together with it: on a host where programs
+start all the time, the events wake this process 200 times a second at most. ours"""
 
 
 @dataclass(frozen=True)
@@ -285,7 +288,12 @@ class Attacher:
 
     def _turn(self, timeout_s: float) -> None:
         """Handle what the recorder sends."""
-        for message in self._channel.receive(timeout_s):
+        wake = self._probing.wake_descriptors if self._probing and self._phase == "recording" else []
+        messages = self._channel.receive(timeout_s, wake)
+        if wake and self._probing:
+            time.sleep(WAKE_PAUSE_S)
+            self._probing.look_at_once()
+        for message in messages:
             self._handle(message)
 
     def _handle(self, message: Message) -> None:
@@ -320,7 +328,9 @@ class Attacher:
         """The processes that are captured and their children; None for the whole host."""
         options = self._plan.options
         chosen = {self._workload.pid} if self._workload else set(options.pids)
-        return processes.children(chosen) if chosen or options.command else None
+        if chosen or options.command:
+            return processes.children(chosen)
+        return self._probing.selected() if self._probing else None
 
     def _look_for_engines(self) -> None:
         if self._engines is None or self._sealed is not None:

@@ -58,7 +58,9 @@ class BpfCapture:
         self._selection = selection
         self._ring_sizes_bytes = ring_sizes_bytes
         self._settings = settings or Settings()
-        self._programs = Programs(mechanism=mechanism, ring_sizes_bytes=ring_sizes_bytes)
+        self._programs = Programs(
+            mechanism=mechanism, ring_sizes_bytes=ring_sizes_bytes, stacks=self._settings.stacks
+        )
         self._parts: list[LoadedPart] = []
         """Every loaded object, ``calls`` first."""
         self.refused: dict[str, HostUnfit] = {}
@@ -176,6 +178,15 @@ class BpfCapture:
         """Readable when a library may have been mapped, or a stack was not seen before: for :meth:`look_at_once`."""
         return [*self.following.wake_descriptors, *(self._stacks.wake_descriptors if self._stacks else ())]
 
+    @property
+    def is_told_of_mappings(self) -> bool:
+        """Whether the kernel tells of mappings as they happen; else only :meth:`scan` finds them."""
+        return self.following.lost_events is not None
+
+    def selected(self) -> set[int] | None:
+        """The processes that are recorded now; None for all of the host."""
+        return self.following.chosen() if self._selection.selected_only else None
+
     def look_at_once(self) -> int:
         """Probe what the kernel says was just mapped, name new stacks. Returns libraries found."""
         found = self.following.look_at_once()
@@ -277,8 +288,7 @@ class BpfCapture:
     def _tell_function_programs(self, now: int) -> None:
         """What the kernel skipped of the entry and return programs, which all probed functions share."""
         for mechanism in sorted({f.attachment.mechanism for f in self._files if f.attachment}):
-            for way in ("enter", "leave"):
-                program = f"{way}_{'multi' if mechanism == 'uprobe_multi' else 'perf'}"
+            for program in self._programs.function_programs(mechanism):
                 self._sink("probes", {**self._program_row(self._programs, program, now), "mechanism": mechanism})
 
     def _tell_full(self, now: int) -> None:

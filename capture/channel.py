@@ -11,7 +11,7 @@ import json
 import select
 import socket
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpuaudit.bundle.errors import AuditError
@@ -70,13 +70,17 @@ class Channel:
         """Whether a short message would go out at once; status lines are skipped where not."""
         return bool(select.select([], [self._sock], [], 0)[1])
 
-    def receive(self, timeout_s: float) -> list[Message]:
-        """Messages that have come, waiting for the first at most ``timeout_s``.
+    def receive(self, timeout_s: float, wake: Sequence[int] = ()) -> list[Message]:
+        """Messages that have come, waiting for the first at most ``timeout_s``, or until one of ``wake`` is readable.
 
         ChannelBroken when the peer closed (after everything it had sent was handed over) or broke the form.
         """
-        if not self._queue and not self._ended and select.select([self._sock], [], [], timeout_s)[0]:
-            self._read()
+        if not self._queue and not self._ended:
+            poll = select.poll()  # unlike select(2), it takes descriptors beyond 1,023: every probe may be one
+            for fd in (self._sock.fileno(), *wake):
+                poll.register(fd, select.POLLIN)
+            if any(fd == self._sock.fileno() for fd, _ in poll.poll(timeout_s * 1000)):
+                self._read()
         out = list(self._queue)
         self._queue.clear()
         if not out and self._ended:

@@ -119,7 +119,7 @@ class Follower:
         if self._selection.rules:
             self._judge(alive)
         found = self._tell_found(self._scanner.look_at(e for e in events if self._is_chosen(e.pid)))
-        found += self._tell_found(self._scanner.scan(self._chosen()))
+        found += self._tell_found(self._scanner.scan(self.chosen()))
         for key in self._scanner.mapping_processes():
             if key in alive:
                 self._trace(key[0])
@@ -136,7 +136,7 @@ class Follower:
         flags = self._target(pid).flags
         return not flags & EXCLUDED and (bool(flags & SELECTED) or not self._selection.selected_only)
 
-    def _chosen(self) -> set[int]:
+    def chosen(self) -> set[int]:
         """Processes to look at: what is selected where something is, otherwise all that are not left out."""
         if self._selection.selected_only:
             return {pid for pid, t in self._targets.all().items() if t.flags & SELECTED and not t.flags & EXCLUDED}

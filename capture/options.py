@@ -18,7 +18,10 @@ class CaptureOptions:
     """Everything ``audit capture`` can be told.
 
     ``out`` None: ``audit-<host>-<utc>.db`` in the current directory. ``duration_s`` None: 60 s, or until ``command``
-    ends. ``pids``: only these processes and their children; without ``pids`` and ``command`` the whole host.
+    ends. ``pids``: only these processes and their children; without ``pids``, ``command``, ``users``, ``comms`` and
+    ``cgroups`` the whole host. ``users`` (names or ids), ``comms`` (names of processes) and ``cgroups`` (paths in the
+    version 2 hierarchy): only processes that have one of each kind that is given, and their children. ``excludes``:
+    ``pid=N``, ``user=NAME``, ``comm=NAME`` or ``cgroup=PATH``; never these and their children.
     ``synthetic``: name of a scenario of :mod:`gpuaudit.capture.scenario`; no root, no GPU. ``challenge``: a text the
     recipient chose, sealed into leaf 0 against replay. ``site`` names the operator in the bundle's origin.
     ``receipt_path`` None: ``<out>.receipt``. ``strict``: a capture with parts missing ends as ``Incomplete``.
@@ -42,6 +45,10 @@ class CaptureOptions:
     seed: int = 1
     engines: tuple[str, ...] = ()
     allow_remote: tuple[str, ...] = ()
+    users: tuple[str, ...] = ()
+    comms: tuple[str, ...] = ()
+    cgroups: tuple[str, ...] = ()
+    excludes: tuple[str, ...] = ()
     stack_threshold_ms: float = 1.0
     stack_sample: int = 0
     budget_per_s: int = BUDGET_PER_S

@@ -23,12 +23,14 @@ from gpuaudit.capture.options import CaptureOptions
 from gpuaudit.capture.privileges import FOREIGN_PIDS, FOREIGN_PIDS_HINT, in_initial_pid_namespace, missing_for_bpf
 from gpuaudit.capture.processes import read_process, start_ns
 from gpuaudit.capture.ring import RingDescription
+from gpuaudit.capture.rules import parse_rules
 from gpuaudit.capture.selection import Selection
 from gpuaudit.capture.settings import Settings
 from gpuaudit.capture.source import BPF_SOURCES, Capability, boottime_ns
 
-SCAN_INTERVAL_S = 0.25
-"""A library that a process loads is probed within this time: short against the seconds CUDA takes to start."""
+SCAN_INTERVAL_S, TOLD_SCAN_INTERVAL_S = 0.25, 1.0
+"""A library that a process loads is probed within this time: short against the seconds CUDA takes to start. Where the
+kernel tells of mappings as they happen, passes over /proc only find what it could not tell of. ours"""
 
 TICK_INTERVAL_S = 1.0
 """Length of the windows over which the kernel adds up what is too frequent for a row each."""
@@ -78,7 +80,10 @@ class Probing:
         self._costs_ns = probe_costs_ns()
         pids = frozenset(options.pids) if options.pids or options.command else None
         role = "workload" if options.command else "traced"
-        selection = Selection(pids=pids, sources=frozenset(wanted), role=role)
+        rules, left_out = parse_rules(options.users, options.comms, options.cgroups, options.excludes)
+        selection = Selection(
+            pids=pids, sources=frozenset(wanted), role=role, rules=rules, exclude_with_children=left_out
+        )
         settings = Settings(
             slow_ns=round(options.stack_threshold_ms * 1e6), sample_every=options.stack_sample,
             budget_per_s=options.budget_per_s, stacks="stacks" in wanted,
@@ -99,6 +104,20 @@ class Probing:
     def counters_fd(self) -> int:
         """The loss counters' map; −1 without BPF."""
         return self._bpf.counters_fd if self._bpf else -1
+
+    @property
+    def wake_descriptors(self) -> list[int]:
+        """Readable when there is something for :meth:`look_at_once`."""
+        return self._bpf.wake_descriptors if self._bpf else []
+
+    def look_at_once(self) -> None:
+        """Probe what the kernel says was just mapped."""
+        if self._bpf:
+            self._bpf.look_at_once()
+
+    def selected(self) -> set[int] | None:
+        """The processes that are recorded now; None for all of the host."""
+        return self._bpf.selected() if self._bpf else None
 
     def exclude(self, pid: int) -> None:
         """The recorder's own activity is never evidence against the workload."""
@@ -126,10 +145,11 @@ class Probing:
         self._workload_row = self._process_row(self._workload_pid, "found", "workload")
 
     def scan_when_due(self) -> None:
-        """One pass of discovery, every :data:`SCAN_INTERVAL_S`; sums, every :data:`TICK_INTERVAL_S`."""
+        """One pass of discovery, and sums, when they are due."""
         if self._bpf and time.monotonic() >= self._next_scan_s:
             self._bpf.scan()
-            self._next_scan_s = time.monotonic() + SCAN_INTERVAL_S
+            is_told = self._bpf.is_told_of_mappings
+            self._next_scan_s = time.monotonic() + (TOLD_SCAN_INTERVAL_S if is_told else SCAN_INTERVAL_S)
         if self._bpf and time.monotonic() >= self._next_tick_s:
             self._bpf.tick()
             self._next_tick_s = time.monotonic() + TICK_INTERVAL_S

@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 @click.option("--duration", "duration_s", type=Duration(),
               help="How long to record: 90, 90s, 5m, 2h; 60 s, or until the command ends, unless given.")  # fmt: skip
 @click.option("--pid", "pids", type=click.IntRange(min=1), multiple=True, help="Only this process; may be repeated.")
+@click.option("--cgroup", "cgroups", metavar="PATH", multiple=True,
+              help="Only processes in this cgroup (version 2) and below, as /proc/PID/cgroup names it.")  # fmt: skip
+@click.option("--user", "users", metavar="NAME|UID", multiple=True, help="Only processes of this user.")
+@click.option("--comm", "comms", metavar="NAME", multiple=True,
+              help="Only processes of this name (ps -o comm). --cgroup, --user and --comm may be repeated; a process "
+                   "must meet one of each that is given, and its children are recorded with it.")  # fmt: skip
+@click.option("--exclude", "excludes", metavar="KIND=VALUE", multiple=True,
+              help="Never this process and its children: pid=N, cgroup=PATH, user=NAME or comm=NAME; may be "
+                   "repeated.")  # fmt: skip
 @click.option(
     "--source", "sources", multiple=True, help="Only this source (cuda, nccl, off_cpu, nvml, engines); may be repeated."
 )
@@ -56,6 +65,7 @@ if TYPE_CHECKING:
 @click.argument("command_line", nargs=-1, metavar="[-- COMMAND [ARGS]...]", type=click.UNPROCESSED)
 def command(
     *, out: Path | None, duration_s: float | None, pids: tuple[int, ...], sources: tuple[str, ...],
+    cgroups: tuple[str, ...], users: tuple[str, ...], comms: tuple[str, ...], excludes: tuple[str, ...],
     engines: tuple[str, ...], allow_remote: tuple[str, ...], stack_threshold_ms: float, stack_sample: int,
     budget_per_s: int | None, no_stacks: bool, synthetic: str | None,
     challenge: str, site: str, receipt_path: Path | None, strict: bool, quiet: bool, force: bool, as_json: bool,
@@ -74,6 +84,7 @@ def command(
       sudo audit capture
       sudo audit capture --duration 5m --out train.db
       sudo audit capture --out train.db -- python train.py --epochs 1
+      sudo audit capture --cgroup /kubepods.slice --exclude comm=dcgm-exporter --duration 10m
       sudo audit capture --duration 10m --engine http://127.0.0.1:8000 --out serving.db
       audit capture --synthetic late-rank --out demo.db
     """
@@ -89,8 +100,9 @@ def command(
     options = CaptureOptions(
         out=out, duration_s=duration_s, pids=pids, command=command_line, force=force, synthetic=synthetic,
         sources=chosen, challenge=challenge, site=site, receipt_path=receipt_path, strict=strict,
-        engines=engines, allow_remote=allow_remote, stack_threshold_ms=stack_threshold_ms,
-        stack_sample=stack_sample, budget_per_s=BUDGET_PER_S if budget_per_s is None else budget_per_s,
+        engines=engines, allow_remote=allow_remote, users=users, comms=comms, cgroups=cgroups, excludes=excludes,
+        stack_threshold_ms=stack_threshold_ms, stack_sample=stack_sample,
+        budget_per_s=BUDGET_PER_S if budget_per_s is None else budget_per_s,
     )  # fmt: skip
     with live_line(show=not quiet and not command_line) as show_status:
         result = run_capture(options, status=show_status, own_process=True)

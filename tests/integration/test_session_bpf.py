@@ -90,7 +90,8 @@ def test_exit_status_is_recorded_and_returned(folder: Path, script: str, code: i
     out = folder / "a.db"
     done = capture(["--out", out, "--", "sh", "-c", script], environment(folder / "keys"))
     assert done.returncode == code, done.stderr
-    assert [r["exit_status"] for r in rows(out, "processes") if r["exit_status"] is not None] == [recorded]
+    ended = [r for r in rows(out, "processes") if r["role"] == "workload" and r["op"] == "exited"]
+    assert [r["exit_status"] for r in ended] == [recorded]
 
 
 def test_under_sudo_the_command_runs_as_the_invoking_user(folder: Path) -> None:
