@@ -16,13 +16,14 @@ from gpuaudit.capture.attach import Mechanism, Programs
 from gpuaudit.capture.follow import Follower
 from gpuaudit.capture.found_libraries import FoundLibraries, Sink, gap_row
 from gpuaudit.capture.loading import LoadedPart
-from gpuaudit.capture.parts import ATTACHED_LAST, PARTS
+from gpuaudit.capture.parts import ATTACHED_LAST, PARTS, SYSCALLS
 from gpuaudit.capture.probed_files import ProbedFiles
 from gpuaudit.capture.ring import RingDescription
 from gpuaudit.capture.selection import Selection
 from gpuaudit.capture.settings import Settings
 from gpuaudit.capture.source import boottime_ns
 from gpuaudit.capture.stack_source import StackDesk
+from gpuaudit.capture.system_calls import IOCTL, Device, SystemCalls
 
 FLUSH_TRIES, FLUSH_PAUSE_S = 500, 0.01
 """How long :meth:`BpfCapture.finish` waits for room in the rings: 5 s."""
@@ -51,6 +52,7 @@ class BpfCapture:
         self, sink: Sink, selection: Selection, *, mechanism: Mechanism | None = None,
         costs_ns: Mapping[str, int] | None = None, ring_sizes_bytes: Mapping[str, int] | None = None,
         settings: Settings | None = None,
+        ioctl_devices: tuple[Device, ...] = (),
     ) -> None:  # fmt: skip
         self._stacks: StackDesk | None = None
         sink = self._seen_by_stacks(sink)
@@ -66,6 +68,7 @@ class BpfCapture:
         self.refused: dict[str, HostUnfit] = {}
         """Source → why the kernel does not let us record it."""
         self._files = ProbedFiles(self._programs, selection.sources, costs_ns or {})
+        self._system_calls = SystemCalls(selection.sources, ioctl_devices)
         self._links: dict[tuple[LoadedPart, str], libbpf.Link] = {}
         self._libraries = FoundLibraries(sink, self._files, selection.sources)
         self._follower: Follower | None = None
@@ -94,14 +97,20 @@ class BpfCapture:
             if isinstance(e, HostUnfit):
                 raise
             raise HostUnfit(f"the BPF programs cannot be set up: {e.strerror or e}", hint="run audit check") from None
+        wanted = set(self._selection.sources)
+        if self._system_calls.refused:
+            self.refused[IOCTL] = self._system_calls.refused
+            wanted.remove(IOCTL)
         for part in PARTS:
-            if part.source and part.source in self._selection.sources:
+            if wanted.intersection(part.sources):
                 loaded = LoadedPart(part, self._programs, ring_sizes_bytes=self._ring_sizes_bytes)
                 try:
                     loaded.load()
+                    if part is SYSCALLS:
+                        self._system_calls.configure(loaded)
                     self._attach_part(loaded, loaded.tracepoints)
                 except HostUnfit as e:
-                    self.refused[part.source] = e
+                    self.refused |= dict.fromkeys(wanted.intersection(part.sources), e)
                     loaded.close()
         try:
             self._attach_part(self._programs, tuple(p for p in self._programs.tracepoints if p in ATTACHED_LAST))
@@ -237,6 +246,7 @@ class BpfCapture:
 
     def tick(self) -> None:
         """Once a second: what is added up in the kernel goes through the rings, window by window."""
+        self._system_calls.look_for_devices()
         for step in range(max((len(part.part.tick) for part in self._parts), default=0)):
             if step and self._barrier:
                 self._barrier.wait()

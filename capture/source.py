@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 from gpuaudit.bundle.columns import Rows
 
-BPF_SOURCES = ("cuda", "nccl", "off_cpu", "memory", "block_io", "tcp", "stacks")
+BPF_SOURCES = ("cuda", "nccl", "off_cpu", "memory", "block_io", "tcp", "ioctl", "sockets", "stacks")
 """Sources that need BPF, and with it privileges."""
 
 SELECTABLE_SOURCES = (*BPF_SOURCES, "nvml", "engines")
@@ -22,11 +22,13 @@ SELECTABLE_SOURCES = (*BPF_SOURCES, "nvml", "engines")
 TABLES_OF_SOURCE: dict[str, tuple[str, ...]] = {
     "cuda": ("cuda_calls", "call_totals"),
     "nccl": ("nccl_calls", "nccl_comms"),
-    "off_cpu": ("off_cpu",),
+    "off_cpu": ("off_cpu", "migrations"),
     "memory": ("page_allocations", "reclaims", "oom_kills", "pressure", "process_samples", "cgroup_cpu"),
     "block_io": ("block_io",),
     "tcp": ("tcp_retransmits",),
     "stacks": ("stack_frames",),
+    "ioctl": ("ioctls",),
+    "sockets": ("socket_io",),
     "nvml": (
         "nvml_samples",
         "nvml_processes",
