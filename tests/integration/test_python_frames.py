@@ -1,8 +1,8 @@
 """Every call names the Python lines it was made from, as the interpreter itself sees them.
 
 One capture holds a process of every interpreter that is installed here: pyenv's 3.10 to 3.13, which are shared
-libraries, and the distribution's, which is one static executable. No registry offers a 3.14: its layout is tested on
-constructed memory (tests/unit/capture/test_cpython_offsets.py, test_stack_desk.py).
+libraries, and the distribution's, which is one static executable. No registry offers a 3.14: there a program stands for
+it whose memory is constructed from its header (tests/doubles/python/interpreter_3_14.c).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 
 from gpuaudit.capture.settings import Settings
 from gpuaudit.capture.stack_records import MAX_FRAMES, PYTHON
-from tests.doubles.build import HERE
+from tests.doubles.build import HERE, build
 from tests.integration.recording import Recording, Row, recording, start, truth, wait_for_line
 from tests.interpreters import Python, interpreters
 
@@ -101,3 +101,27 @@ def test_every_stack_that_a_call_names_has_rows_once(scene: Scene) -> None:
         assert call["native_stack"] in told
         assert call["python_stack"] in told
     assert not scene.recorded.of("gaps", source="stacks")
+
+
+@pytest.mark.parametrize("options", [(), ("-s", "-fvisibility=hidden")], ids=["exported", "only a section"])
+def test_constructed_3_14(doubles: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+    """Constructed memory, in a position-independent executable; the runtime is found by its symbol or its section."""
+    program = build("python3.14", tmp_path, flags=options)
+    with recording(settings=Settings(sample_every=1, stacks=True)) as r:
+        process = start(program, doubles / "libcudart.so.13", stdin=subprocess.PIPE)
+        wait_for_line(process, "ready")
+        r.step()
+        say(process)
+        wait_for_line(process, "made")
+        r.step()
+        say(process)
+        r.run(process)
+        r.finish()
+        stacks = {}
+        for call in r.of("cuda_calls", pid=process.pid, op="cudaMalloc"):
+            frames = sorted(r.of("stack_frames", stack=call["python_stack"]), key=lambda f: f["depth"])
+            stacks[call["size_bytes"]] = [(f["path"], f["symbol"], f["line"], f["reason"]) for f in frames]
+        assert stacks == {
+            1: [("train.py", "forward", 142, None), ("train.py", "<module>", 203, None)],
+            2: [("loader.py", "Loader.fetch", 15, None)],
+        }
