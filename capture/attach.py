@@ -6,6 +6,7 @@ Functions are probed through uprobe_multi links (Linux 6.6 and later), otherwise
 from __future__ import annotations
 
 import ctypes as C
+import errno
 import os
 import struct
 from collections.abc import Mapping, Sequence
@@ -59,20 +60,31 @@ def cookie(probe_index: int, op_id: int) -> int:
 
 
 class Programs(LoadedPart):
-    """The object ``calls``. ``mechanism``: the one to use, None to try the best one first."""
+    """The object ``calls``. ``mechanism``: the one to use, None for the best one. ``stacks``: with the return programs
+    that can take stacks, whose load takes several times as long."""
 
     def __init__(
-        self, *, mechanism: Mechanism | None = None, ring_sizes_bytes: Mapping[str, int] | None = None
-    ) -> None:
+        self, *, mechanism: Mechanism | None = None, ring_sizes_bytes: Mapping[str, int] | None = None,
+        stacks: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__(CALLS, ring_sizes_bytes=ring_sizes_bytes)
         self._mechanisms: tuple[Mechanism, ...] = (mechanism,) if mechanism else MECHANISMS
+        self._stacks = stacks
 
     def load(self, more: frozenset[str] = frozenset(), types: Mapping[str, tuple[int, int]] | None = None) -> None:
         """Load the object, and describe the probe table to it."""
-        functions = {f"{way}_{_SUFFIX[m]}" for m in self._mechanisms for way in ("enter", "leave")}
+        if len(self._mechanisms) > 1 and not _has_uprobe_multi():
+            self._mechanisms = ("perf uprobe",)
+        self._mechanisms = self._mechanisms[:1]
+        functions = self.function_programs(self._mechanisms[0])
         multi = (libbpf.BPF_PROG_TYPE_KPROBE, BPF_TRACE_UPROBE_MULTI)
-        super().load(more | functions, {"enter_multi": multi, "leave_multi": multi, **(types or {})})
+        kinds = dict.fromkeys(functions, multi) if self._mechanisms[0] == "uprobe_multi" else {}
+        super().load(more | frozenset(functions), {**kinds, **(types or {})})
         self._describe()
+
+    def function_programs(self, mechanism: Mechanism) -> tuple[str, str]:
+        """Names of the programs at entry and at return, which all probed functions share."""
+        return f"enter_{_SUFFIX[mechanism]}", f"leave_{'stacks_' if self._stacks else ''}{_SUFFIX[mechanism]}"
 
     def _describe(self) -> None:
         for op_id, probe in enumerate(PROBE_TABLE):
@@ -83,29 +95,21 @@ class Programs(LoadedPart):
     def attach_functions(self, path: str, places: Sequence[Place]) -> Attachment:
         """Probe entry and return of functions of a file, for every process.
 
-        The return probes come first, so that no call is seen whose return is not. OSError when no mechanism works;
-        nothing stays attached then. A mechanism that failed once is not tried again.
+        The return probes come first, so that no call is seen whose return is not. OSError when the kernel refuses;
+        nothing stays attached then.
         """
-        failures: list[OSError] = []
-        for mechanism in self._mechanisms:
-            try:
-                returns = self._attach(mechanism, path, places, at_return=True)
-            except OSError as e:
-                failures.append(e)
-                continue
-            try:
-                entries = self._attach(mechanism, path, places, at_return=False)
-            except OSError as e:
-                failures.append(e)
-                for link in returns:
-                    link.close()
-                continue
-            self._mechanisms = (mechanism,)
-            return Attachment(mechanism, entries, returns)
-        raise failures[0]
+        mechanism = self._mechanisms[0]
+        returns = self._attach(mechanism, path, places, at_return=True)
+        try:
+            entries = self._attach(mechanism, path, places, at_return=False)
+        except OSError:
+            for link in returns:
+                link.close()
+            raise
+        return Attachment(mechanism, entries, returns)
 
     def _attach(self, mechanism: Mechanism, path: str, places: Sequence[Place], at_return: bool) -> list[libbpf.Link]:
-        name = f"{'leave' if at_return else 'enter'}_{_SUFFIX[mechanism]}"
+        name = self.function_programs(mechanism)[at_return]
         if mechanism == "uprobe_multi":
             return [_uprobe_multi(self.program_fd(name), path, places, at_return)]
         links: list[libbpf.Link] = []
@@ -133,3 +137,25 @@ def _uprobe_multi(program_fd: int, path: str, places: Sequence[Place], at_return
     )
     fd, _ = libbpf.bpf(libbpf.BPF_LINK_CREATE, attributes)
     return libbpf.Link(fd=fd)
+
+
+def _has_uprobe_multi() -> bool:
+    """Whether the kernel knows the link: asked with a program that does nothing and a file that is none."""
+    # mov r0, 0; exit
+    code, licence = C.create_string_buffer(bytes.fromhex("b700000000000000 9500000000000000"), 16), C.c_char_p(b"GPL")
+    # type, instructions, licence; log, kernel version, flags; name, interface, attach type
+    attributes = struct.pack(
+        "<IIQQIIQII16sII", libbpf.BPF_PROG_TYPE_KPROBE, 2, C.addressof(code), C.cast(licence, C.c_void_p).value or 0,
+        0, 0, 0, 0, 0, b"gpuaudit_try", 0, BPF_TRACE_UPROBE_MULTI,
+    )  # fmt: skip
+    try:
+        fd, _ = libbpf.bpf(libbpf.BPF_PROG_LOAD, attributes)
+    except OSError:
+        return False
+    try:
+        _uprobe_multi(fd, "/", [Place(0, 0)], at_return=False).close()
+    except OSError as e:
+        return e.errno == errno.EBADF  # it looked at the file; a kernel that does not know the link says EINVAL
+    finally:
+        os.close(fd)
+    return True

@@ -4,12 +4,7 @@
 
 #include "comms.h"
 #include "totals.h"
-#if __has_include("stacks.h")
 #include "stacks.h"
-#define TAKE_STACKS(regs, call) take_stacks(regs, call->tgid, call->tid, &call->native_stack, &call->python_stack)
-#else
-#define TAKE_STACKS(regs, call) (void)0
-#endif
 
 /* The value that a slot names; false where it cannot be read. */
 static __always_inline bool read_value(const struct slot *s, struct open_call *call, __u64 *out)
@@ -145,7 +140,7 @@ static __always_inline int enter(struct pt_regs *regs, __u64 cookie)
 	return 0;
 }
 
-static __always_inline int leave(struct pt_regs *regs, __u64 cookie)
+static __always_inline int leave(struct pt_regs *regs, __u64 cookie, bool stacks)
 {
 	__u64 end = bpf_ktime_get_boot_ns(), who = bpf_get_current_pid_tgid();
 	__u32 tgid = who >> 32, tid = who, op_id = cookie, probe = cookie >> 32, code = regs->ax;
@@ -180,35 +175,33 @@ static __always_inline int leave(struct pt_regs *regs, __u64 cookie)
 	if (ok && (op->flags & COMM_FLAGS))
 		comms_at_return(t, op->flags, call);
 	verdict = judge_call(op->table, op->flags, call, end);
-	if (verdict == ROW_WITH_STACKS)
-		TAKE_STACKS(regs, call);
+	if (stacks && verdict == ROW_WITH_STACKS)
+		take_stacks(regs, tgid, tid, &call->native_stack, &call->python_stack);
 	if (verdict != IN_TOTALS || !add_to_totals(op->table, call, ok))
 		emit_call(op->table, call);
 	drop_call(t, place);
 	return 0;
 }
 
-/* The same two twice: the kernel wants to know at load time which way a program will be attached. */
-SEC("uprobe")
-int enter_perf(struct pt_regs *regs)
-{
-	return enter(regs, bpf_get_attach_cookie(regs));
-}
-
-SEC("uretprobe")
-int leave_perf(struct pt_regs *regs)
-{
-	return leave(regs, bpf_get_attach_cookie(regs));
-}
-
-SEC("uprobe")
-int enter_multi(struct pt_regs *regs)
-{
-	return enter(regs, bpf_get_attach_cookie(regs));
-}
-
-SEC("uretprobe")
-int leave_multi(struct pt_regs *regs)
-{
-	return leave(regs, bpf_get_attach_cookie(regs));
-}
+/*
+ * The kernel wants to know at load time which way a program will be attached, and a program that can take stacks takes
+ * long to verify: user space loads one that enters and one that leaves.
+ */
+#define FUNCTION_PROGRAMS(way)                                                      \
+	SEC("uprobe")                                                               \
+	int enter_##way(struct pt_regs *regs)                                       \
+	{                                                                           \
+		return enter(regs, bpf_get_attach_cookie(regs));                    \
+	}                                                                           \
+	SEC("uretprobe")                                                            \
+	int leave_##way(struct pt_regs *regs)                                       \
+	{                                                                           \
+		return leave(regs, bpf_get_attach_cookie(regs), false);             \
+	}                                                                           \
+	SEC("uretprobe")                                                            \
+	int leave_stacks_##way(struct pt_regs *regs)                                \
+	{                                                                           \
+		return leave(regs, bpf_get_attach_cookie(regs), true);              \
+	}
+FUNCTION_PROGRAMS(perf)
+FUNCTION_PROGRAMS(multi)

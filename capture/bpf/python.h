@@ -68,7 +68,7 @@ struct task_struct___python {
 #define READ_USER(out, address) bpf_probe_read_user(&(out), sizeof(out), (void *)(address))
 
 /* The current frame of the calling thread: 0 with *end = END_WHOLE where it has none, so is no Python thread. */
-static __noinline __u64 python_current_frame(const struct python_process *p, __u32 *end)
+__noinline __u64 python_current_frame(const struct python_process *p, __u32 *end)
 {
 	struct task_struct___python *task = (void *)bpf_get_current_task();
 	__u64 self = BPF_CORE_READ(task, thread.fsbase), interpreter = 0, thread = 0, id = 0, frame = 0;
@@ -150,7 +150,7 @@ static __always_inline bool python_frame(const struct python_process *p, struct 
 }
 
 /* The frames of the calling thread, innermost first, into s->raw. */
-static __noinline int walk_python(const struct python_process *p, struct stack_scratch *s)
+__noinline int walk_python(const struct python_process *p, struct stack_scratch *s)
 {
 	__u32 end;
 	int i;

@@ -38,8 +38,8 @@ static __always_inline __u64 fold_word(__u64 h, __u64 word)
 	return h ^ (h >> 32);
 }
 
-/* Identity of the frames in *raw, within this run of this process. */
-static __noinline int identify(struct raw_stack *raw)
+/* Identity of the frames in *raw, within this run of this process. Not static: verified once, see ops.h. */
+__noinline int identify(struct raw_stack *raw)
 {
 	__u32 words;
 	__u64 h;
@@ -58,24 +58,26 @@ static __noinline int identify(struct raw_stack *raw)
 }
 
 /* Send the frames unless that was done. The identity, or 0 where no more stacks can be known. */
-static __noinline __u64 tell_stack(struct raw_stack *raw)
+__noinline __u64 tell_stack(struct raw_stack *raw)
 {
 	struct known_stack fresh = {.state = STACK_SENT}, *known;
+	__u64 stack;
 	long failed;
 
 	if (!raw)
 		return 0;
-	known = bpf_map_lookup_elem(&known_stacks, &raw->stack);
+	stack = raw->stack; /* a key must lie on the stack, before Linux 5.17 */
+	known = bpf_map_lookup_elem(&known_stacks, &stack);
 	if (known && known->state == STACK_SENT)
-		return raw->stack;
+		return stack;
 	if (!known) {
 		fresh.start_ns = raw->start_ns;
 		fresh.pid = raw->pid;
 		fresh.tid = raw->tid;
 		fresh.kind = raw->kind;
-		failed = bpf_map_update_elem(&known_stacks, &raw->stack, &fresh, BPF_NOEXIST);
+		failed = bpf_map_update_elem(&known_stacks, &stack, &fresh, BPF_NOEXIST);
 		if (failed == -17 /* EEXIST: another thread was faster, and sends it */)
-			return raw->stack;
+			return stack;
 		if (failed) {
 			count_full(FULL_STACKS);
 			return 0;
@@ -83,10 +85,10 @@ static __noinline __u64 tell_stack(struct raw_stack *raw)
 	}
 	/* No BPF_RB_NO_WAKEUP: a first sight is rare, and its process may be gone soon. */
 	failed = bpf_ringbuf_output(&raw_stacks, raw, sizeof(*raw), 0);
-	known = bpf_map_lookup_elem(&known_stacks, &raw->stack);
+	known = bpf_map_lookup_elem(&known_stacks, &stack);
 	if (known)
 		known->state = failed ? STACK_LOST : STACK_SENT;
-	return raw->stack;
+	return stack;
 }
 
 static __always_inline void take_python(struct stack_scratch *s, const struct python_process *p, __u64 *python)
