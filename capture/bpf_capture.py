@@ -15,13 +15,15 @@ from gpuaudit.capture import libbpf
 from gpuaudit.capture.attach import Mechanism, Programs
 from gpuaudit.capture.follow import Follower
 from gpuaudit.capture.found_libraries import FoundLibraries, Sink, gap_row
+from gpuaudit.capture.host_samples import HostSamples
 from gpuaudit.capture.loading import LoadedPart
-from gpuaudit.capture.parts import ATTACHED_LAST, PARTS, SYSCALLS
+from gpuaudit.capture.parts import ATTACHED_LAST, PARTS, SYSCALLS, Part
 from gpuaudit.capture.probed_files import ProbedFiles
 from gpuaudit.capture.ring import RingDescription
 from gpuaudit.capture.selection import Selection
 from gpuaudit.capture.settings import Settings
-from gpuaudit.capture.source import boottime_ns
+from gpuaudit.capture.socket_holders import SocketHolders
+from gpuaudit.capture.source import TABLES_OF_SOURCE, boottime_ns
 from gpuaudit.capture.stack_source import StackDesk
 from gpuaudit.capture.system_calls import IOCTL, Device, SystemCalls
 
@@ -75,6 +77,8 @@ class BpfCapture:
         self._followed: set[tuple[int, int]] = set()
         """Processes whose threads were looked at: pid and beginning."""
         self._barrier: libbpf.Barrier | None = None
+        self._samples: HostSamples | None = None
+        self._holders: SocketHolders | None = None
         self._loaded_ns = 0
         self._finished = False
 
@@ -110,7 +114,7 @@ class BpfCapture:
                         self._system_calls.configure(loaded)
                     self._attach_part(loaded, loaded.tracepoints)
                 except HostUnfit as e:
-                    self.refused |= dict.fromkeys(wanted.intersection(part.sources), e)
+                    self._tell_refused(part, wanted, e)
                     loaded.close()
         try:
             self._attach_part(self._programs, tuple(p for p in self._programs.tracepoints if p in ATTACHED_LAST))
@@ -119,6 +123,7 @@ class BpfCapture:
             self.close()
             raise
         self._sink("probes", self._map_events_row())
+        self._begin_reading()
 
     @property
     def following(self) -> Follower:
@@ -141,6 +146,37 @@ class BpfCapture:
             self._parts.append(loaded)
         for _, program in links:
             self._sink("probes", self._program_row(loaded, program))
+
+    def _tell_refused(self, part: Part, wanted: set[str], why: HostUnfit) -> None:
+        """The whole source, where all its tables come from this part; otherwise only those that do."""
+        for source in sorted(wanted.intersection(part.sources)):
+            lacking = [table for table in TABLES_OF_SOURCE[source] if table in part.ring_bytes]
+            if len(lacking) == len(TABLES_OF_SOURCE[source]):
+                self.refused[source] = why
+                continue
+            for table in lacking:
+                self._sink("gaps", gap_row(source, why.message, self._loaded_ns, None, table=table))
+
+    def _begin_reading(self) -> None:
+        """What the kernel has in files: the first pass over it."""
+        for part in self._parts:
+            if part.part.name == "tcp":
+                self._holders = SocketHolders(part.map_fd("holders"), part.map_fd("unknown_holders"))
+                self._holders.look()
+        if "memory" in self._selection.sources:
+            self._samples = HostSamples(self._sink)
+            self._read()
+
+    def _read(self) -> None:
+        if self._samples:
+            self._samples.poll(pid for pid, _ in self.following.traced_runs())
+        if self._holders:
+            self._holders.look_again_when_wanted()
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """Source → what it lacks on this host although it is recorded."""
+        return {"memory": self._samples.note} if self._samples and self._samples.note else {}
 
     def _configure(self) -> None:
         value = self._settings.pack(selected_only=self._selection.selected_only)
@@ -252,6 +288,7 @@ class BpfCapture:
                 self._barrier.wait()
             for part in self._parts:
                 part.tick(step)
+        self._read()
 
     def finish(self, drain: Callable[[], None] | None = None) -> None:
         """Detach everything, put what is still open into the rings, tell the totals.
@@ -263,6 +300,7 @@ class BpfCapture:
             return
         self._finished = True
         self.scan()
+        self._read()
         self._files.detach()
         for link in self._links.values():
             link.close()

@@ -101,7 +101,7 @@ OFF_CPU = Part(
 )  # fmt: skip
 """Threads that leave a CPU and come back, and those that are moved to another one."""
 
-_VICTIM = (("on_victim_task",), ("on_victim_signal", "on_victim_tid"), ())
+_VICTIM = (("on_victim_task",), ("on_victim_signal", "on_victim_tid"))
 _DIRECT_RECLAIM = ("on_mm_vmscan_direct_reclaim_begin", "on_mm_vmscan_direct_reclaim_end")
 _CGROUP_RECLAIM = ("on_mm_vmscan_memcg_reclaim_begin", "on_mm_vmscan_memcg_reclaim_end")
 
@@ -117,7 +117,7 @@ MEMORY = Part(
     },
     "flush_memory", ("turn_pages", "send_pages"),
 )  # fmt: skip
-"""Memory. The victim of the last variant is not told of; kernels without memory cgroups have no limit of theirs."""
+"""Memory. Kernels without memory cgroups have no limit of theirs to reclaim for."""
 
 _REQUESTS = ("on_block_rq_insert", "on_block_rq_merge", "on_block_rq_issue", "on_block_rq_complete")
 _DIRTIED = (("on_writeback_dirty_folio",), ("on_writeback_dirty_page",), ())

@@ -94,6 +94,8 @@ class Probing:
         for i, c in enumerate(self.capabilities):
             if (why := refused.get(c.source)) is not None:
                 self.capabilities[i] = Capability(c.source, False, why.message, why.hint or "")
+            elif note := self._bpf.notes.get(c.source):
+                self.capabilities[i] = Capability(c.source, True, note)
 
     @property
     def rings(self) -> list[RingDescription]:
