@@ -53,7 +53,7 @@ RECIPES: dict[str, Recipe] = {
     "nvml": Recipe(_NVML, _NVML_SOURCES, ("-shared", "-fPIC", f"-Wl,-soname,{_NVML}")),
     "python3.14": Recipe("python3.14", ("python/interpreter_3_14.c",), ("-rdynamic", "-ldl")),
     "ranks": _program("ranks", "-l:libnccl.so.2", "-l:libcudart.so.13"),
-    **{name: _program(name) for name in ("calls", "sleeper", "spin", "stacks")},
+    **{name: _program(name) for name in ("calls", "every_row", "sleeper", "spin", "stacks")},
 }
 
 

@@ -1,0 +1,41 @@
+/*
+ * Calls every function of generated doubles (tests/doubles/generate.py), one library after the other, on one thread.
+ *
+ * every_row OUT_FOLDER LIBRARY... : the truth of each library is OUT_FOLDER/NAME.jsonl. Inside the calls of a CUDA runtime
+ * cuStreamSynchronize(0x77) of the first library, which is the driver, is called.
+ */
+#include "truth.h"
+
+#include <dlfcn.h>
+#include <libgen.h>
+
+static int (*synchronise)(void *);
+
+static void nested(void)
+{
+	synchronise((void *)0x77);
+}
+
+int main(int argc, char **argv)
+{
+	if (argc < 3)
+		die("usage", "every_row OUT_FOLDER LIBRARY...");
+	for (int i = 2; i < argc; i++) {
+		void *library = dlopen(argv[i], RTLD_NOW | RTLD_LOCAL);
+		char path[4096];
+		FILE *out;
+
+		if (!library)
+			die("dlopen", dlerror());
+		if (i == 2)
+			synchronise = (int (*)(void *))dlsym(library, "cuStreamSynchronize");
+		*(void (**)(void))dlsym(library, "double_nested") = nested;
+		snprintf(path, sizeof(path), "%s/%s.jsonl", argv[1], basename(argv[i]));
+		out = fopen(path, "w");
+		if (!out)
+			die(path, NULL);
+		((void (*)(FILE *))dlsym(library, "double_run"))(out);
+		fclose(out);
+	}
+	return 0;
+}
