@@ -127,9 +127,12 @@ LIFECYCLE = Table("lifecycle", "Processes that were forked, began a program, or 
     col("op", "text", "", "fork, exec, exit or signal", in_ring=False),
     col("event", "u32", "", "0 fork, 1 exec, 2 exit, 3 signal"), col("comm", "text", "", "name of the process",
     ring="comm"),
-    col("other_pid", "u32", "", "fork: the child; signal: the sender", nullable=True),
+    col("other_pid", "u32", "", "fork: the child; signal: the sender, null where the kernel sent it", nullable=True),
+    col("other_comm", "text", "", "signal: name of the sender", ring="comm", nullable=True),
     col("exit_code", "i32", "", "exit: status argument of exit(2)", nullable=True),
     col("signal", "u32", "", "exit: the signal that ended it; signal: the fatal signal sent", nullable=True),
+    col("signal_code", "i32", "", "signal: si_code, where it has one: above 0 by the kernel, else by a process",
+        nullable=True),
     col("cgroup_id", "u64", "", "id of its cgroup (version 2 hierarchy)", nullable=True), CPU, SEQ,
 ), ring=True)  # fmt: skip
 

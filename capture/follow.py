@@ -21,6 +21,7 @@ from gpuaudit.capture.rules import RULE_NUMBERS, judge
 from gpuaudit.capture.selection import (
     EXCLUDED,
     KNOWN,
+    RELATED,
     SELECTED,
     TRACED,
     TREE,
@@ -151,7 +152,7 @@ class Follower:
 
     def _trace(self, pid: int) -> None:
         if not (self._target(pid).flags & EXCLUDED):
-            self._targets.add(pid, TRACED | KNOWN)
+            self._targets.add(pid, TRACED | KNOWN | RELATED)
 
     def _target(self, pid: int) -> Target:
         return self._targets.get(pid) or Target()

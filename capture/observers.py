@@ -83,7 +83,7 @@ def tracer_of(pid: int) -> int | None:
 
 
 def what_it_holds(pid: int) -> str:
-    """``holds 2 perf events, 1 BPF program (kprobe)``; empty when it holds nothing that watches."""
+    """``holds 1 × BPF program (kprobe), 2 × perf event``; empty when it holds nothing that watches."""
     held: Counter[str] = Counter()
     try:
         with os.scandir(f"{PROC}/{pid}/fd") as entries:
@@ -92,7 +92,7 @@ def what_it_holds(pid: int) -> str:
                     held[kind] += 1
     except OSError:
         return ""
-    return "holds " + ", ".join(f"{n} {kind}" for kind, n in sorted(held.items())) if held else ""
+    return "holds " + ", ".join(f"{n} × {kind}" for kind, n in sorted(held.items())) if held else ""
 
 
 def _kind(pid: int, descriptor: str) -> str:

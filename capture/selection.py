@@ -14,7 +14,7 @@ from gpuaudit.capture.processes import is_alive
 from gpuaudit.capture.ring import RingReader
 from gpuaudit.capture.rules import Rule
 
-TRACED, SELECTED, EXCLUDED, KNOWN, TREE = 1, 2, 4, 8, 16
+TRACED, SELECTED, EXCLUDED, KNOWN, TREE, RELATED = 1, 2, 4, 8, 16, 32
 """``enum target_flags`` of capture/bpf/shared.h."""
 
 ENDED_RING_BYTES = 1 << 20

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 from gpuaudit.bundle.columns import Rows
 
-BPF_SOURCES = ("cuda", "nccl", "off_cpu", "memory", "block_io", "tcp", "ioctl", "sockets", "stacks")
+BPF_SOURCES = ("cuda", "nccl", "off_cpu", "memory", "block_io", "tcp", "ioctl", "sockets", "stacks", "lifecycle")
 """Sources that need BPF, and with it privileges."""
 
 SELECTABLE_SOURCES = (*BPF_SOURCES, "nvml", "engines")
@@ -29,6 +29,7 @@ TABLES_OF_SOURCE: dict[str, tuple[str, ...]] = {
     "stacks": ("stack_frames",),
     "ioctl": ("ioctls",),
     "sockets": ("socket_io",),
+    "lifecycle": ("lifecycle",),
     "nvml": (
         "nvml_samples",
         "nvml_processes",

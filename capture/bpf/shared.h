@@ -43,6 +43,7 @@ enum target_flags {
 	TARGET_EXCLUDED = 4, /* the recorder and the attacher, and what the user left out: never evidence */
 	TARGET_KNOWN = 8,    /* was traced: its end is told of, also when it runs another program by then */
 	TARGET_TREE = 16,    /* excluded with the children it will have */
+	TARGET_RELATED = 32, /* descends from a traced process: its life is recorded */
 };
 struct target {
 	__u32 flags;

@@ -415,21 +415,25 @@ _Static_assert(sizeof(struct tcp_retransmits_record) == 112, "tcp_retransmits");
 
 struct lifecycle_record {
 	char comm[16]; /* 0 */
-	__u64 start_ns; /* 16 */
-	__u64 cgroup_id; /* 24 */
-	__u64 seq; /* 32 */
-	__u32 pid; /* 40 */
-	__u32 tid; /* 44 */
-	__u32 event; /* 48 */
-	__u32 other_pid; /* 52 */
-	__s32 exit_code; /* 56 */
-	__u32 signal; /* 60 */
-	__u32 valid_mask; /* 64 */
-	__u16 cpu; /* 68 */
-	__u8 pad[2]; /* 70 */
+	char other_comm[16]; /* 16 */
+	__u64 start_ns; /* 32 */
+	__u64 cgroup_id; /* 40 */
+	__u64 seq; /* 48 */
+	__u32 pid; /* 56 */
+	__u32 tid; /* 60 */
+	__u32 event; /* 64 */
+	__u32 other_pid; /* 68 */
+	__s32 exit_code; /* 72 */
+	__u32 signal; /* 76 */
+	__s32 signal_code; /* 80 */
+	__u32 valid_mask; /* 84 */
+	__u16 cpu; /* 88 */
+	__u8 pad[6]; /* 90 */
 };
-_Static_assert(sizeof(struct lifecycle_record) == 72, "lifecycle");
+_Static_assert(sizeof(struct lifecycle_record) == 96, "lifecycle");
 #define LIFECYCLE_HAS_OTHER_PID (1u << 0)
-#define LIFECYCLE_HAS_EXIT_CODE (1u << 1)
-#define LIFECYCLE_HAS_SIGNAL (1u << 2)
-#define LIFECYCLE_HAS_CGROUP_ID (1u << 3)
+#define LIFECYCLE_HAS_OTHER_COMM (1u << 1)
+#define LIFECYCLE_HAS_EXIT_CODE (1u << 2)
+#define LIFECYCLE_HAS_SIGNAL (1u << 3)
+#define LIFECYCLE_HAS_SIGNAL_CODE (1u << 4)
+#define LIFECYCLE_HAS_CGROUP_ID (1u << 5)

@@ -115,7 +115,7 @@ static __noinline __u32 first_call(__u32 tgid)
 	if (!(flags & TARGET_EXCLUDED)) {
 		if (c->selected_only && !((flags | (t ? t->flags : 0)) & TARGET_SELECTED))
 			return 0;
-		flags |= TARGET_TRACED | TARGET_KNOWN;
+		flags |= TARGET_TRACED | TARGET_KNOWN | TARGET_RELATED;
 	}
 	if (t) {
 		__sync_fetch_and_or(&t->flags, flags);
@@ -156,7 +156,7 @@ int on_fork(__u64 *ctx)
 	t = bpf_map_lookup_elem(&targets, &from);
 	if (!t || (t->flags & (TARGET_EXCLUDED | TARGET_TREE)) == TARGET_EXCLUDED)
 		return 0;
-	fresh.flags = t->flags & ~TARGET_KNOWN;
+	fresh.flags = (t->flags & ~TARGET_KNOWN) | (t->flags & TARGET_TRACED ? TARGET_RELATED : 0);
 	fresh.parent = from;
 	fresh.began_ns = bpf_ktime_get_boot_ns();
 	fresh.start_ns = child->start_boottime;
