@@ -92,6 +92,9 @@ _ROW_BYTES = {t.name: sum(np.dtype(NUMPY_DTYPE[c.type]).itemsize for c in t.colu
 _AT_ONCE = frozenset({"gaps"})
 """Tables that do not wait for a full segment: what went wrong must survive what comes next."""
 
+_CRITICAL = frozenset({"oom_kills"})
+"""Ring tables whose rows are sealed at once, as events: the next victim may be the recorder."""
+
 CRITICAL_BURST = 1000
 CRITICAL_PAUSE_NS = 1_000_000_000
 """After so many segments of a table its critical rows, and gaps, are sealed once a second: a storm of events must not
@@ -157,6 +160,8 @@ class Recorder:
     def add_drained(self, table: str, rows: Rows) -> None:
         """Take rows drained from the table's ring; ``seen`` and ``lost`` come through :meth:`ring_counters`."""
         self._hold(table, rows)
+        if table in _CRITICAL and table in self._open:
+            self._open[table].critical = True
         ring = self._rings.setdefault(table, _RingCount())
         cpus, counts = np.unique(rows["cpu"].values, return_counts=True)
         ring.drained.update(dict(zip(cpus.tolist(), counts.tolist(), strict=True)))

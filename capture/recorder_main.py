@@ -233,7 +233,7 @@ class RecorderProcess:
             if lost:
                 reasons.append(f"events lost: {lost}")
             state = "not recorded" if not c.available else "partly recorded" if reasons else "recorded"
-            reason = c.reason if not c.available else "; ".join(reasons[:4])
+            reason = "; ".join(reasons[:4]) if c.available and reasons else c.reason
             out.append({"source": c.source, "state": state, "reason": reason})
         return out
 

@@ -225,6 +225,17 @@ def test_a_critical_row_is_sealed_at_the_next_tick_before_anything_else() -> Non
     assert memory.critical == [True, False]
 
 
+def test_a_victim_is_sealed_at_the_next_tick() -> None:
+    """The next one that the kernel kills for memory may be the recorder."""
+    memory, clock = Memory(), Clock()
+    r = recorder(memory, clock)
+    r.add_drained("off_cpu", drained("off_cpu", [0]))
+    r.add_drained("oom_kills", drained("oom_kills", [0]))
+    assert r.tick() == 1
+    assert [(s[0], s[1]) for s in memory.segments] == [("oom_kills", 1)]
+    assert memory.critical == [True]
+
+
 def test_a_storm_of_critical_rows_is_sealed_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gpuaudit.capture.recorder.CRITICAL_BURST", 3)
     memory, clock = Memory(), Clock()
