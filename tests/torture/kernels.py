@@ -1,0 +1,92 @@
+"""Other kernels: boots Debian's in QEMU with the wheel of this tree inside, and runs the capture's tests there.
+
+Nothing here knows what a kernel can do: the guest (:mod:`tests.torture.kernels_guest`) tries, and :data:`EXPECTED` says
+what must have come out of it. Without /dev/kvm the machine is emulated, some forty times slower than a real one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tarfile
+import time
+from pathlib import Path
+
+from tests.torture import kernels_image
+from tests.torture.kernels_image import HOME, Boot, Kernel
+from tests.torture.kernels_report import Measured, document, table
+
+KERNELS = (
+    Kernel("Debian 12", "linux-image-amd64"),
+    Kernel("Debian 12 with 6.12", "linux-image-6.12-amd64"),
+)
+"""What bookworm and its updates offer, newest first of each series."""
+
+DEADLINE_S = 3600.0
+"""Of one kernel, emulated on a busy machine. Nothing is measured with it."""
+
+REPORT = kernels_image.REPOSITORY / "docs" / "reference" / "kernels.md"
+
+
+def run(count: int, seed: int) -> list[str]:
+    """Boot the first ``count`` kernels one after the other; sentences about what was expected and did not hold."""
+    missing = kernels_image.missing_tools()
+    if missing or os.geteuid() != 0:
+        needs = f"apt-get install {' '.join(missing)}" if missing else "root, for debootstrap and chroot"
+        return [f"nothing was booted: it needs {needs}"]
+    disk = kernels_image.disk()
+    problems, all_measured = [], []
+    for kernel in KERNELS[:count]:
+        boot = kernels_image.boot_files(kernel)
+        started = time.monotonic()
+        results = boot_and_wait(boot, disk)
+        measured = Measured.read(boot, results, time.monotonic() - started)
+        all_measured.append(measured)
+        problems += [f"{kernel.name} ({boot.release}): {p}" for p in measured.problems()]
+        print(table(measured), flush=True)
+    if count >= len(KERNELS):
+        REPORT.write_text(document(all_measured), encoding="utf-8")
+        print(f"written: {REPORT}")
+    return problems
+
+
+def boot_and_wait(boot: Boot, disk: Path) -> Path:
+    """Run the machine until it ends itself; the folder with what it left."""
+    folder = HOME / "results" / boot.release
+    folder.mkdir(parents=True, exist_ok=True)
+    out, log = folder / "results.tar", folder / "console.log"
+    with out.open("wb") as f:
+        f.truncate(256 << 20)
+    kvm = _kvm()
+    accelerator = ["-accel", "kvm", "-cpu", "host"] if kvm else ["-accel", "tcg,thread=multi", "-cpu", "max,la57=off"]
+    command = [
+        "qemu-system-x86_64", *accelerator, "-smp", "2", "-m", "3072", "-nodefaults", "-display", "none", "-no-reboot",
+        "-serial", f"file:{log}", "-kernel", str(boot.image), "-initrd", str(boot.initramfs),
+        "-append", f"console=ttyS0 quiet panic=-1 psi=1 audit_accel={'kvm' if kvm else 'tcg'}",
+        "-drive", f"file={disk},format=raw,if=virtio,snapshot=on", "-drive", f"file={out},format=raw,if=virtio",
+    ]  # fmt: skip
+    try:
+        subprocess.run(command, check=True, timeout=DEADLINE_S, capture_output=True, text=True)
+    except subprocess.TimeoutExpired:
+        print(f"{boot.release}: not done after {DEADLINE_S:.0f} s; {log} has what it said")
+    _unpack(out, folder)
+    return folder
+
+
+def _kvm() -> bool:
+    """Whether the processor can run a machine. /dev/kvm alone does not say so: it is there on hosts that only emulate."""
+    flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text("ascii", "replace"), re.MULTILINE)
+    return (
+        os.access("/dev/kvm", os.R_OK | os.W_OK) and flags is not None and bool({"vmx", "svm"} & set(flags[1].split()))
+    )
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    for old in folder.glob("*.json"):
+        old.unlink()
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+    except tarfile.ReadError:  # the machine never came that far
+        return
