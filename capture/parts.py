@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-
 from itertools import product
 
 from gpuaudit.capture.stack_records import RAW_RING_BYTES
@@ -164,7 +163,7 @@ LIFECYCLE = Part(
         "on_life_exit": "sched_process_exit", "on_signal_generate": "signal_generate",
     },
 )  # fmt: skip
-"""Lives of processes. At 104 bytes a row, 2 MiB hold 20,000; without the last program, who sent a signal is not known."""
+"""Lives of processes: 2 MiB hold 20,000 rows. Without the last program, a signal is known by the end that it makes."""
 
 PARTS: tuple[Part, ...] = (CALLS, OFF_CPU, MEMORY, BLOCK_IO, TCP, SYSCALLS, LIFECYCLE)
 

@@ -34,8 +34,10 @@ if TYPE_CHECKING:
               help="Never this process and its children: pid=N, cgroup=PATH, user=NAME or comm=NAME; may be "
                    "repeated.")  # fmt: skip
 @click.option(
-    "--source", "sources", multiple=True, help="Only this source (cuda, nccl, off_cpu, nvml, engines); may be repeated."
-)
+    "--source", "sources", multiple=True,
+    help="Only this source (cuda, nccl, off_cpu, memory, block_io, tcp, ioctl, sockets, stacks, lifecycle, nvml, "
+         "engines); may be repeated.",
+)  # fmt: skip
 @click.option("--engine", "engines", metavar="URL", multiple=True,
               help="Scrape this engine of this host: http://127.0.0.1:PORT, http://[::1]:PORT or unix:///PATH; may be "
                    "repeated. Servers of known kinds are found without it.")  # fmt: skip
