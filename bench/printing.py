@@ -17,6 +17,9 @@ HEADLINES: dict[str, tuple[str, ...]] = {
         "pair with a record ÷ bpftrace that keeps a histogram and no record, added per call",
         "pair with a record ÷ bpftrace that prints a line for each call, added per call",
     ),
+    "stacks": tuple(
+        f"pair with {what} ÷ pair with a record, added per call" for what in ("a native stack", "CPython frames")
+    ),
     "verify": ("audit verify ÷ sha256sum, elapsed",),
     "poll": ("CPU ÷ elapsed time: the share of one core", "CPU per poll of 8 GPUs"),
     "cadence": ("99th percentile of lateness ÷ poll interval, rings busy",),

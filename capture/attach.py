@@ -92,14 +92,14 @@ class Programs(LoadedPart):
         for datatype, size in enumerate(NCCL_DATATYPE_BYTES):
             libbpf.map_update(self.map_fd("datatype_bytes"), struct.pack("<I", datatype), struct.pack("<I", size))
 
-    def attach_functions(self, path: str, places: Sequence[Place]) -> Attachment:
+    def attach_functions(self, path: str, places: Sequence[Place], *, returns_too: bool = True) -> Attachment:
         """Probe entry and return of functions of a file, for every process.
 
         The return probes come first, so that no call is seen whose return is not. OSError when the kernel refuses;
-        nothing stays attached then.
+        nothing stays attached then. ``returns_too`` false: the entries alone, to measure what they cost.
         """
         mechanism = self._mechanisms[0]
-        returns = self._attach(mechanism, path, places, at_return=True)
+        returns = self._attach(mechanism, path, places, at_return=True) if returns_too else []
         try:
             entries = self._attach(mechanism, path, places, at_return=False)
         except OSError:

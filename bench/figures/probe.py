@@ -30,10 +30,10 @@ CALLS = 20_000
 WARM_CALLS = 1_000
 PARTS = 10
 METHOD = (
-    "A C program calls `cudaFree(NULL)` of the cudart double in a loop: without a probe; with our entry and return "
-    "programs only counting; with both writing a full record of each call into the ring; and with three bpftrace "
-    "scripts on the same function. Ratios compare what each adds to the bare call of the same turn; a turn is told by "
-    "its median tenth. Records and bpftrace's counts must equal the calls made."
+    "A C program calls `cudaFree(NULL)` of the cudart double in a loop: without a probe; with our entry program alone, "
+    "counting; with our entry and return programs only counting; with both writing a full record of each call into the "
+    "ring; and with three bpftrace scripts on the same function. Ratios compare what each adds to the bare call of the "
+    "same turn; a turn is told by its median tenth. Records and bpftrace's counts must equal the calls made."
 )
 
 
@@ -80,6 +80,7 @@ def measure(plan: Plan) -> Figure:
     with _target(plan) as target:
         ways: dict[str, Callable[[], float]] = {
             "nothing": target.ns_per_call,
+            "entry": lambda: _ours(target, SELF_TEST.op, tally, returns_too=False),
             "pair": lambda: _ours(target, SELF_TEST.op, tally),
             "record": lambda: _ours(target, FUNCTION, tally),
         }
@@ -111,14 +112,14 @@ def _target(plan: Plan) -> Iterator[_Target]:
         process.wait(30)
 
 
-def _ours(target: _Target, op: str, tally: _Tally) -> float:
+def _ours(target: _Target, op: str, tally: _Tally, *, returns_too: bool = True) -> float:
     """With our programs: the op without a record, or the function's own."""
     programs = Programs()
     programs.load()
     try:
         place = Place(target.function.offset, cookie(1, OP_IDS[op]))
         reader = RingReader(programs.map_fd("ring_cuda_calls"), programs.ring_sizes_bytes["cuda_calls"], "cuda_calls")
-        attachment = programs.attach_functions(str(target.library), [place])
+        attachment = programs.attach_functions(str(target.library), [place], returns_too=returns_too)
         try:
             ns = target.ns_per_call()
         finally:
@@ -159,7 +160,7 @@ def _figure(target: _Target, ns: dict[str, list[float]], tally: _Tally) -> Figur
     ]
     values.append(ratio("pair with ÷ without a record, added per call", added["record"], added["pair"]))
     values.append(value("bare call", "ns", ns["nothing"]))
-    words = {"pair": "our pair without a record", "record": "our pair with a record"}
+    words = {"entry": "our entry alone", "pair": "our pair without a record", "record": "our pair with a record"}
     for way in (w for w in added if w != "nothing"):
         values.append(value(f"{words.get(way, f'bpftrace, {way}')}: added per call", "ns", added[way]))
     remarks = [f"bpftrace, {script}: not measured: {why}" for script, why in tally.unusable.items()]
