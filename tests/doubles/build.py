@@ -47,13 +47,18 @@ _NVML_SOURCES = tuple(f"nvml/{name}.c" for name in ("nvml", "lists", "watch", "s
 RECIPES: dict[str, Recipe] = {
     "cudart": _library("libcudart.so.13", "cudart/cudart.c", f"-Wl,--version-script={HERE / 'cudart/cudart.map'}"),
     "driver": _library("libcuda.so.1", "cudart/driver.c"),
+    "splits": _library("libnccl.so.2", "nccl/splits.c"),
+    "storm": _library("libcudart.so.10", "cudart/storm.c"),
     "layered": _library("libcudart.so.11", "cudart/layered.c"),
     "nested": _library("libcudart.so.12", "cudart/nested.c"),
     "nccl": _library("libnccl.so.2", "nccl/nccl.c", "-lrt"),
     "nvml": Recipe(_NVML, _NVML_SOURCES, ("-shared", "-fPIC", f"-Wl,-soname,{_NVML}")),
     "python3.14": Recipe("python3.14", ("python/interpreter_3_14.c",), ("-rdynamic", "-ldl")),
     "ranks": _program("ranks", "-l:libnccl.so.2", "-l:libcudart.so.13"),
-    **{name: _program(name) for name in ("calls", "every_row", "sleeper", "spin", "stacks")},
+    **{
+        name: _program(name)
+        for name in ("calls", "crowd", "every_row", "reborn", "sleeper", "spin", "stacks", "visitor")
+    },
 }
 
 

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from gpuaudit.bundle.tables import TABLES
 from gpuaudit.capture import processes
+from gpuaudit.capture.ring import HEADER_BYTES
 from gpuaudit.capture.selection import Selection
+from gpuaudit.capture.settings import Settings
 from tests.integration.recording import recording, start, truth, wait_for_line
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf")]
@@ -141,7 +144,11 @@ def test_losses_are_exact(doubles: Path, tmp_path: Path) -> None:
     ]
     process = start(*command, "--pause-file", tmp_path / "go")
     wait_for_line(process, "at start")
-    with recording(Selection(pids=frozenset({process.pid})), ring_sizes_bytes={"cuda_calls": page}) as r:
+    with recording(
+        Selection(pids=frozenset({process.pid})),
+        ring_sizes_bytes={"cuda_calls": page},
+        settings=Settings(budget_per_s=0),
+    ) as r:
         r.capture.prepare([str(cudart)])
         (tmp_path / "go").touch()
         process.communicate()
@@ -151,7 +158,8 @@ def test_losses_are_exact(doubles: Path, tmp_path: Path) -> None:
         rows = r.rows["cuda_calls"]
         assert sum(c.seen for c in counters) == made
         assert sum(c.lost for c in counters) == made - len(rows) > 0
-        assert len(rows) == (page - 1) // 136  # 128 bytes and a header, and a full ring is never filled to the brim
+        record = TABLES["cuda_calls"].record_dtype().itemsize + HEADER_BYTES
+        assert len(rows) == (page - 1) // record  # a full ring is never filled to the brim
         numbers = {(row["cpu"], row["seq"]) for row in rows}
         assert len(numbers) == len(rows)
 

@@ -18,7 +18,8 @@ HEADERS = Path(gpuaudit.capture.__file__).resolve().parent / "bpf"
 
 def constants() -> dict[str, int]:
     """Every ``NAME = number`` of an enum and ``#define NAME number`` in the BPF headers."""
-    text = "".join((HEADERS / name).read_text() for name in ("tables.h", "shared.h", "targets.h", "ops.h", "open_calls.h", "totals.h"))
+    names = ("tables.h", "shared.h", "targets.h", "ops.h", "open_calls.h", "totals.h")
+    text = "".join((HEADERS / name).read_text() for name in names)
     found = re.findall(r"^\s*([A-Z][A-Z0-9_]+) = (\d+)", text, re.MULTILINE)
     found += re.findall(r"^#define ([A-Z][A-Z0-9_]+) (\d+)\s*$", text, re.MULTILINE)
     found += re.findall(r"enum \{ ([A-Z0-9_]+) = (\d+)", text)
