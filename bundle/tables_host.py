@@ -113,7 +113,8 @@ TCP_RETRANSMITS = Table("tcp_retransmits", "TCP packets that this host sent agai
     col("cgroup_id", "u64", "", "cgroup of the socket", nullable=True),
     col("family", "u16", "", "address family: 2 IPv4, 10 IPv6"),
     col("state", "u32", "", "TCP state (include/net/tcp_states.h): 1 established, 2 SYN sent, 12 SYN received"),
-    col("segments", "u32", "", "segments in the packet, as RetransSegs of /proc/net/snmp counts them"),
+    col("segments", "u32", "", "segments in the packet; RetransSegs of /proc/net/snmp counts them, unless error says "
+        "that the packet was not made (no memory, no route)"),
     col("error", "i32", "", "0, or the negative error number with which sending it failed; null on kernels that tell "
         "only of those sent (before 6.15)", nullable=True),
     col("local_address", "text", "", "address of this end", ring="address"),

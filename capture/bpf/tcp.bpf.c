@@ -239,10 +239,18 @@ static __always_inline int retransmitted(struct sock *sk, struct sk_buff *packet
 	return 0;
 }
 
-SEC("tp_btf/tcp_retransmit_skb") /* Linux 6.15 and later: told of when it fails as well */
+#define EBUSY 16
+
+/*
+ * Linux 6.15 and later: told of when it fails as well. With EBUSY nothing was to be sent again: the packet has not left
+ * the host yet.
+ */
+SEC("tp_btf/tcp_retransmit_skb")
 int on_retransmit_error(__u64 *ctx)
 {
-	return retransmitted((void *)ctx[0], (void *)ctx[1], ctx[2], true);
+	__s32 error = ctx[2];
+
+	return error == -EBUSY ? 0 : retransmitted((void *)ctx[0], (void *)ctx[1], error, true);
 }
 
 SEC("tp_btf/tcp_retransmit_skb")
