@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -71,7 +70,7 @@ def of_split(parent: int, split: int, colour: int) -> int:
 @pytest.fixture(scope="module")
 def recorded(
     tmp_path_factory: pytest.TempPathFactory, doubles: Path
-) -> Iterator[tuple[Recording, list[tuple[int, dict[str, int]]], tuple[int, list[int]]]]:
+) -> tuple[Recording, list[tuple[int, dict[str, int]]], tuple[int, list[int]]]:
     """One capture of two ranks in two processes, and of one process with twenty devices."""
     library = build("splits", tmp_path_factory.mktemp("splits"))
     with recording() as r:
@@ -82,7 +81,7 @@ def recorded(
         comms = json.loads(r.run(all_))
         r.finish()
         assert r.lost() == 0
-    yield r, [(p.pid, h) for p, h in zip(ranks, handles, strict=True)], (all_.pid, comms)
+    return r, [(p.pid, h) for p, h in zip(ranks, handles, strict=True)], (all_.pid, comms)
 
 
 def shown(row: Row) -> tuple[str, int | None, int | None]:

@@ -157,7 +157,7 @@ def test_a_flood_beyond_the_ring(doubles: Path) -> None:
         calm = make_calls(process, 5)
         source.poll(sink)
         process.communicate()
-        r.capture.finish(lambda: source.poll(sink))
+        r.capture.finish()
         source.stop(sink)
     rows = sorted(sink.rows["cuda_calls"], key=lambda row: row["seq"])
     (cpu,) = {row["cpu"] for row in rows}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -59,7 +61,7 @@ def test_a_long_episode_is_told_in_pieces() -> None:
     assert sum(g.count for g in gaps) == len(at)
     assert gaps[0].start_ns == start
     assert LONGEST_NS < gaps[0].end_ns - gaps[0].start_ns < LONGEST_NS + 100 * MS
-    assert all(a.end_ns <= b.start_ns for a, b in zip(gaps, gaps[1:], strict=False))
+    assert all(a.end_ns <= b.start_ns for a, b in pairwise(gaps))
 
 
 steps = st.lists(st.tuples(st.integers(1, 400), st.booleans(), st.booleans()), max_size=60)
