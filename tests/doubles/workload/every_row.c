@@ -1,8 +1,8 @@
 /*
  * Calls every function of generated doubles (tests/doubles/generate.py), one library after the other, on one thread.
  *
- * every_row OUT_FOLDER LIBRARY... : the truth of each library is OUT_FOLDER/NAME.jsonl. Inside the calls of a CUDA runtime
- * cuStreamSynchronize(0x77) of the first library, which is the driver, is called.
+ * every_row OUT_FOLDER LIBRARY... : the truth of each library is OUT_FOLDER/NAME.jsonl. If the first library is the driver,
+ * cuStreamSynchronize(0x77) is called inside the calls of a CUDA runtime.
  */
 #include "truth.h"
 
@@ -13,7 +13,8 @@ static int (*synchronise)(void *);
 
 static void nested(void)
 {
-	synchronise((void *)0x77);
+	if (synchronise)
+		synchronise((void *)0x77);
 }
 
 int main(int argc, char **argv)
