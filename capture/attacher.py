@@ -95,8 +95,7 @@ class Attacher:
         if plan.scenario is None:
             self._probing = Probing.load(plan.options)
             if "engines" in plan.options.sources:
-                desk = namespace_desk(plan.options.sources) if plan.own_process else None
-                self._engines = EngineDesk(plan.engines, self._traced, desk)
+                self._engines = EngineDesk(plan.engines, self._traced, namespace_desk(plan.own_process))
         handlers = self._take_signals()
         try:
             plan.output.create(plan.recorder)
@@ -170,6 +169,7 @@ class Attacher:
             gpus=list(plan.scenario.gpus) if plan.scenario else [], rings=list(rings), counters_fd=counters,
             dial_fd=dial, files_fd=files, synthetic=plan.options.synthetic,
             uid=plan.recorder.uid if plan.recorder else None, gid=plan.recorder.gid if plan.recorder else None,
+            site_policy=plan.options.policy.artefact() if plan.options.policy else None,
         )  # fmt: skip
         self._channel.send("start", **start.to_message())
 
@@ -186,10 +186,9 @@ class Attacher:
     def _hold(self) -> None:
         """Start the workload, held: before this process gives anything up that the workload may have."""
         plan = self._plan
-        if plan.command is None or self._signal:
-            return
         try:
-            self._workload = Workload(plan.command, plan.user, plan.limits)
+            if plan.command and not self._signal:
+                self._workload = Workload(plan.command, plan.user, plan.limits)
         except HostUnfit:
             if not self._signal:  # a Ctrl-C reaches the held process too
                 raise

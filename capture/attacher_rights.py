@@ -11,10 +11,9 @@ from gpuaudit.capture.namespace_desk import NamespaceDesk
 from gpuaudit.capture.source import BPF_SOURCES
 
 
-def namespace_desk(sources: Sequence[str]) -> NamespaceDesk | None:
-    """For engines in containers, who keeps the capability that this process gives up; None where there is none."""
-    held = "CAP_SYS_ADMIN" in CapabilitySets.of().effective
-    return NamespaceDesk() if held and "engines" in sources else None
+def namespace_desk(own_process: bool) -> NamespaceDesk | None:
+    """For engines in containers, who keeps the capability that this process gives up; None where it does not."""
+    return NamespaceDesk() if own_process and "CAP_SYS_ADMIN" in CapabilitySets.of().effective else None
 
 
 def limit_while_running(sources: Sequence[str], *, other_users: bool) -> None:

@@ -62,14 +62,12 @@ class BpfCapture:
         self._selection = selection
         self._ring_sizes_bytes = ring_sizes_bytes
         self._settings = settings or Settings()
-        self._programs = Programs(
-            mechanism=mechanism, ring_sizes_bytes=ring_sizes_bytes, stacks=self._settings.stacks
-        )
+        self._programs = Programs(mechanism=mechanism, ring_sizes_bytes=ring_sizes_bytes, stacks=self._settings.stacks)
         self._parts: list[LoadedPart] = []
         """Every loaded object, ``calls`` first."""
         self.refused: dict[str, HostUnfit] = {}
         """Source → why the kernel does not let us record it."""
-        self._files = ProbedFiles(self._programs, selection.sources, costs_ns or {})
+        self._files = ProbedFiles(self._programs, selection.sources, costs_ns or {}, selection.denied)
         self._system_calls = SystemCalls(selection.sources, ioctl_devices)
         self._links: dict[tuple[LoadedPart, str], libbpf.Link] = {}
         self._libraries = FoundLibraries(sink, self._files, selection.sources)
@@ -222,6 +220,11 @@ class BpfCapture:
     def wake_descriptors(self) -> list[int]:
         """Readable when a library may have been mapped, or a stack was not seen before: for :meth:`look_at_once`."""
         return [*self.following.wake_descriptors, *(self._stacks.wake_descriptors if self._stacks else ())]
+
+    @property
+    def libraries_parsed(self) -> int:
+        """Files whose symbols had to be parsed: copies of one that was parsed are not counted."""
+        return self._files.symbols.parsed
 
     @property
     def is_told_of_mappings(self) -> bool:

@@ -6,7 +6,6 @@ A set is a frozenset of names like ``CAP_BPF``. Numbers are those of include/uap
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -54,12 +53,12 @@ class CapabilitySets:
     def of(cls, process: int | str = "thread-self") -> CapabilitySets:
         """Those of a thread, as /proc/PID/status (or ``PID/task/TID``) has them."""
         fields = {}
-        with Path(f"/proc/{process}/status").open(encoding="ascii", errors="replace") as f:
+        with Path(f"/proc/{process}/status").open("rb") as f:
             for line in f:
-                name, _, value = line.partition(":")
-                if name.startswith("Cap"):
+                name, _, value = line.partition(b":")
+                if name.startswith(b"Cap"):
                     fields[name] = names_of(int(value, 16))
-        return cls(fields["CapEff"], fields["CapPrm"], fields["CapInh"], fields["CapAmb"], fields["CapBnd"])
+        return cls(fields[b"CapEff"], fields[b"CapPrm"], fields[b"CapInh"], fields[b"CapAmb"], fields[b"CapBnd"])
 
 
 def names_of(bits: int) -> frozenset[str]:
@@ -116,10 +115,12 @@ def no_new_privileges() -> None:
         raise HostUnfit(f"prctl(PR_SET_NO_NEW_PRIVS): {os.strerror(ctypes.get_errno())}")
 
 
-def clear_ambient() -> None:
-    """Pass no capability on to a program that is executed."""
-    if _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) and ctypes.get_errno() != errno.EINVAL:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+def pass_nothing_on() -> None:
+    """A service's ambient capabilities are its own: a program that is executed next gets none of them."""
+    held = CapabilitySets.of()
+    if held.ambient:
+        _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+        _capset(held.effective, held.permitted, NONE)
 
 
 def set_effective(names: frozenset[str]) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpuaudit.capture.engine_names import KINDS, UNKNOWN, EngineKind
+from gpuaudit.capture.environment import may_read
 from gpuaudit.capture.processes import PROC
 
 MAX_BYTES = 1 << 20
@@ -183,7 +184,7 @@ def _flags(arguments: Sequence[str]) -> dict[str, str]:
 
 def _variables(pid: int, wanted: set[str]) -> dict[str, str]:
     pairs = (entry.partition("=") for entry in _strings(f"{PROC}/{pid}/environ"))
-    return {name: value for name, _, value in pairs if name in wanted}
+    return {name: value for name, _, value in pairs if name in wanted and may_read(name)}
 
 
 def _strings(path: str) -> list[str]:

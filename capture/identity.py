@@ -12,6 +12,8 @@ import os
 import re
 from dataclasses import dataclass
 
+from gpuaudit.capture.environment import may_read
+
 MAX_CGROUP_BYTES = 1 << 16
 MAX_ENVIRONMENT_BYTES = 4 << 20
 """Read of /proc/PID/cgroup and /proc/PID/environ at most. execve(2) admits 6 MiB of arguments and environment. ours"""
@@ -159,7 +161,7 @@ def ranks(environment: bytes) -> Ranks:
     for item in environment.split(b"\0"):
         raw, _, value = item.partition(b"=")
         name = raw.decode("ascii", "replace")
-        if name in VARIABLES and re.fullmatch(rb"[0-9]{1,12}", value):
+        if name in VARIABLES and may_read(name) and re.fullmatch(rb"[0-9]{1,12}", value):
             values.setdefault(name, int(value))
     job = next((values[n] for n in _JOB_ID if n in values), None)
     step = next((values[n] for n in _STEP_ID if values.get(n, MAX_RANK) < MAX_RANK), None)

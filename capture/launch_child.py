@@ -54,11 +54,11 @@ def _become(order: dict[str, Any]) -> None:
             resource.setrlimit(number, (soft, hard))
         except ValueError:
             resource.setrlimit(number, (mine[1] if soft < 0 <= mine[1] else min(soft, mine[1]), mine[1]))
+    capabilities.pass_nothing_on()
     if order["uid"] is not None:
         os.setgroups(order["groups"])
         os.setresgid(order["gid"], order["gid"], order["gid"])
         os.setresuid(order["uid"], order["uid"], order["uid"])
-    capabilities.clear_ambient()  # a service's ambient capabilities are audit's, not the command's
 
 
 if __name__ == "__main__":

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from gpuaudit.capture.settings import BUDGET_PER_S
 from gpuaudit.capture.source import SELECTABLE_SOURCES
+
+if TYPE_CHECKING:
+    from gpuaudit.capture.site_policy import SitePolicy
 
 DEFAULT_DURATION_S = 60.0
 """Length of a capture that was given neither a duration nor a command (docs: ``audit capture``)."""
@@ -29,6 +32,7 @@ class CaptureOptions:
     lie elsewhere. ``stack_threshold_ms``: a call that takes so long has its stacks taken, and is a row of its own
     whatever there are; of the others one in ``stack_sample``, 0 for none. ``budget_per_s``: rows of calls in a second
     before fast calls are added up instead (table ``call_totals``); 0: every call is a row, and may be lost.
+    ``policy``: what the site allows; it is obeyed, and sealed with the evidence.
     """
 
     out: Path | None = None
@@ -52,6 +56,7 @@ class CaptureOptions:
     stack_threshold_ms: float = 1.0
     stack_sample: int = 0
     budget_per_s: int = BUDGET_PER_S
+    policy: SitePolicy | None = None
 
 
 Phase = Literal["notice", "receipt", "recording", "sealing"]

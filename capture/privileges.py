@@ -118,7 +118,7 @@ def in_initial_pid_namespace() -> bool:
 
 def recorder_credentials() -> Credentials | None:
     """Whom the recorder shall run as; None when this process may not change users, or not give them files."""
-    if not FOR_ANOTHER_USER <= CapabilitySets.of().effective:
+    if FOR_ANOTHER_USER - CapabilitySets.of().effective:
         return None
     for name in RECORDER_USERS:
         try:

@@ -11,6 +11,7 @@ from pathlib import PurePath
 from gpuaudit.capture import libbpf
 from gpuaudit.capture.attach import Attachment, Place, Programs, cookie
 from gpuaudit.capture.probes import Library, Probe, op_id
+from gpuaudit.capture.selection import DENIED
 from gpuaudit.capture.source import boottime_ns
 from gpuaudit.capture.symbol_cache import SymbolCache
 from gpuaudit.capture.symbols import Function, NotElf, Symbols
@@ -39,6 +40,8 @@ class ProbedFile:
 
     library: Library
     path: str
+    stamp: tuple[int, int, int] = (0, 0, 0)
+    """Size and times of change: a file that is not probed can go, and another one get its inode."""
     build_id: str | None = None
     attached: list[Attached] = field(default_factory=list)
     attachment: Attachment | None = None
@@ -49,11 +52,18 @@ class ProbedFile:
 
 
 class ProbedFiles:
-    """Every file met so far, by device and inode. ``costs_ns``: instruction kind → measured cost of a probe pair."""
+    """Every file met so far, by device and inode. ``costs_ns``: instruction kind → measured cost of a probe pair.
 
-    def __init__(self, programs: Programs, sources: frozenset[str], costs_ns: Mapping[str, int]) -> None:
+    ``denied``: (library, op) of functions that the site's policy does not let be probed.
+    """
+
+    def __init__(
+        self, programs: Programs, sources: frozenset[str], costs_ns: Mapping[str, int],
+        denied: frozenset[tuple[str, str]] = frozenset(),
+    ) -> None:  # fmt: skip
         self._programs = programs
         self._sources = sources
+        self._denied = denied
         self._costs_ns = costs_ns
         self._files: dict[tuple[int, int], ProbedFile] = {}
         self.symbols = SymbolCache()
@@ -64,9 +74,10 @@ class ProbedFiles:
         status = os.fstat(fd)
         key = (status.st_dev, status.st_ino)
         known = self._files.get(key)
-        if known is not None:
+        stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        if known is not None and (known.attached or known.stamp == stamp):  # a probe holds its inode
             return known, False
-        file = self._files[key] = ProbedFile(library, path)
+        file = self._files[key] = ProbedFile(library, path, stamp)
         if library.source not in self._sources:
             file.reason = f"source {library.source} was not asked for"
             return file, False
@@ -86,12 +97,13 @@ class ProbedFiles:
 
     def _attach(self, fd: int, file: ProbedFile, symbols: Symbols) -> None:
         file.build_id = symbols.build_id
-        wanted = list(_chosen(file, symbols))
+        found = list(_chosen(file, symbols))
+        wanted = [(probe, f) for probe, f in found if (file.library.name, probe.op) not in self._denied]
         observed = {name for probe, _ in wanted for name in probe.names}
         others = [n for n in symbols.exports if n not in observed]
         file.not_observed, file.not_observed_count = _some(others), len(others)
         if not wanted:
-            file.reason = "none of the functions in the probe table is exported"
+            file.reason = DENIED if found else "none of the functions in the probe table is exported"
         elif self._next + len(wanted) > MAX_PROBES:
             file.reason = f"all {MAX_PROBES} probes are in use"
         if file.reason:

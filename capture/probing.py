@@ -19,6 +19,7 @@ from gpuaudit.capture.channel import LINE_LIMIT_BYTES
 from gpuaudit.capture.cost import CostRow, probe_rows
 from gpuaudit.capture.launch import Command, InvokingUser, Workload
 from gpuaudit.capture.linked import linked_files
+from gpuaudit.capture.obey import denied_functions, denied_sources, why_not_recorded
 from gpuaudit.capture.options import CaptureOptions
 from gpuaudit.capture.privileges import FOREIGN_PIDS, FOREIGN_PIDS_HINT, in_initial_pid_namespace, missing_for_bpf
 from gpuaudit.capture.processes import read_process, start_ns
@@ -59,10 +60,14 @@ class Probing:
         """Load what the options ask for. HostUnfit when BPF is wanted and cannot be had."""
         wanted = [s for s in options.sources if s in BPF_SOURCES]
         unwanted = [s for s in BPF_SOURCES if s not in wanted]
-        capabilities = [Capability(s, True) for s in wanted] + [Capability(s, False, "not asked for") for s in unwanted]
+        capabilities = [Capability(s, True) for s in wanted] + [
+            Capability(s, False, why_not_recorded(options, s)) for s in unwanted
+        ]
+        capabilities += denied_sources(options)
         probing = cls(options, capabilities)
         if wanted:
             probing._load_bpf(options, wanted)
+        probing._rows += denied_functions(options)
         probing._process_row(os.getpid(), "found", "attacher")
         for pid in options.pids if not wanted else ():  # with BPF, discovery tells of them
             probing._process_row(pid, "found", "traced")
@@ -82,7 +87,12 @@ class Probing:
         role = "workload" if options.command else "traced"
         rules, left_out = parse_rules(options.users, options.comms, options.cgroups, options.excludes)
         selection = Selection(
-            pids=pids, sources=frozenset(wanted), role=role, rules=rules, exclude_with_children=left_out
+            pids=pids,
+            sources=frozenset(wanted),
+            role=role,
+            rules=rules,
+            exclude_with_children=left_out,
+            denied=options.policy.denied_ops() if options.policy else frozenset(),
         )
         settings = Settings(
             slow_ns=round(options.stack_threshold_ms * 1e6), sample_every=options.stack_sample,

@@ -84,6 +84,8 @@ class RecorderProcess:
         self._channel.send(
             "receipt", text=self._writer.receipt.to_text(), capabilities=[c.__dict__ for c in self._capabilities]
         )
+        if self._start.site_policy is not None:
+            self._writer.append_artefact("site_policy", self._start.site_policy)
         for source in self._sources:
             source.start(self._recorder)
         for c in self._capabilities:

@@ -14,6 +14,9 @@ from gpuaudit.capture.processes import is_alive
 from gpuaudit.capture.ring import RingReader
 from gpuaudit.capture.rules import Rule
 
+DENIED = "denied by the site policy"
+"""The reason in every gap, capability and library that a site's policy makes."""
+
 TRACED, SELECTED, EXCLUDED, KNOWN, TREE, RELATED = 1, 2, 4, 8, 16, 32
 """``enum target_flags`` of capture/bpf/shared.h."""
 
@@ -45,6 +48,8 @@ class Selection:
     """Role of the selected processes in the ``processes`` table: workload where we started them."""
     rules: tuple[Rule, ...] = ()
     exclude_with_children: frozenset[int] = frozenset()
+    denied: frozenset[tuple[str, str]] = frozenset()
+    """(library, op) of functions that are not probed, whoever calls them."""
 
     @property
     def selected_only(self) -> bool:

@@ -23,10 +23,10 @@ from gpuaudit.bundle.tool import tool_facts
 from gpuaudit.bundle.writer import MAX_CHALLENGE_CHARS
 from gpuaudit.capture import host
 from gpuaudit.capture.attacher import Attacher, Plan
-from gpuaudit.capture.capability_needs import at_start
 from gpuaudit.capture.engine_desk import endpoints
 from gpuaudit.capture.engine_endpoint import Endpoint
 from gpuaudit.capture.launch import invoking_user, own_limits, resolve_command
+from gpuaudit.capture.obey import capabilities_at_start, obeying
 from gpuaudit.capture.options import CaptureOptions, CaptureResult, Status
 from gpuaudit.capture.output import Output, default_name
 from gpuaudit.capture.privileges import (
@@ -57,8 +57,9 @@ def run_capture(
     process is there for the capture alone, so it gives up, for good, every capability that it does not need.
     """
     tell = _careful(status)
+    options = obeying(options)
     if own_process:
-        limit_to(at_start(), final=False)
+        limit_to(capabilities_at_start(options), final=False)
     limits = own_limits()
     engines = _check_options(options)
     scenario = load_scenario(options.synthetic) if options.synthetic else None
@@ -115,6 +116,7 @@ def _open_body(options: CaptureOptions, facts: dict[str, object], scenario: Scen
         "exclude": list(options.excludes), "engines": [redact_text(u) for u in options.engines],
         "allow_remote": [redact_text(u) for u in options.allow_remote],
         "seed": options.seed if scenario else None, "site": options.site, "strict": options.strict,
+        "policy_sha256": options.policy.sha256 if options.policy else None,
         "stack_threshold_ms": str(options.stack_threshold_ms), "stack_sample": options.stack_sample,
         "budget_per_s": options.budget_per_s,
     }  # fmt: skip

@@ -15,7 +15,8 @@ class StartMessage:
     """``capabilities`` are the attacher's sources; the recorder adds its own (NVML, clock) before leaf 0 is written.
 
     ``uid`` and ``gid`` None: the recorder keeps its user. ``counters_fd`` −1: no rings; ``dial_fd`` and
-    ``files_fd`` −1: no engines. ``public_key`` is the identity's, hex.
+    ``files_fd`` −1: no engines. ``public_key`` is the identity's, hex. ``site_policy``: the artefact of a
+    capture that obeyed one.
     """
 
     site: str
@@ -35,6 +36,7 @@ class StartMessage:
     seed: int
     uid: int | None
     gid: int | None
+    site_policy: dict[str, Any] | None = None
 
     def to_message(self) -> dict[str, Any]:
         """The body of the ``start`` message."""

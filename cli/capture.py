@@ -60,6 +60,8 @@ if TYPE_CHECKING:
 @click.option("--site", default="local", show_default=True, help="Name of the operator in the bundle's origin.")
 @click.option("--receipt", "receipt_path", type=click.Path(path_type=Path),
               help="Where to save the start receipt; beside the bundle unless given.")  # fmt: skip
+@click.option("--policy", "policy_path", metavar="FILE", type=click.Path(path_type=Path),
+              help="The site's policy, in TOML: what it denies is not attached, and the evidence says so.")  # fmt: skip
 @click.option("--strict", is_flag=True, help="End with status 5 if anything that should be recorded was not.")
 @click.option("--quiet", "-q", is_flag=True, help="No live line; what was written is still printed.")
 @force_option
@@ -70,7 +72,8 @@ def command(
     cgroups: tuple[str, ...], users: tuple[str, ...], comms: tuple[str, ...], excludes: tuple[str, ...],
     engines: tuple[str, ...], allow_remote: tuple[str, ...], stack_threshold_ms: float, stack_sample: int,
     budget_per_s: int | None, no_stacks: bool, synthetic: str | None,
-    challenge: str, site: str, receipt_path: Path | None, strict: bool, quiet: bool, force: bool, as_json: bool,
+    challenge: str, site: str, receipt_path: Path | None, policy_path: Path | None,
+    strict: bool, quiet: bool, force: bool, as_json: bool,
     command_line: tuple[str, ...],
 ) -> int:  # fmt: skip
     """Record what this host's GPUs and the processes that use them really do, into one sealed file.
@@ -88,6 +91,7 @@ def command(
       sudo audit capture --out train.db -- python train.py --epochs 1
       sudo audit capture --cgroup /kubepods.slice --exclude comm=dcgm-exporter --duration 10m
       sudo audit capture --duration 10m --engine http://127.0.0.1:8000 --out serving.db
+      sudo audit capture --policy /etc/gpu-audit/policy.toml
       audit capture --synthetic late-rank --out demo.db
     """
     from gpuaudit.capture.privileges import import_numpy_without_threads
@@ -96,6 +100,7 @@ def command(
     from gpuaudit.capture.options import CaptureOptions
     from gpuaudit.capture.session import run_capture
     from gpuaudit.capture.settings import BUDGET_PER_S
+    from gpuaudit.capture.site_policy import SitePolicy
     from gpuaudit.capture.source import SELECTABLE_SOURCES
 
     chosen = tuple(s for s in sources or SELECTABLE_SOURCES if not (no_stacks and s == "stacks"))
@@ -105,6 +110,7 @@ def command(
         engines=engines, allow_remote=allow_remote, users=users, comms=comms, cgroups=cgroups, excludes=excludes,
         stack_threshold_ms=stack_threshold_ms, stack_sample=stack_sample,
         budget_per_s=BUDGET_PER_S if budget_per_s is None else budget_per_s,
+        policy=SitePolicy.load(policy_path) if policy_path else None,
     )  # fmt: skip
     with live_line(show=not quiet and not command_line) as show_status:
         result = run_capture(options, status=show_status, own_process=True)

@@ -75,7 +75,7 @@ def boot_and_wait(boot: Boot, disk: Path) -> Path:
 
 
 def _kvm() -> bool:
-    """Whether the processor can run a machine. /dev/kvm alone does not say so: it is there on hosts that only emulate."""
+    """Whether the processor can run a machine. /dev/kvm alone does not say so: some hosts have it and only emulate."""
     flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text("ascii", "replace"), re.MULTILINE)
     return (
         os.access("/dev/kvm", os.R_OK | os.W_OK) and flags is not None and bool({"vmx", "svm"} & set(flags[1].split()))

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import traceback
-import xml.etree.ElementTree as ET  # noqa: N817 S405 - our own pytest wrote it
+import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ def _check(_: Path) -> Any:
 
 
 def _capture(work: Path) -> dict[str, Any]:
-    """A whole capture of a workload whose calls are known, sealed and verified, and what its evidence says of itself."""
+    """A whole capture of a workload whose calls are known, sealed and verified, and what its evidence says."""
     from gpuaudit.bundle.reader import Bundle
     from tests.doubles.build import build
     from tests.integration.recording import truth

@@ -31,7 +31,8 @@ USERLAND = (
 PYTHON_VERSION = "3.11"
 """Of Debian bookworm, which the user space is."""
 
-TEST_PACKAGES = ("pytest", "pytest-xdist", "execnet", "pluggy", "iniconfig", "packaging", "pygments", "nvidia-nvml-dev", "hypothesis",
+TEST_PACKAGES = ("pytest", "pytest-xdist", "execnet", "pluggy", "iniconfig", "packaging", "pygments", "nvidia-nvml-dev",
+                 "hypothesis",
                  "sortedcontainers")  # fmt: skip
 
 MODULES = ("virtio_pci", "virtio_blk", "ext4", "crc32c_generic", "loop", "null_blk", "sch_netem", "overlay")

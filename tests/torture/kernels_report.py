@@ -146,25 +146,25 @@ HEAD = """# Kernels
 
 <!-- Written by `scripts/torture kernels`: what it measured, and when. Do not edit. -->
 
-Which kernels the capture was run on, what each let it attach and how, and what it refused. Features are found by trying, never
-by version. `scripts/torture kernels` boots Debian's kernels in QEMU with the wheel of the tree inside (no GPU; libraries are the
-doubles of `tests/doubles`), runs `audit check`, a whole capture of a workload whose calls are known, `audit verify`, and the
-integration tests of the kernel's side. Where the processor cannot virtualise, the machine is emulated: nothing is timed there.
+Which kernels the capture was run on, what each let it attach and how, and what it refused. Features are found by
+trying, never by version. `scripts/torture kernels` boots Debian's kernels in QEMU with the wheel of the tree inside (no
+GPU; libraries are the doubles of `tests/doubles`), runs `audit check`, a whole capture of a workload whose calls are
+known, `audit verify`, and the integration tests of the kernel's side. Where the processor cannot virtualise, the
+machine is emulated, some forty times slower: nothing is timed there, and a test that relies on a pace can fail.
 """
 
 TAIL = """
 ## Not measured here
 
-- **RHEL 9 and its rebuilds (5.14).** Not booted: no registry here has it. What it must do is known by feature. `uprobe_multi`
-  (upstream 6.6) is tried and, where it is refused, perf uprobes are used, as on Debian's 6.1 above. The state argument of
-  `sched_switch` (5.18) has a variant without it. Perf uprobes carry a cookie (`bpf_get_attach_cookie`, upstream 5.15), which is how
-  one pair of programs knows which function it is at; Red Hat has rebased the BPF of its 5.14 on newer kernels since 9.0, cookies
-  included. A kernel that lacks the cookie refuses the program, and `audit check` says so with the kernel's words; there is no
-  way round it.
-- **Upstream 5.14, Debian 11 (5.10).** No cookie: function probes are refused as above. Ring buffers (5.8), BTF tracepoints (5.5)
-  and `CAP_BPF` (5.8) are there.
+- **RHEL 9 and its rebuilds (5.14).** Not booted: no registry here has it. What it must do is known by feature.
+  `uprobe_multi` (upstream 6.6) is tried and, where it is refused, perf uprobes are used, as on Debian's 6.1 above. The
+  state argument of `sched_switch` (5.18) has a variant without it. Perf uprobes carry a cookie
+  (`bpf_get_attach_cookie`, upstream 5.15): it is how one pair of programs knows which function it is at. Upstream 5.14
+  lacks it; Red Hat brings the BPF of newer kernels back into its 5.14. Where a kernel has no cookie it refuses the
+  programs, and `audit check` says so in the kernel's words: function probes cannot be had there.
+- **Debian 11 (5.10) and upstream 5.14.** No cookie: refused as above, before anything is attached.
 - **Lockdown.** None of these kernels was booted with secure boot. What confidentiality mode stops is named by
-  `capture/obstacles.py`, tested on forged files.
+  `capture/obstacles.py`, which is tested on forged files of /sys.
 """
 
 
@@ -188,8 +188,8 @@ def document(all_measured: list[Measured]) -> str:
         capture = m.steps["capture"]
         if capture.get("status") == 0:
             parts.append(
-                f"\nThe capture: {capture['made']} calls made, {capture['recorded']} recorded, {capture['lost']} records "
-                f"lost, bundle of {capture['size_bytes']:,} bytes {capture['verify']['status']}.\n"
+                f"\nThe capture: {capture['made']} calls made, {capture['recorded']} recorded, {capture['lost']} "
+                f"records lost, bundle of {capture['size_bytes']:,} bytes {capture['verify']['status']}.\n"
             )
         problems = list(m.problems())
         if problems:

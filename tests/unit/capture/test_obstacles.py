@@ -36,7 +36,7 @@ def test_each_capability_by_its_name(tmp_path: Path) -> None:
     assert names("look into processes", NOTHING, tmp_path) == ["CAP_SYS_PTRACE"]
     assert names("load BPF programs", frozenset({"CAP_SYS_ADMIN"}), tmp_path) == []
     for step in ("load BPF programs", "probe functions", "look into processes", "read memory of processes"):
-        assert names(step, ALL, tmp_path) == []  # type: ignore[arg-type]
+        assert names(step, ALL, tmp_path) == []
 
 
 @pytest.mark.parametrize("value", ["1", "2"])
@@ -70,7 +70,7 @@ def test_ptrace_scope(tmp_path: Path, value: str, have: frozenset[str], named: b
     found = obstacles("read memory of processes", have, root)
     assert ("kernel.yama.ptrace_scope" in [o.name for o in found]) == named
     assert (f"kernel.yama.ptrace_scope is {value}" in in_words(found)) == named
-    assert "kernel.yama.ptrace_scope" not in names("look into processes", have, root)  # maps and fd are not its business
+    assert "kernel.yama.ptrace_scope" not in names("look into processes", have, root)  # it says nothing of maps and fd
 
 
 @pytest.mark.parametrize("mode", ["none", "integrity", "confidentiality"])

@@ -1,0 +1,178 @@
+"""A capture with exactly the capabilities that docs/reference/privileges.md names, watched while it runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gpuaudit.bundle.verify import verify
+from gpuaudit.capture.capabilities import NAMES, NONE, CapabilitySets, in_order
+from gpuaudit.capture.capability_needs import NEEDS, at_start, kept
+from tests.integration.sessions import DEADLINE_S, Session, environment, rows, trust
+
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf")]
+
+CALLER = 23456
+"""A user id that nobody has here."""
+
+HERE = CapabilitySets.of().bounding
+REQUIRED = frozenset(need.capability for need in NEEDS if need.required)
+
+
+@pytest.fixture
+def folder(bpf: None, doubles: Path) -> Iterator[Path]:
+    """A folder of the caller's own, and the doubles where everybody can read them."""
+    if shutil.which("setpriv") is None:
+        pytest.skip("setpriv is not installed")
+    path = Path(tempfile.mkdtemp(prefix="gpuaudit-test-"))
+    path.chmod(0o755)
+    shutil.copytree(doubles, path / "lib")
+    (path / "own").mkdir()
+    for inner in (path / "own", path / "lib"):
+        inner.chmod(0o755)
+    os.chown(path / "own", CALLER, CALLER)
+    (path / "own").chmod(0o777)  # root without its capabilities is anybody
+    yield path
+    shutil.rmtree(path)
+
+
+def limited(names: frozenset[str], *, user: int = 0) -> list[str]:
+    """A command line's beginning that leaves a process these capabilities: root's, or a user's as a service has them.
+
+    Those among them that this machine itself lacks cannot be given.
+    """
+    held = ",".join(["-all", *(f"+{n.removeprefix('CAP_').lower()}" for n in in_order(names & HERE))])
+    if not user:
+        return ["setpriv", f"--bounding-set={held}", "--inh-caps=-all"]
+    who = [f"--reuid={user}", f"--regid={user}", "--clear-groups"]
+    return ["setpriv", *who, f"--inh-caps={held}", f"--ambient-caps={held}"]
+
+
+def workload(folder: Path) -> list[str | Path]:
+    """Loads both libraries while it runs, and waits before its first call."""
+    lib = folder / "lib"
+    return [lib / "calls", "--out", folder / "own/truth", "--cudart", lib / "libcudart.so.13", "--nccl",
+            lib / "libnccl.so.2", "--pause-file", folder / "own/go"]  # fmt: skip
+
+
+def wait_until_attached(pid: int, links: int) -> None:
+    """Until the attacher holds so many links to functions: an entry and a return for each library, or more."""
+    end = time.monotonic() + DEADLINE_S
+    while time.monotonic() < end:
+        kinds = [p.read_text() for p in Path(f"/proc/{pid}/fdinfo").iterdir() if p.exists()]
+        if sum("link_type:" in k and "tracing" not in k and "raw_tracepoint" not in k for k in kinds) >= links:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the libraries were never probed")
+
+
+def child(session: Session, what: bytes) -> int:
+    return next(p for p in session.children() if what in Path(f"/proc/{p}/cmdline").read_bytes())
+
+
+def sets_of(pid: int) -> set[CapabilitySets]:
+    """Of every thread."""
+    return {CapabilitySets.of(f"{pid}/task/{t.name}") for t in Path(f"/proc/{pid}/task").iterdir()}
+
+
+def no_new_privileges(pid: int) -> bool:
+    return "NoNewPrivs:\t1" in Path(f"/proc/{pid}/status").read_text()
+
+
+@pytest.mark.parametrize("as_service", [False, True], ids=["under sudo", "as a service's user"])
+def test_what_a_live_capture_holds(folder: Path, as_service: bool) -> None:
+    """After the start only what late attachment needs; the seal is signed and the files are the caller's."""
+    out, keys = folder / "own/a.db", folder / "own/keys"
+    sudo = {} if as_service else {"SUDO_UID": str(CALLER), "SUDO_GID": str(CALLER)}
+    session = Session(
+        ["--out", out, "--source", "cuda", "--source", "nccl", "--source", "engines", "--", *workload(folder)],
+        {**environment(keys), **sudo}, prefix=limited(at_start(), user=CALLER if as_service else 0),
+    )  # fmt: skip
+    try:
+        session.wait_for(folder / "own/truth")
+        wait_until_attached(session.process.pid, 4)
+        expected = kept(["bpf", "engines", "output", "other user"])
+        attacher = CapabilitySets(expected, expected, NONE, NONE, expected)
+        assert sets_of(session.process.pid) == {attacher}
+        assert no_new_privileges(session.process.pid)
+        only = frozenset({"CAP_SYS_ADMIN"})
+        assert sets_of(child(session, b"namespace_main")) == {CapabilitySets(only, only, NONE, NONE, only)}
+        assert sets_of(child(session, b"recorder_main")) == {CapabilitySets(*[NONE] * 5)}
+        command = child(session, b"--pause-file")
+        (held,) = sets_of(command)
+        assert replace(held, bounding=NONE) == CapabilitySets(*[NONE] * 5)
+        assert held.bounding == (HERE if as_service else at_start() & HERE)  # as without audit
+        assert not no_new_privileges(command)
+        assert Path(f"/proc/{command}").stat().st_uid == CALLER
+    except BaseException:
+        if session.process.poll() is None:
+            session.end_group(signal.SIGKILL)
+        raise
+    (folder / "own/go").touch()
+    code, said = session.result()
+    assert code == 0, said
+    assert verify(out, trust=trust(keys)).status == "SEALED"
+    assert {p.stat().st_uid for p in folder.glob("own/a.db*")} == {CALLER}
+    assert {r["op"] for r in rows(out, "libraries")} <= {"attached", "shared"}
+    assert len(rows(out, "cuda_calls")) > 0
+    assert len(rows(out, "nccl_calls")) > 0
+
+
+def test_three_capabilities_are_enough_for_a_capture(folder: Path) -> None:
+    """Without those that the table calls optional, a command of one's own is captured, and nothing is made up."""
+    out, keys = folder / "a.db", folder / "keys"
+    session = Session(
+        ["--out", out, "--source", "cuda", "--source", "nccl", "--", *workload(folder)], environment(keys),
+        prefix=limited(REQUIRED),
+    )  # fmt: skip
+    try:
+        session.wait_for(folder / "own/truth")
+        wait_until_attached(session.process.pid, 4)
+        assert sets_of(session.process.pid) == {CapabilitySets(REQUIRED, REQUIRED, NONE, NONE, REQUIRED)}
+        assert sets_of(child(session, b"recorder_main")) == {CapabilitySets(NONE, NONE, NONE, NONE, REQUIRED)}
+    except BaseException:
+        if session.process.poll() is None:
+            session.end_group(signal.SIGKILL)
+        raise
+    (folder / "own/go").touch()
+    code, said = session.result()
+    assert code == 0, said
+    assert verify(out, trust=trust(keys)).status == "SEALED"
+    assert len(rows(out, "cuda_calls")) > 0
+
+
+@pytest.mark.parametrize("missing", sorted(REQUIRED))
+def test_a_required_one_is_asked_for_by_name(folder: Path, missing: str) -> None:
+    done = capture_with(folder, at_start() - {missing, "CAP_SYS_ADMIN"})
+    assert done[0] == 4
+    assert f"needs {missing}, which this process lacks" in done[1]
+
+
+@pytest.mark.parametrize("missing", ["CAP_SETUID", "CAP_SETGID"])
+def test_a_command_is_not_started_as_somebody_else(folder: Path, missing: str) -> None:
+    code, said = capture_with(folder, at_start() - {missing})
+    assert code == 4
+    assert f"lacks {missing}" in said
+    assert not (folder / "own/truth").exists()
+
+
+def capture_with(folder: Path, names: frozenset[str]) -> tuple[int, str]:
+    env = {**environment(folder / "keys"), "SUDO_UID": str(CALLER), "SUDO_GID": str(CALLER)}
+    session = Session(["--out", folder / "own/a.db", "--", *workload(folder)], env, prefix=limited(names))
+    return session.result()
+
+
+def test_every_row_of_the_table_is_a_capability() -> None:
+    assert {need.capability for need in NEEDS} <= set(NAMES)
+    assert kept([]) == NONE
+    assert kept(["start"]) < at_start()
+    assert kept(["bpf"]) >= REQUIRED
+    assert not {"CAP_SYS_ADMIN", "CAP_SETPCAP", "CAP_SYS_RESOURCE"} & kept(["bpf", "engines", "output", "other user"])
