@@ -2,8 +2,8 @@
 
 Sizes in bytes as they were asked for (the driver rounds them up), times in ns on CLOCK_BOOTTIME. An allocation lives
 from the call that made it until the next call that frees its address, or that gets the same address. Managed and
-pinned host memory are not device memory for sure, and are left out. What was allocated before the probes were attached,
-through the driver API or by ``cuMemMap`` is not seen.
+pinned host memory are not device memory for sure, and are left out. What was allocated before the probes were attached
+is not seen; memory that ``cuMemMap`` maps counts from there to its ``cuMemUnmap``.
 """
 
 from __future__ import annotations
@@ -13,15 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from gpuaudit.analyze.call_meanings import ALLOCATE, COPY, FREE
 from gpuaudit.analyze.store import Store
 
-ALLOCATES = (
-    "op IN ('cudaMalloc', 'cudaMallocAsync', 'cudaMallocAsync_ptsz', 'cudaMallocFromPoolAsync', "
-    "'cudaMallocFromPoolAsync_ptsz')"
-)
+ALLOCATES = ALLOCATE.first
 """SQL condition of calls that allocate device memory."""
 
-FREES = "op IN ('cudaFree', 'cudaFreeAsync', 'cudaFreeAsync_ptsz')"
+FREES = FREE.first
 
 ALIVE = np.iinfo(np.int64).max
 """End of an allocation that was never seen to be freed."""
@@ -80,7 +78,7 @@ def read_destinations(store: Store, pid: int, end_ns: int) -> Destinations:
         "SELECT device_pointer::BIGINT AS address, count(*)::BIGINT AS n, "
         f"least(sum(size_bytes), {MAX_SIZE})::BIGINT AS bytes, min(start_ns)::BIGINT AS first, "
         f"max(coalesce(end_ns, {int(end_ns)}))::BIGINT AS last FROM cuda_calls "
-        f"WHERE pid = {int(pid)} AND op LIKE 'cudaMemcpy%' AND direction = {HOST_TO_DEVICE} AND size_bytes > 0 "
+        f"WHERE pid = {int(pid)} AND {COPY.first} AND direction = {HOST_TO_DEVICE} AND size_bytes > 0 "
         f"AND device_pointer < {MAX_ADDRESS} AND coalesce(return_code, 0) = 0 GROUP BY 1 ORDER BY first, address"
     )
     return Destinations(a["address"], a["n"], a["bytes"], a["first"], a["last"])

@@ -7,20 +7,19 @@ calls are missing: they are counted, because then the balance is not the truth. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from gpuaudit.analyze.store import NOT_OWN, Store, quoted
+from gpuaudit.analyze.call_meanings import ALLOCATE, ALLOCATE_MANAGED, FREE, Meaning, any_of
+from gpuaudit.analyze.store import NOT_OWN, Store
 
-MANAGED = ("cudaMallocManaged",)
-DEVICE = (
-    "cudaMalloc", "cudaMallocAsync", "cudaMallocAsync_ptsz", "cudaMallocFromPoolAsync", "cudaMallocFromPoolAsync_ptsz",
-)  # fmt: skip
-FREEING = ("cudaFree", "cudaFreeAsync", "cudaFreeAsync_ptsz")
+EITHER = any_of(ALLOCATE, ALLOCATE_MANAGED)
+"""Memory that the same calls free."""
+HOLDING = any_of(EITHER, FREE)
+"""Every call that changes what is held."""
 
 MOST_BYTES = 1 << 62
 """A size or a balance beyond it is not evidence; sums of two stay within int64."""
@@ -54,27 +53,26 @@ class Balance:
         return int(self.live.max()) if len(self.live) else 0
 
 
-def read_balances(store: Store, counted: Sequence[str]) -> list[Balance]:
+def read_balances(store: Store, counted: Meaning) -> list[Balance]:
     """Every process that made a successful allocation of the kinds ``counted``, by process id.
 
     Allocations of the other kinds hold no bytes in it, but their addresses are known, so that a free finds them.
     """
-    names = ", ".join(quoted(o) for o in counted)
     rows = store.sql(
-        f"SELECT DISTINCT pid FROM cuda_calls WHERE {NOT_OWN} AND op IN ({names}) AND return_code = 0 ORDER BY pid"
+        f"SELECT DISTINCT pid FROM cuda_calls WHERE {NOT_OWN} AND {counted.first} AND return_code = 0 ORDER BY pid"
     )
-    return [_read(store, int(pid), names) for (pid,) in rows]
+    return [_read(store, int(pid), counted) for (pid,) in rows]
 
 
-def _read(store: Store, pid: int, counted: str) -> Balance:
-    making = ", ".join(quoted(o) for o in (*DEVICE, *MANAGED))
-    freeing = ", ".join(quoted(o) for o in FREEING)
+def _read(store: Store, pid: int, counted: Meaning) -> Balance:
+    making = EITHER.condition
     order = "moment, made, leaf, row"
     change = "CASE WHEN made THEN size ELSE 0 END - CASE WHEN held THEN held_size ELSE 0 END"
     a = store.arrays(
-        f"WITH e AS (SELECT device_pointer AS p, op IN ({making}) AS made, leaf, row, CASE WHEN op IN ({making}) THEN "
-        f"end_ns ELSE start_ns END::BIGINT AS moment, CASE WHEN op IN ({counted}) THEN least(coalesce(size_bytes, 0), "
-        f"{MOST_BYTES}) ELSE 0 END::HUGEINT AS size FROM cuda_calls WHERE pid = {pid} AND op IN ({making}, {freeing}) "
+        f"WITH e AS (SELECT device_pointer AS p, {making} AS made, leaf, row, CASE WHEN {making} THEN "
+        f"end_ns ELSE start_ns END::BIGINT AS moment, CASE WHEN {counted.condition} THEN "
+        f"least(coalesce(size_bytes, 0), "
+        f"{MOST_BYTES}) ELSE 0 END::HUGEINT AS size FROM cuda_calls WHERE pid = {pid} AND {HOLDING.first} "
         "AND return_code = 0 AND device_pointer IS NOT NULL AND device_pointer <> 0), "
         "m AS (SELECT *, coalesce(lag(made) OVER w, false) AS held, coalesce(lag(size) OVER w, 0) AS held_size FROM e "
         f"WINDOW w AS (PARTITION BY p ORDER BY {order})) "

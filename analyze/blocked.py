@@ -1,9 +1,11 @@
 """When threads of a process were blocked in memory copies: inside the calls, waiting for them, and between them.
 
-All of it is read from calls seen at the CUDA runtime, on CLOCK_BOOTTIME, as sets of time, so that a call told in two
-rows counts as much as one told in one. A call still open when the capture ended reaches to the capture's end.
+All of it is read from calls seen at the CUDA runtime, the driver or HIP, each once, on CLOCK_BOOTTIME, as sets of time,
+so that a call told in two rows counts as much as one told in one. A call still open when the capture ended reaches to
+the capture's end.
 
-- *copies*: inside a call that copies memory (``cudaMemcpy`` and its asynchronous and per-thread twins).
+- *copies*: inside a call that copies memory (``cudaMemcpy``, ``cuMemcpyHtoD``, their asynchronous and per-thread twins
+  …).
 - *waits*: inside the synchronisation of a stream that, since it was last synchronised, was given asynchronous copies
   and no kernel; or of the device, where that holds for all its streams.
 - *gaps*: from the end of a copy, or of such a wait, to the next copy of the same thread, with no other recorded call
@@ -21,7 +23,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpuaudit.analyze import intervals
+from gpuaudit.analyze import call_meanings, intervals
+from gpuaudit.analyze.call_meanings import any_of
 from gpuaudit.analyze.finding import Threshold
 from gpuaudit.analyze.intervals import Intervals
 from gpuaudit.analyze.store import Store
@@ -35,10 +38,10 @@ GAP = Threshold(
 COPY, LAUNCH, STREAM_SYNC, DEVICE_SYNC, OTHER = range(5)
 
 KIND = (
-    f"CASE WHEN op LIKE 'cudaMemcpy%' THEN {COPY} WHEN op LIKE 'cudaLaunch%' OR op LIKE 'cudaGraphLaunch%' "
-    f"THEN {LAUNCH} "
-    f"WHEN op IN ('cudaStreamSynchronize', 'cudaStreamSynchronize_ptsz') THEN {STREAM_SYNC} "
-    f"WHEN op = 'cudaDeviceSynchronize' THEN {DEVICE_SYNC} ELSE {OTHER} END"
+    f"CASE WHEN {call_meanings.COPY.condition} THEN {COPY} "
+    f"WHEN {any_of(call_meanings.LAUNCH, call_meanings.GRAPH_LAUNCH).condition} THEN {LAUNCH} "
+    f"WHEN {call_meanings.STREAM_SYNC.condition} THEN {STREAM_SYNC} "
+    f"WHEN {call_meanings.DEVICE_SYNC.condition} THEN {DEVICE_SYNC} ELSE {OTHER} END"
 )
 """SQL: what a call of ``cuda_calls`` is."""
 
@@ -48,7 +51,7 @@ _STREAM = (
 )
 """SQL: the stream; the default stream of a thread is that thread's own."""
 
-COPY_CALLS = "(op LIKE 'cudaMemcpy%' OR op LIKE 'cuda%Synchronize%')"
+COPY_CALLS = any_of(call_meanings.COPY, call_meanings.SYNCHRONISE).condition
 """SQL condition of the calls that blocked time is made of."""
 
 Array = npt.NDArray[np.int32]
@@ -81,9 +84,9 @@ NOTHING = Blocked(intervals.EMPTY, intervals.EMPTY, intervals.EMPTY, intervals.E
 def read_blocked(store: Store, pid: int, end_ns: int, gap_ns: int = int(GAP.value)) -> Blocked:
     """What the calls of one process say; calls that are still open end at ``end_ns``."""
     a = store.arrays(
-        f"SELECT tid, {KIND}::UTINYINT AS kind, op LIKE 'cudaMemcpyAsync%' AS asynchronous, "
+        f"SELECT tid, {KIND}::UTINYINT AS kind, {call_meanings.ASYNCHRONOUS_COPY.condition} AS asynchronous, "
         f"{_STREAM} AS stream, start_ns::BIGINT AS start_ns, coalesce(end_ns, {end_ns})::BIGINT AS end_ns "
-        f"FROM cuda_calls WHERE pid = {int(pid)} ORDER BY start_ns, leaf, row"
+        f"FROM cuda_calls WHERE pid = {int(pid)} AND {call_meanings.FIRST} ORDER BY start_ns, leaf, row"
     )
     return of_calls(a, gap_ns)
 

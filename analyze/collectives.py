@@ -7,7 +7,8 @@ through with a collective before the last one had entered it (which is impossibl
 synchronisation of another device).
 
 A rank's *arrival* is the start of its call. It *waits* in the call itself (blocking) or in the stream
-synchronisation that follows on the same thread and stream, or the device synchronisation (asynchronous).
+synchronisation that waits for it (``syncs.py``): on its thread and stream, of the device, or through events
+(asynchronous).
 """
 
 from __future__ import annotations
@@ -32,6 +33,13 @@ QUORUM = Threshold(
 
 NCCL_OK = "(return_code IS NULL OR return_code IN (0, 7))"
 """ncclSuccess = 0, ncclInProgress = 7 (ncclResult_t, nccl.h); a call that failed took part in no collective."""
+
+COLLECTIVE = (
+    f"{NCCL_OK} AND NOT regexp_matches(op, '(Send|Recv)(Config)?$') "
+    "AND (parent_op IS NULL OR parent_op NOT LIKE 'nccl%')"
+)
+"""SQL condition of what all ranks of a communicator enter together: not point-to-point, and not made by another
+collective."""
 
 ALIVE = np.iinfo(np.int64).max
 """No exit of the process was seen."""
@@ -80,7 +88,7 @@ class Collectives:
     @property
     def where(self) -> str:
         """SQL condition for the communicator's calls."""
-        return f"comm_id = {self.comm_id} AND {NCCL_OK} AND {NOT_OWN}"
+        return f"comm_id = {self.comm_id} AND {COLLECTIVE} AND {NOT_OWN}"
 
     @property
     def count(self) -> int:
@@ -106,7 +114,9 @@ class _RankCalls:
 
 def read_collectives(store: Store, nccl_lost: int, cohort: Cohort) -> list[Collectives]:
     """Every communicator with an identity, by identity. ``nccl_lost``: calls that the counters say were lost."""
-    ids = store.sql(f"SELECT DISTINCT comm_id FROM nccl_calls WHERE comm_id IS NOT NULL AND {NOT_OWN} ORDER BY 1")
+    ids = store.sql(
+        f"SELECT DISTINCT comm_id FROM nccl_calls WHERE comm_id IS NOT NULL AND {COLLECTIVE} AND {NOT_OWN} ORDER BY 1"
+    )
     if not ids:
         return []
     syncs = Syncs(store)
@@ -162,7 +172,7 @@ def _read_ranks(store: Store, comm_id: int) -> list[_RankCalls]:
         f"SELECT coalesce(rank, {NONE})::BIGINT AS rank, coalesce(nranks, 0)::BIGINT AS nranks, pid::BIGINT AS pid, "
         f"tid::BIGINT AS tid, concat_ws(', ', op, {signature}) AS signature, start_ns::BIGINT AS start_ns, "
         f"coalesce(end_ns, {NONE})::BIGINT AS end_ns, coalesce(stream::VARCHAR, '') AS stream, "
-        f"leaf::BIGINT AS leaf, row::BIGINT AS row FROM nccl_calls WHERE comm_id = {comm_id} AND {NCCL_OK} AND "
+        f"leaf::BIGINT AS leaf, row::BIGINT AS row FROM nccl_calls WHERE comm_id = {comm_id} AND {COLLECTIVE} AND "
         f"{NOT_OWN} "
         "ORDER BY rank, start_ns, seq, leaf, row"
     )
@@ -209,7 +219,15 @@ def _gap(store: Store, ranks: list[_RankCalls]) -> str:
         f"AND (pid IS NULL OR pid IN ({pids})) AND start_ns <= {end} AND coalesce(end_ns, {end}) > {start} "
         "ORDER BY start_ns, reason LIMIT 1"
     )
-    return f"calls may be missing: {found[0][1]}" if found else ""
+    if found:
+        return f"calls may be missing: {found[0][1]}"
+    aggregated = store.sql(
+        f"SELECT coalesce(sum(count), 0)::HUGEINT FROM call_totals WHERE op LIKE 'nccl%' AND pid IN ({pids}) "
+        f"AND start_ns <= {end} AND end_ns > {start}"
+    )[0][0]
+    if aggregated:
+        return f"{aggregated} calls were aggregated in the kernel, so a collective's number on a rank is not known"
+    return ""
 
 
 def _disagreement(ranks: list[_RankCalls]) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from gpuaudit.analyze import intervals
+from gpuaudit.analyze import call_totals, intervals
+from gpuaudit.analyze.call_meanings import BLOCKING_COPY, LIBRARIES, SYNCHRONISE, any_of
 from gpuaudit.analyze.context import Context
 from gpuaudit.analyze.intervals import Intervals
-from gpuaudit.analyze.syncs import SYNC_OPS
 
-BLOCKING_OPS = (*SYNC_OPS, "cudaEventSynchronize", "cudaMemcpy")
+BLOCKING = any_of(SYNCHRONISE, BLOCKING_COPY)
 """Calls that return when the GPU has done what they wait for (CUDA Runtime API, API synchronisation behaviour)."""
 
 CALL_TABLES = ("cuda_calls", "nccl_calls", "nccl_comms")
@@ -26,10 +26,9 @@ class HostTime:
         return intervals.union(*(time for _, time in self._context.waiting.get(pid, [])))
 
     def blocked(self, pid: int) -> Intervals:
-        """At least one thread in one of :data:`BLOCKING_OPS`."""
+        """At least one thread in one of :data:`BLOCKING`."""
         if pid not in self._blocked:
-            ops = ", ".join(f"'{op}'" for op in BLOCKING_OPS)
-            self._blocked[pid] = self._calls(pid, ("cuda_calls",), f"op IN ({ops})")
+            self._blocked[pid] = self._calls(pid, ("cuda_calls",), BLOCKING.condition)
         return self._blocked[pid]
 
     def starving(self, pid: int) -> Intervals:
@@ -57,11 +56,11 @@ class HostTime:
 
 
 def unseen(context: Context, pid: int) -> Intervals:
-    """Time in which the probes could not see the calls of a process, as the gaps tell."""
+    """Time in which calls of a process were not seen one by one: gaps, and windows in which they were aggregated."""
     tables = ", ".join(f"'{t}'" for t in CALL_TABLES)
     a = context.store.arrays(
         f"SELECT start_ns::BIGINT AS a, coalesce(end_ns, {context.window.end_ns})::BIGINT AS b FROM gaps "
-        f"WHERE (source IN ('cuda', 'cudart', 'nccl') OR table_name IN ({tables})) "
+        f"WHERE (source IN ('cuda', 'nccl', 'rccl') OR source IN {LIBRARIES} OR table_name IN ({tables})) "
         f"AND (pid IS NULL OR pid = {pid}) ORDER BY 1, 2"
     )
-    return intervals.from_bounds(a["a"], a["b"])
+    return intervals.union(intervals.from_bounds(a["a"], a["b"]), call_totals.windows(context.store, pid))

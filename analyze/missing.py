@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gpuaudit.analyze import call_totals, intervals
 from gpuaudit.analyze.finding import Grade, Json
 from gpuaudit.analyze.store import NOT_OWN, Store
 from gpuaudit.analyze.window import Window
@@ -13,7 +14,11 @@ from gpuaudit.bundle import canonical
 from gpuaudit.bundle.errors import BundleInvalid
 
 SOURCE_TABLES = {
-    "cuda": ("cuda_calls",), "cudart": ("cuda_calls",), "nccl": ("nccl_calls", "nccl_comms"), "off_cpu": ("off_cpu",),
+    "cuda": ("cuda_calls",), "cudart": ("cuda_calls",), "driver": ("cuda_calls",), "hip": ("cuda_calls",),
+    "nccl": ("nccl_calls", "nccl_comms"), "rccl": ("nccl_calls", "nccl_comms"), "off_cpu": ("off_cpu",),
+    "ioctl": ("ioctls",), "sockets": ("socket_io",), "tcp": ("tcp_retransmits",), "block_io": ("block_io",),
+    "memory": ("page_allocations", "reclaims", "oom_kills", "pressure", "process_samples", "cgroup_cpu"),
+    "lifecycle": ("lifecycle",), "stacks": ("stack_frames",),
     "nvml": ("nvml_samples", "nvml_processes", "nvml_health", "nvml_links", "nvml_accounting", "nvml_events",
              "gpm_samples"),
     "gpm": ("gpm_samples",), "engines": ("engine_scrapes", "engine_samples"), "clock": ("clock",),
@@ -39,7 +44,14 @@ class Reason:
 def missing(store: Store, window: Window, sources: Sequence[dict[str, Json]]) -> list[Reason]:
     """Everything but losses and the seal."""
     out = [*_imported(store), *_unavailable(sources), *_gaps(store), *_clock(window), *_unmatched(store)]
-    return [*out, *_not_observable(store), *_late(store, window), *_no_identity(store), *_refused(store)]
+    return [
+        *out,
+        *_not_observable(store),
+        *_late(store, window),
+        *_no_identity(store),
+        *_refused(store),
+        *_aggregated(store),
+    ]
 
 
 def _imported(store: Store) -> list[Reason]:
@@ -172,6 +184,17 @@ def _no_identity(store: Store) -> list[Reason]:
         for pid, handle, calls in rows
     ]  # fmt: skip
     return _capped(out, "communicators without identity")
+
+
+def _aggregated(store: Store) -> list[Reason]:
+    """Windows in which fast calls were counted in the kernel: in every count and sum, without rows of their own."""
+    out = [
+        Reason("B", f"process {pid}: {calls} fast calls were aggregated in the kernel in {len(windows)} windows, of "
+               f"{duration(intervals.measure(windows))} in all, from {int(windows[0, 0])} to {int(windows[-1, 1])} ns "
+               "(CLOCK_BOOTTIME): counts and sums are exact, percentiles are bounded", (table,))
+        for pid, table, calls, windows in call_totals.by_process(store) if len(windows)
+    ]  # fmt: skip
+    return _capped(out, "processes with aggregated calls")
 
 
 def _refused(store: Store) -> list[Reason]:

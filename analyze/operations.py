@@ -1,12 +1,21 @@
 """Exact statistics of every recorded operation.
 
+Only outermost calls are added up: the time of a call made inside another recorded one is in that one's, so such calls
+are counted apart (``nested``). Calls that were aggregated in the kernel (``call_totals``) are in every count and sum.
+
 Order statistics are values that occurred: rank ceil(q·n) of the n finished calls, from counts per distinct duration,
-which is exact, needs little memory and can be merged. Calls still open at the end are counted apart; failed calls
-(return code not 0) are counted among all.
+which is exact, needs little memory and can be merged. Of aggregated calls the bucket is known and the least and most of
+it: a percentile is then at most the one told here, and the formula says what it is at least. Calls still open at the
+end are counted apart; failed calls (return code not 0) are counted among all.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
+from gpuaudit.analyze.call_meanings import OUTERMOST
+from gpuaudit.analyze.call_totals import OUTER
 from gpuaudit.analyze.evidence import EvidenceBook
 from gpuaudit.analyze.finding import Json, Quantity
 from gpuaudit.analyze.store import NOT_OWN, Store, quoted
@@ -14,26 +23,63 @@ from gpuaudit.analyze.store import NOT_OWN, Store, quoted
 API_TABLES = ("cuda_calls", "nccl_calls", "nccl_comms")
 STATE_TABLES = ("off_cpu",)
 
+OF_TABLE = {
+    "nccl_calls": "op LIKE 'nccl%' OR op LIKE 'pnccl%'",
+    "cuda_calls": "op NOT LIKE 'nccl%' AND op NOT LIKE 'pnccl%'",
+}
+"""SQL condition: which rows of ``call_totals`` would have been rows of a table."""
+
 P99_MIN_CALLS = 100
 """Below a hundred calls rank ceil(0.99·n) is the largest: the maximum has that name already."""
 
 _QUERY = """
 WITH c AS (
-  SELECT op, duration_ns AS d, count(*) AS n FROM {table} WHERE {own} AND duration_ns IS NOT NULL GROUP BY op,
-  duration_ns
+  SELECT op, duration_ns AS low, duration_ns AS high, count(*) AS n, sum(duration_ns::HUGEINT) AS ns FROM {table}
+  WHERE {own} AND {outer} AND duration_ns IS NOT NULL GROUP BY op, duration_ns
+  UNION ALL SELECT op, min_ns, max_ns, sum(count), sum(sum_ns)::HUGEINT FROM {totals} WHERE {fast} GROUP BY op, 2, 3
 ), r AS (
-  SELECT op, d, n, sum(n) OVER (PARTITION BY op ORDER BY d) AS upto, sum(n) OVER (PARTITION BY op) AS of_op FROM c
+  SELECT op, low, high, n, ns, sum(n) OVER (PARTITION BY op) AS of_op,
+    sum(n) OVER (PARTITION BY op ORDER BY low) AS upto_low, sum(n) OVER (PARTITION BY op ORDER BY high) AS upto_high
+  FROM c
 ), s AS (
-  SELECT op, any_value(of_op) AS finished, sum(d * n::HUGEINT) AS total, max(d) AS longest,
-    min(d) FILTER (WHERE upto * 2 >= of_op) AS p50, min(d) FILTER (WHERE upto * 100 >= of_op * 99) AS p99
+  SELECT op, any_value(of_op) AS finished, sum(ns) AS total, max(high) AS longest,
+    min(high) FILTER (WHERE upto_high * 2 >= of_op) AS p50, min(low) FILTER (WHERE upto_low * 2 >= of_op) AS p50_least,
+    min(high) FILTER (WHERE upto_high * 100 >= of_op * 99) AS p99,
+    min(low) FILTER (WHERE upto_low * 100 >= of_op * 99) AS p99_least
   FROM r GROUP BY op
 ), a AS (
-  SELECT op, count(*) AS calls, count(*) - count(duration_ns) AS open,
-  {errors} AS errors FROM {table} WHERE {own} GROUP BY op
+  SELECT op, sum(calls) AS calls, sum(open) AS open, sum(errors) AS errors, sum(fast) AS fast, sum(nested) AS nested
+  FROM (
+    SELECT op, count(*) FILTER ({outer}) AS calls, count(*) FILTER ({outer} AND duration_ns IS NULL) AS open,
+      {errors} AS errors, 0 AS fast, count(*) FILTER (NOT ({outer})) AS nested FROM {table} WHERE {own} GROUP BY op
+    UNION ALL SELECT op, coalesce(sum(count) FILTER (WHERE nested = 0), 0), 0,
+      coalesce(sum(errors) FILTER (WHERE nested = 0), 0), coalesce(sum(count) FILTER (WHERE nested = 0), 0),
+      coalesce(sum(count) FILTER (WHERE nested <> 0), 0) FROM {totals} WHERE {of_table} GROUP BY op
+  ) GROUP BY op
 )
-SELECT a.op, calls, open, errors, coalesce(finished, 0)::BIGINT, coalesce(total, 0)::HUGEINT, p50, p99, longest
-FROM a LEFT JOIN s ON s.op = a.op ORDER BY 6 DESC, a.op
+SELECT a.op, calls::HUGEINT, open::HUGEINT, errors::HUGEINT, fast::HUGEINT, nested::HUGEINT,
+  coalesce(finished, 0)::HUGEINT, coalesce(total, 0)::HUGEINT, p50, p50_least, p99, p99_least, longest
+FROM a LEFT JOIN s ON s.op = a.op ORDER BY 8 DESC, a.op
 """
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """One operation: counts of calls, and durations in ns."""
+
+    op: str
+    calls: int
+    open: int
+    errors: int
+    fast: int
+    nested: int
+    finished: int
+    total: int
+    p50: int | None
+    p50_least: int | None
+    p99: int | None
+    p99_least: int | None
+    longest: int | None
 
 
 def operations(store: Store, book: EvidenceBook) -> list[dict[str, Json]]:
@@ -44,39 +90,62 @@ def operations(store: Store, book: EvidenceBook) -> list[dict[str, Json]]:
 
 
 def _of_table(store: Store, book: EvidenceBook, table: str) -> list[tuple[int, dict[str, Json]]]:
-    has_code = table in API_TABLES
-    errors = "count(*) FILTER (WHERE return_code <> 0)" if has_code else "0"
-    out = []
-    for op, calls, still_open, failed, finished, total, p50, p99, longest in store.sql(
-        _QUERY.format(table=table, own=NOT_OWN, errors=errors)
-    ):
-        evidence = (book.where(table, f"op = {quoted(op)} AND {NOT_OWN}"),)
-        none_done = "no call finished within the capture"
-        errors_reason = "a thread state has no return code"
-        few = f"fewer than {P99_MIN_CALLS} finished calls ({finished}): see the maximum"
-        rank = "duration at rank ceil({}·n) of the n finished calls, in order of duration"
-        statistics = {
-            "count": _quantity(calls, "count", evidence, "rows"),
-            "open": _quantity(still_open, "count", evidence, "rows without duration_ns"),
-            "errors": _quantity(
-                failed if has_code else None, "count", evidence, "rows with return_code not 0", errors_reason
-            ),
-            "total": _quantity(int(total) if finished else None, "ns", evidence, "sum of duration_ns", none_done),
-            "p50": _quantity(p50, "ns", evidence, rank.format("0.5"), none_done),
-            "p99": _quantity(
-                p99 if finished >= P99_MIN_CALLS else None,
-                "ns",
-                evidence,
-                rank.format("0.99"),
-                few if finished else none_done,
-            ),
-            "max": _quantity(longest, "ns", evidence, "longest duration_ns", none_done),
-        }
-        out.append((int(total), {"table": table, "op": op, **{k: q.to_json() for k, q in statistics.items()}}))
-    return out
+    is_api = table in API_TABLES
+    of_table = f"{NOT_OWN} AND ({OF_TABLE.get(table, 'false')})"
+    query = _QUERY.format(
+        table=table, own=NOT_OWN, totals="call_totals", of_table=of_table, fast=f"{of_table} AND {OUTER} AND count > 0",
+        outer=OUTERMOST if is_api else "true",
+        errors=f"count(*) FILTER (return_code <> 0 AND {OUTERMOST})" if is_api else "0",
+    )  # fmt: skip
+    rows = [_counted(row) for row in store.sql(query)]
+    return [(c.total, {"table": table, "op": c.op, **_statistics(book, table, c)}) for c in rows]
 
 
-def _quantity(value: int | None, unit: str, evidence: tuple[str, ...], formula: str, reason: str = "") -> Quantity:
-    return Quantity(
-        None if value is None else int(value), unit, "derived", evidence, formula, reason if value is None else ""
+def _counted(row: tuple[Any, ...]) -> _Counted:
+    return _Counted(str(row[0]), *(None if v is None else int(v) for v in row[1:]))  # type: ignore[arg-type]
+
+
+def _statistics(book: EvidenceBook, table: str, c: _Counted) -> dict[str, Json]:
+    is_api = table in API_TABLES
+    own = f"op = {quoted(c.op)} AND {NOT_OWN}"
+    has_rows = not (c.fast or c.nested) or c.calls > c.fast
+    outer = f"{own} AND {OUTERMOST}" if c.nested else own
+    evidence = (book.where(table, outer),) if has_rows else ()
+    inside: tuple[str, ...] = book.present((table,), f"{own} AND NOT ({OUTERMOST})") if c.nested else ()
+    fast: tuple[str, ...] = (book.where("call_totals", f"{own} AND {OUTER}"),) if c.fast else ()
+    if c.nested:
+        inside += book.present(("call_totals",), f"{own} AND NOT ({OUTER})")
+    plus = ", plus those aggregated in the kernel" if c.fast else ""
+    none_done = (
+        "no call finished within the capture" if c.calls or not c.nested else "every call was made inside another"
     )
+    few = f"fewer than {P99_MIN_CALLS} finished calls ({c.finished}): see the maximum"
+
+    def q(value: int | None, unit: str, formula: str, reason: str = "", also: tuple[str, ...] = fast) -> Json:
+        why = reason if value is None else ""
+        return Quantity(value, unit, "derived", (*evidence, *also), formula, why).to_json()
+
+    def rank(which: str, least: int | None) -> str:
+        told = f"duration at rank ceil({which}·n) of the n finished calls, in order of duration"
+        return (
+            f"{told}; {c.fast} of them are known by their bucket: at most this, at least {least} ns" if c.fast else told
+        )
+
+    out = {
+        "count": q(c.calls, "count", "rows" + (", of calls made inside no other" if c.nested else "") + plus),
+        "open": q(c.open, "count", "rows without duration_ns"),
+        "errors": q(c.errors if is_api else None, "count", "rows with return_code not 0" + plus,
+                    "a thread state has no return code"),
+        "total": q(c.total if c.finished else None, "ns", "sum of duration_ns" + plus, none_done),
+        "p50": q(c.p50, "ns", rank("0.5", c.p50_least), none_done),
+        "p99": q(c.p99 if c.finished >= P99_MIN_CALLS else None, "ns", rank("0.99", c.p99_least),
+                 few if c.finished else none_done),
+        "max": q(c.longest, "ns", "longest duration_ns" + plus, none_done),
+    }  # fmt: skip
+    if c.nested:
+        how = "calls made inside another recorded call of the same thread: their time is in that one's"
+        out["nested"] = Quantity(c.nested, "count", "derived", inside, how).to_json()
+    if c.fast:
+        how = "calls counted in the kernel, without rows of their own"
+        out["aggregated"] = Quantity(c.fast, "count", "derived", fast, how).to_json()
+    return out

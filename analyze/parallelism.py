@@ -102,7 +102,8 @@ def read_fingerprints(context: Context, layers: int | None = None, hidden: int |
 def _runs(context: Context, comm_id: int) -> tuple[list[Run], int]:
     """Runs of the rank with most calls, and how many all-reduces they are."""
     a = context.store.arrays(
-        "SELECT op = 'ncclAllReduce' AND coalesce(reduce_op, 0) = 0 AND count IS NOT NULL AS sums, "
+        "SELECT op IN ('ncclAllReduce', 'ncclAllReduceConfig') AND coalesce(reduce_op, 0) = 0 AND count IS NOT NULL "
+        "AS sums, "
         "least(coalesce(count, 0), 1152921504606846976)::BIGINT AS count, coalesce(datatype, -1)::BIGINT AS datatype "
         f"FROM nccl_calls WHERE comm_id = {int(comm_id)} AND {NOT_OWN} AND coalesce(return_code, 0) IN (0, 7) "
         "AND pid = (SELECT pid FROM nccl_calls "

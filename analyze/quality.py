@@ -35,7 +35,10 @@ THRESHOLDS = (LOST_SHARE_C, LOST_SHARE_D)
 MAX_SOURCES = 64
 """Sources that are told of; a recorder has fewer than ten."""
 
-_TELLING = ("cuda_calls", "nccl_calls", "off_cpu", "nvml_samples", "gpm_samples", "engine_samples")
+_TELLING = (
+    "cuda_calls", "nccl_calls", "call_totals", "off_cpu", "nvml_samples", "gpm_samples", "engine_samples", "ioctls",
+    "socket_io", "block_io", "lifecycle", "process_samples",
+)  # fmt: skip
 """Tables of which one at least must have rows for anything to be concluded."""
 
 PROVEN_STATUS = ("SEALED",)
@@ -104,7 +107,8 @@ class Quality:
 
 def read_quality(store: Store, window: Window, status: str) -> Quality:
     """Grade the evidence; ``status`` is the word of ``audit verify``."""
-    tables = tuple(_table(store, name) for name in TABLES)
+    lost_in_rings = _ring_losses(store)
+    tables = tuple(_table(store, name, lost_in_rings.get(name, 0)) for name in TABLES)
     reasons: list[Reason] = []
     if status not in PROVEN_STATUS:
         reasons.append(Reason("C", f"the seal does not prove the whole file: status {status}"))
@@ -123,7 +127,7 @@ def _worst(grades: Iterable[Grade]) -> Grade:
     return max(grades, default="A")
 
 
-def _table(store: Store, name: str) -> TableQuality:
+def _table(store: Store, name: str, lost_in_rings: int) -> TableQuality:
     leaves = [leaf for leaf in store.leaves if leaf.table == name and leaf.kind in ("segment", "event", "clock", "gap")]
     rows = store.row_count(name)
     told = store.totals.get(name) if isinstance(store.totals, dict) else None
@@ -133,18 +137,17 @@ def _table(store: Store, name: str) -> TableQuality:
         if isinstance(told, dict) and str(told.get(key, "")).isdecimal():
             values.append(int(told[key]))
         counters[key] = max(values, default=given)
-    counters["lost"] = max(counters["lost"], _ring_losses(store, name))
+    counters["lost"] = max(counters["lost"], lost_in_rings)
     return TableQuality(name, counters["seen"], counters["written"], counters["lost"], rows, len(leaves))
 
 
-def _ring_losses(store: Store, name: str) -> int:
-    """The last cumulative counter of every CPU, together."""
+def _ring_losses(store: Store) -> dict[str, int]:
+    """Per table the last cumulative counter of every CPU, together."""
     found = store.sql(
-        "SELECT coalesce(sum(n), 0)::HUGEINT FROM "
-        "(SELECT max(lost) AS n FROM losses WHERE table_name = ? GROUP BY cpu)",
-        [name],
+        "SELECT table_name, sum(n)::HUGEINT FROM "
+        "(SELECT table_name, max(lost) AS n FROM losses GROUP BY table_name, cpu) GROUP BY 1 HAVING sum(n) > 0"
     )
-    return int(found[0][0])
+    return {str(name): int(n) for name, n in found}
 
 
 def _losses(t: TableQuality) -> list[Reason]:

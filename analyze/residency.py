@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuaudit.analyze.allocations import ALIVE, Allocations, Destinations, read_allocations, read_destinations
+from gpuaudit.analyze.call_meanings import COPY
 from gpuaudit.analyze.context import Context
 from gpuaudit.analyze.finding import Threshold
 from gpuaudit.analyze.shards import calls_seen
@@ -144,11 +145,11 @@ def _traffic(context: Context, pid: int, after_ns: int) -> Phase | None:
     start, end, calls, size = context.store.sql(
         f"SELECT min(start_ns)::BIGINT, max(coalesce(end_ns, {context.window.end_ns}))::BIGINT, count(*), "
         "coalesce(sum(size_bytes), 0)::HUGEINT FROM cuda_calls "
-        f"WHERE pid = {int(pid)} AND op LIKE 'cudaMemcpy%' AND start_ns > {int(after_ns)}"
+        f"WHERE {traffic_where(pid, after_ns)}"
     )[0]
     return None if start is None else Phase(int(start), int(end), int(calls), int(size))
 
 
 def traffic_where(pid: int, after_ns: int) -> str:
     """SQL condition of the copies of the traffic."""
-    return f"pid = {int(pid)} AND op LIKE 'cudaMemcpy%' AND start_ns > {int(after_ns)}"
+    return f"pid = {int(pid)} AND {COPY.first} AND start_ns > {int(after_ns)}"

@@ -100,7 +100,10 @@ QUALITY = record(
     }
 )  # fmt: skip
 _STATISTICS = ("count", "open", "errors", "total", "p50", "p99", "max")
-OPERATION = record({"table": NAME, "op": text(256), **dict.fromkeys(_STATISTICS, QUANTITY)})
+OPERATION = record(
+    {"table": NAME, "op": text(256), **dict.fromkeys(_STATISTICS, QUANTITY)},
+    dict.fromkeys(("nested", "aggregated"), QUANTITY),
+)
 _WASTE_KEY = one_of(
     "useful", "waiting_for_peers", "host_blocked", "starved", "over_allocated", "idle_allocated", "idle_unallocated",
     "throttled", "memory_bound", "not_classified",

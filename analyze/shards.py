@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpuaudit.analyze import intervals
+from gpuaudit.analyze.call_meanings import LIBRARIES
 from gpuaudit.analyze.context import Context
 from gpuaudit.analyze.gpu_time import GpuTime
 from gpuaudit.analyze.intervals import Intervals
@@ -72,7 +73,7 @@ def calls_seen(context: Context, pid: int) -> tuple[Intervals, str]:
     store, window = context.store, context.window
     libraries = store.sql(
         "SELECT op, (start_ns + coalesce(duration_ns, 0))::BIGINT, coalesce(reason, '') FROM libraries "
-        f"WHERE pid = {int(pid)} AND library = 'cudart' ORDER BY 2, 1, 3"
+        f"WHERE pid = {int(pid)} AND library IN {LIBRARIES} ORDER BY 2, 1, 3"
     )
     first = store.sql(f"SELECT min(start_ns)::BIGINT FROM cuda_calls WHERE pid = {int(pid)}")[0][0]
     probed = [int(at) for op, at, _ in libraries if op in PROBED]
@@ -83,7 +84,8 @@ def calls_seen(context: Context, pid: int) -> tuple[Intervals, str]:
     begin = min([*probed, *([] if first is None else [int(first)])])
     gaps = store.arrays(
         f"SELECT start_ns::BIGINT AS a, coalesce(end_ns, {window.end_ns})::BIGINT AS b FROM gaps "
-        f"WHERE (table_name = 'cuda_calls' OR source IN ('cuda', 'cudart')) AND (pid IS NULL OR pid = {int(pid)})"
+        f"WHERE (table_name = 'cuda_calls' OR source = 'cuda' OR source IN {LIBRARIES}) "
+        f"AND (pid IS NULL OR pid = {int(pid)})"
     )
     blind = intervals.from_bounds(gaps["a"], gaps["b"])
     return intervals.subtract(intervals.single(begin, window.end_ns), blind), ""

@@ -86,14 +86,13 @@ class Store:
         self._con.execute("ATTACH ':memory:' AS evidence (COMPRESS)")
         self._con.execute("USE evidence")
         self._uncompressed = 0
+        self._rows: dict[str, int] = {}
+        """Rows of each table that has any; the others are a view of nothing, and cost no table."""
         self.leaves: list[Leaf] = []
         self.artefacts: list[Artefact] = []
         self.open_body: dict[str, Any] = {}
         self.totals: dict[str, Any] = {}
         self._con.execute("CREATE SCHEMA raw")
-        for table in TABLES.values():
-            columns = ", ".join(f'"{c.name}" {SQL_TYPE[c.type]}' for c in table.columns)
-            self._con.execute(f'CREATE TABLE raw."{table.name}"({columns}, "leaf" UINTEGER, "row" UINTEGER)')
         for name, columns in _EXTRA_TABLES.items():
             self._con.execute(f"CREATE TABLE raw.{name}({columns})")
 
@@ -159,7 +158,7 @@ class Store:
 
     def row_count(self, table: str) -> int:
         """Rows of a table."""
-        return int(self.sql(f'SELECT count(*) FROM "{TABLES[table].name}"')[0][0])
+        return self._rows.get(TABLES[table].name, 0)
 
     def artefact(self, name: str) -> Artefact | None:
         """The last artefact of that name."""
@@ -189,6 +188,10 @@ class Store:
             if c.name.endswith("_ns") and c.type in {"u64", "i64"}:
                 _check_times(table, c.name, leaf, data.values)
             columns[c.name] = _arrow(data)
+        if table.name not in self._rows:
+            declared = ", ".join(f'"{c.name}" {SQL_TYPE[c.type]}' for c in table.columns)
+            self._con.execute(f'CREATE TABLE raw."{table.name}"({declared}, "leaf" UINTEGER, "row" UINTEGER)')
+        self._rows[table.name] = self._rows.get(table.name, 0) + count
         columns["leaf"] = pa.array(np.full(count, leaf, dtype=np.uint32))
         columns["row"] = pa.array(np.arange(count, dtype=np.uint32))
         self._con.register("batch", pa.table(columns))
@@ -216,10 +219,20 @@ class Store:
         for a in self.artefacts:
             text = a.body.decode("utf-8", "replace")
             self._con.execute("INSERT INTO raw.artefacts VALUES (?, ?, ?, ?)", [a.leaf, a.name, len(a.body), text])
-        for table in TABLES.values():
-            self._con.execute(f'CREATE VIEW "{table.name}" AS {sql_view(table)}')
-        for name in _EXTRA_TABLES:
-            self._con.execute(f"CREATE VIEW {name} AS SELECT * FROM raw.{name}")
+        views = [
+            f'CREATE VIEW "{t.name}" AS {sql_view(t) if t.name in self._rows else _no_rows(t)}' for t in TABLES.values()
+        ]
+        views += [f"CREATE VIEW {name} AS SELECT * FROM raw.{name}" for name in _EXTRA_TABLES]
+        self._con.execute(f"BEGIN; {'; '.join(views)}; COMMIT")
+
+
+def _no_rows(table: Table) -> str:
+    """A query with the columns of a table's view and no row."""
+    columns = [(c.name, SQL_TYPE[c.type]) for c in table.columns]
+    if {"start_ns", "duration_ns"} <= {name for name, _ in columns}:
+        columns.append(("end_ns", "UBIGINT"))
+    columns += [("leaf", "UINTEGER"), ("row", "UINTEGER")]
+    return "SELECT " + ", ".join(f'NULL::{kind} AS "{name}"' for name, kind in columns) + " WHERE false"
 
 
 def quoted(text: str) -> str:

@@ -16,17 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuaudit.analyze import intervals
+from gpuaudit.analyze.call_meanings import LIBRARIES, Meaning
+from gpuaudit.analyze.call_totals import OUTER
 from gpuaudit.analyze.context import Context, Found, NotEvaluated, Outcome
 from gpuaudit.analyze.finding import Finding
 from gpuaudit.analyze.intervals import Intervals
 from gpuaudit.analyze.lives import exit_ns
-from gpuaudit.analyze.store import NOT_OWN, quoted
-
-SYNCHRONISATIONS = (
-    "cudaStreamSynchronize", "cudaStreamSynchronize_ptsz", "cudaDeviceSynchronize", "cudaEventSynchronize",
-)  # fmt: skip
-LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernel_ptsz")
-BLOCKING_COPIES = ("cudaMemcpy", "cudaMemcpy_ptds")
+from gpuaudit.analyze.store import NOT_OWN
 
 MAX_THREADS = 10_000
 """Threads that are looked at, those with the most calls first; a host has fewer that use GPUs."""
@@ -78,35 +74,42 @@ class Thread:
         """SQL condition for its calls."""
         return f"pid = {self.pid} AND tid = {self.tid}"
 
-    def where_op(self, ops: Sequence[str]) -> str:
-        """SQL condition for its calls of ``ops``."""
-        return f"{self.where} AND op IN ({', '.join(quoted(o) for o in ops)})"
+    def where_op(self, meaning: Meaning) -> str:
+        """SQL condition for its calls that mean this, each once."""
+        return f"{self.where} AND {meaning.first}"
 
-    def calls(self, context: Context, ops: Sequence[str], columns: Sequence[str] = ()) -> Calls:
-        """Its calls of ``ops`` with their times and ``columns`` (SQL expressions that give BIGINT, with a name)."""
+    def calls(self, context: Context, meaning: Meaning, columns: Sequence[str] = ()) -> Calls:
+        """Its calls that mean this with their times and ``columns`` (SQL that gives BIGINT, with a name)."""
         more = "".join(f", {c}" for c in columns)
         return Calls(
             context.store.arrays(
                 f"SELECT start_ns::BIGINT AS start_ns, greatest(coalesce(end_ns, {self.end_ns}), start_ns)::BIGINT "
-                f"AS end_ns{more} FROM cuda_calls WHERE {self.where_op(ops)} ORDER BY start_ns, leaf, row"
+                f"AS end_ns{more} FROM cuda_calls WHERE {self.where_op(meaning)} ORDER BY start_ns, leaf, row"
             )
         )
 
 
-def threads(context: Context, ops: Sequence[str]) -> list[Thread]:
-    """Threads of the workload that made a call of ``ops``, by process and thread id."""
-    wanted = ", ".join(quoted(o) for o in ops)
+def threads(context: Context, meaning: Meaning) -> list[Thread]:
+    """Threads of the workload that made a call that means this, by process and thread id."""
+    calls = (
+        f"SELECT pid, tid, start_ns, end_ns, duration_ns IS NULL AS still_open, {meaning.first} AS wanted, 1 AS n "
+        "FROM cuda_calls"
+    )
+    if context.store.row_count("call_totals"):
+        calls += (
+            f" UNION ALL SELECT pid, tid, start_ns, end_ns, false, {OUTER} AND {meaning.condition}, count "
+            "FROM call_totals WHERE op NOT LIKE 'nccl%'"
+        )
     rows = context.store.sql(
-        "SELECT pid, tid, min(start_ns), max(end_ns), count(*) - count(duration_ns) FROM cuda_calls "
-        f"WHERE {NOT_OWN} GROUP BY pid, tid HAVING count(*) FILTER (op IN ({wanted})) > 0 "
-        f"ORDER BY count(*) DESC, pid, tid LIMIT {MAX_THREADS}"
+        f"SELECT pid, tid, min(start_ns), max(end_ns), count(*) FILTER (still_open) FROM ({calls}) "
+        f"WHERE {NOT_OWN} GROUP BY pid, tid HAVING bool_or(wanted) ORDER BY sum(n) DESC, pid, tid LIMIT {MAX_THREADS}"
     )
     return [_thread(context, row) for row in sorted(rows)]
 
 
 def outcome(context: Context, items: Sequence[Finding], looked: str) -> Outcome:
     """Clear only where CUDA calls were recorded and none was lost; ``looked`` says at what was looked."""
-    if not context.store.row_count("cuda_calls"):
+    if not any(map(context.store.row_count, ("cuda_calls", "call_totals"))):
         reason = context.quality.source_reason("cuda") or "no process that maps a probed library made one"
         return NotEvaluated(f"no CUDA call was recorded: {reason}")
     lost = context.quality.lost("cuda_calls")
@@ -119,8 +122,8 @@ def blind(context: Context, pid: int) -> Intervals:
     """Time in which calls of a process could not be seen."""
     end = context.window.end_ns
     rows = context.store.arrays(
-        f"SELECT start_ns::BIGINT AS a, coalesce(end_ns, {end})::BIGINT AS b FROM gaps WHERE (source IN ('cuda', "
-        f"'cudart') OR table_name = 'cuda_calls') AND (pid IS NULL OR pid = {pid}) ORDER BY 1, 2"
+        f"SELECT start_ns::BIGINT AS a, coalesce(end_ns, {end})::BIGINT AS b FROM gaps WHERE (source = 'cuda' "
+        f"OR source IN {LIBRARIES} OR table_name = 'cuda_calls') AND (pid IS NULL OR pid = {pid}) ORDER BY 1, 2"
     )
     return intervals.from_bounds(rows["a"], rows["b"])
 

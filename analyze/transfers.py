@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from gpuaudit.analyze import intervals, shards
+from gpuaudit.analyze.call_meanings import BLOCKING_COPY, COPY
 from gpuaudit.analyze.context import Context
 from gpuaudit.analyze.gpu_time import GpuTime
 
@@ -25,7 +26,7 @@ LANE_BYTES_PER_S: dict[int, Fraction] = {
 """One lane, one direction, by PCIe generation: transfers/s × coding / 8 bits. 8b/10b to generation 2, 128b/130b from 3
 to 5, flits with 236 of 256 bytes for transactions in 6 (PCI Express Base Specification)."""
 
-BLOCKING = "op IN ('cudaMemcpy', 'cudaMemcpy_ptds')"
+BLOCKING = BLOCKING_COPY.condition
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def read_transfers(context: Context) -> list[Transfer]:
     rows = context.store.sql(
         f"SELECT pid, direction, count(*), sum(size_bytes)::HUGEINT, "
         f"coalesce(sum(size_bytes) FILTER ({BLOCKING} AND duration_ns IS NOT NULL), 0)::HUGEINT FROM cuda_calls "
-        f"WHERE op LIKE 'cudaMemcpy%' AND direction IN ({kinds}) AND size_bytes IS NOT NULL "
+        f"WHERE {COPY.first} AND direction IN ({kinds}) AND size_bytes IS NOT NULL "
         f"AND coalesce(return_code, 0) = 0 AND {own} GROUP BY 1, 2 ORDER BY 1, 2"
     )
     return [_transfer(context, int(p), int(k), (int(n), int(size), int(b))) for p, k, n, size, b in rows]
@@ -71,7 +72,7 @@ def read_transfers(context: Context) -> list[Transfer]:
 
 def _transfer(context: Context, pid: int, kind: int, sums: tuple[int, int, int]) -> Transfer:
     copies, size, blocking = sums
-    where = f"pid = {pid} AND op LIKE 'cudaMemcpy%' AND direction = {kind}"
+    where = f"pid = {pid} AND {COPY.first} AND direction = {kind}"
     a = context.store.arrays(
         f"SELECT start_ns::BIGINT AS a, end_ns::BIGINT AS b FROM cuda_calls WHERE {where} AND {BLOCKING} "
         "AND end_ns IS NOT NULL AND size_bytes IS NOT NULL AND coalesce(return_code, 0) = 0"

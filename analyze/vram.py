@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from gpuaudit.analyze import residency, shards
+from gpuaudit.analyze.call_meanings import ALLOCATE, COPY, FREE, any_of
 from gpuaudit.analyze.context import Context
 from gpuaudit.analyze.finding import Provenance
 from gpuaudit.analyze.gpu_time import GpuTime
@@ -193,8 +194,8 @@ class _Claims:
         if pid not in self._residency:
             self._residency[pid] = residency.read_residency(self.context, pid)
         live = self._residency[pid].live_bytes(at_ns)
-        calls = (("cuda_calls", f"pid = {pid} AND (op LIKE 'cudaMalloc%' OR op LIKE 'cudaFree%')"),)
-        copies = (*calls, ("cuda_calls", f"pid = {pid} AND op LIKE 'cudaMemcpy%'"))
+        calls = (("cuda_calls", f"pid = {pid} AND {any_of(ALLOCATE, FREE).first}"),)
+        copies = (*calls, ("cuda_calls", f"pid = {pid} AND {COPY.first}"))
         kinds = (
             (residency.WEIGHTS, WEIGHTS, "allocations filled once by copies from the host", copies),
             (residency.RESERVED, RESERVED_POOL, "large allocations after the load that stayed", copies),

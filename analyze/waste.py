@@ -13,7 +13,7 @@ from gpuaudit.analyze import intervals
 from gpuaudit.analyze.context import Context
 from gpuaudit.analyze.finding import Json, Provenance, Quantity, number_from_json
 from gpuaudit.analyze.gpu_time import GpuTime
-from gpuaudit.analyze.host_time import BLOCKING_OPS, CALL_TABLES
+from gpuaudit.analyze.host_time import BLOCKING, CALL_TABLES
 from gpuaudit.analyze.ledger import KEYS, NOTHING, WASTE, Amount, Entry, ledger
 from gpuaudit.analyze.memory_wall import MemoryWall
 from gpuaudit.analyze.money import NS_PER_HOUR
@@ -210,8 +210,7 @@ def _evidence(context: Context, e: Entry, *, wall: bool) -> tuple[str, ...]:
     if e.key not in ("idle_unallocated", "not_classified"):  # all others are what waiting leaves
         out += [book.where("nccl_calls", c.where) for c in mine]
     if (mine and e.key in ("useful", "throttled", "memory_bound")) or e.key in ("waiting_for_peers", *BY_HOST):
-        ops = ", ".join(f"'{op}'" for op in BLOCKING_OPS)
-        out += book.present(("cuda_calls",), f"op IN ({ops}) AND {who}")
+        out += book.present(("cuda_calls",), f"{BLOCKING.condition} AND {who}")
     if e.key in BY_HOST[1:]:
         out += book.present(CALL_TABLES, who)
         out += [book.where("engine_scrapes", r.where) for r in context.engine_runs if set(pids) & set(r.pids)]

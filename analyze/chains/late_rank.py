@@ -20,7 +20,7 @@ from gpuaudit.analyze.context import UNNUMBERED, Context, Found, NotEvaluated, O
 from gpuaudit.analyze.finding import Chain, Declaration, Grade, Link, Quantity, Threshold
 from gpuaudit.analyze.imposed import ImposedWait
 from gpuaudit.analyze.lateness import Lateness
-from gpuaudit.analyze.syncs import SYNC_OPS
+from gpuaudit.analyze.syncs import WAITS
 from gpuaudit.analyze.words import duration
 
 SYSTEMATIC_SHARE = Threshold(
@@ -97,9 +97,10 @@ DECLARATION = Declaration(
     "call; nor that the peers' GPUs had nothing of their own to do before it came.",
     assumptions=(
         "The n-th collective of one rank is the n-th of every other (NCCL's own requirement).",
-        "The synchronisation that follows on the same thread and stream waits for the collective, and for all work "
+        "The synchronisation that follows on the same thread and stream, or that the order of streams and events "
+        "leads to, waits for the collective, and for all work "
         "given to the stream before it.",
-        "Between ncclGroupStart and ncclGroupEnd, which are not probed, a collective arrives with its own call.",
+        "Between ncclGroupStart and ncclGroupEnd a collective arrives with its own call.",
     ),
 )  # fmt: skip
 
@@ -176,7 +177,7 @@ def _of_communicator(context: Context, c: Collectives) -> tuple[list[Chain], int
     if unseen:
         reason = (
             f"communicator {c.name}: ranks {unseen} came late, but no wait of their peers was seen in the calls or in "
-            "a synchronisation on the same thread and stream, so what it cost is not evaluated"
+            "a synchronisation that waits for them, so what it cost is not evaluated"
         )
     return chains, left, reason
 
@@ -293,8 +294,7 @@ def _evidence(context: Context, c: Collectives, late: ImposedWait) -> tuple[str,
         return arrivals, own, ()
     pids = ", ".join(str(c.pids[p]) for p in peers)
     low, high = int(c.arrival[:, late.at].min()), int(c.sync_end[peers][:, late.at].max())
-    ops = ", ".join(f"'{op}'" for op in SYNC_OPS)
-    wide = f"op IN ({ops}) AND pid IN ({pids}) AND start_ns BETWEEN {low} AND {max(low, high)}"
+    wide = f"{WAITS.condition} AND pid IN ({pids}) AND start_ns BETWEEN {low} AND {max(low, high)}"
     return arrivals, own, (book.listed("cuda_calls", keys, wide),)
 
 

@@ -61,8 +61,9 @@ DECLARATION = Declaration(
 
 def evaluate(context: Context) -> Outcome:
     """One finding per process."""
-    calls = " UNION ALL ".join(f"SELECT pid, start_ns, duration_ns FROM {t} WHERE {NOT_OWN}" for t in TABLES)
-    rows = context.store.sql(f"SELECT pid, count(*) FROM ({calls}) GROUP BY pid ORDER BY pid")
+    calls = " UNION ALL ".join(f"SELECT pid, 1 AS n FROM {t} WHERE {NOT_OWN}" for t in TABLES)
+    calls += f" UNION ALL SELECT pid, count FROM call_totals WHERE {NOT_OWN}"
+    rows = context.store.sql(f"SELECT pid, sum(n)::HUGEINT FROM ({calls}) GROUP BY pid ORDER BY pid")
     if not rows:
         reason = context.quality.source_reason("cuda") or "no process that maps a probed library made one"
         return NotEvaluated(f"no API call was recorded: {reason}")
@@ -101,7 +102,8 @@ def _observe(context: Context, pid: int, count: int, lossy: Intervals) -> _Seen:
     lived_at = lives(context, pid)
     end = max((b for _, b in lived_at), default=0)
     calls = " UNION ALL ".join(
-        f"SELECT start_ns::BIGINT AS a, coalesce(end_ns, {end})::BIGINT AS b FROM {t} WHERE pid = {pid}" for t in TABLES
+        f"SELECT start_ns::BIGINT AS a, coalesce(end_ns, {end})::BIGINT AS b FROM {t} WHERE pid = {pid}"
+        for t in (*TABLES, "call_totals")
     )
     a = context.store.arrays(f"SELECT a, greatest(b, a + 1) AS b FROM ({calls}) ORDER BY a, b")
     inside = intervals.from_bounds(a["a"], a["b"])
@@ -125,7 +127,7 @@ def _finding(context: Context, seen: _Seen, silence_ns: int) -> Finding | None:
         return None
     total, of = intervals.measure(silent), intervals.measure(seen.observed)
     at = int((silent[:, 1] - silent[:, 0]).argmax())
-    evidence = context.book.present((*TABLES, "processes"), f"pid = {pid}")
+    evidence = context.book.present((*TABLES, "call_totals", "processes"), f"pid = {pid}")
     busy = _gpu_busy(context, pid, silent)
 
     def derived(value: int | Fraction, unit: str, how: str) -> Quantity:
@@ -139,7 +141,7 @@ def _finding(context: Context, seen: _Seen, silence_ns: int) -> Finding | None:
         text="api_silence",
         values={
             "process": f"{pid} ({context.process_name(pid)})",
-            "calls": derived(seen.calls, "count", "rows of the process"),
+            "calls": derived(seen.calls, "count", "rows of the process, and those aggregated in the kernel"),
             "silent": derived(total, "ns", formula),
             "observed": derived(of, "ns", "from the first call to its end or the capture's, less time not observed"),
             "share": derived(Fraction(total, of), "share", "silent / observed"),

@@ -1,8 +1,8 @@
 """Rule: a thread that spends much of its time in synchronisations, and makes them again and again.
 
-For each thread: the time inside cudaStreamSynchronize, cudaDeviceSynchronize and cudaEventSynchronize, as a share of
-its observed time (first to last recorded call), and how often per second. Only both together are a finding: a wait at
-the end of a long step is how results are fetched. Unit of the impact: ns of the thread.
+For each thread: the time inside waits for a stream, a device or an event (of the CUDA runtime, the driver or HIP), as
+a share of its observed time (first to last recorded call), and how often per second. Only both together are a finding:
+a wait at the end of a long step is how results are fetched. Unit of the impact: ns of the thread.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from fractions import Fraction
 
 import numpy as np
 
-from gpuaudit.analyze import intervals, severity
+from gpuaudit.analyze import call_totals, intervals, severity
+from gpuaudit.analyze.call_meanings import GRAPH_LAUNCH, LAUNCH, SYNCHRONISE, any_of
 from gpuaudit.analyze.context import Context, Outcome
 from gpuaudit.analyze.drafts import about_process, derived, worst
 from gpuaudit.analyze.finding import Declaration, Finding, Fix, Quantity, Threshold
-from gpuaudit.analyze.threads import LAUNCHES, SYNCHRONISATIONS, Thread, outcome, threads
+from gpuaudit.analyze.threads import Thread, outcome, threads
 
 SHARE = Threshold(
     "sync_share", Fraction(1, 5), "share",
@@ -45,38 +46,50 @@ DECLARATION = Declaration(
 )  # fmt: skip
 
 NS_PER_S = 10**9
+LAUNCHES = any_of(LAUNCH, GRAPH_LAUNCH)
 
 
 def evaluate(context: Context) -> Outcome:
     """One finding per thread."""
-    all_threads = threads(context, SYNCHRONISATIONS)
+    all_threads = threads(context, SYNCHRONISE)
     items = [f for t in all_threads if (f := _of_thread(context, t)) is not None]
     return outcome(context, worst(items), f"threads that made synchronisations: {len(all_threads)}")
 
 
 def _of_thread(context: Context, thread: Thread) -> Finding | None:
-    calls = thread.calls(context, SYNCHRONISATIONS)
-    waited = intervals.measure(intervals.intersect(calls.time, thread.observed))
+    calls = thread.calls(context, SYNCHRONISE)
+    fast = call_totals.of_thread(context.store, thread.pid, thread.tid, SYNCHRONISE)
+    count = len(calls) + fast.calls
     observed = thread.length_ns
-    if len(calls) < context.policy.value(MIN_CALLS, DECLARATION.id) or not waited:
+    waited = min(intervals.measure(intervals.intersect(calls.time, thread.observed)) + fast.sum_ns, observed)
+    if count < context.policy.value(MIN_CALLS, DECLARATION.id) or not waited:
         return None
-    share, rate = Fraction(waited, observed), Fraction(len(calls) * NS_PER_S, observed)
+    share, rate = Fraction(waited, observed), Fraction(count * NS_PER_S, observed)
     if share < context.policy.value(SHARE, DECLARATION.id) or rate < context.policy.value(RATE, DECLARATION.id):
         return None
-    launches = len(thread.calls(context, LAUNCHES))
-    rows = (context.book.where("cuda_calls", thread.where_op(SYNCHRONISATIONS)),)
-    every = (context.book.where("cuda_calls", thread.where),)
+    launched = call_totals.of_thread(context.store, thread.pid, thread.tid, LAUNCHES)
+    launches = len(thread.calls(context, LAUNCHES)) + launched.calls
+    rows = (context.book.where("cuda_calls", thread.where_op(SYNCHRONISE)), *fast.evidence(context.book))
+    every = (context.book.where("cuda_calls", thread.where), *rows[1:], *launched.evidence(context.book))
     ordered = np.sort(calls.duration)
-    impact = derived(waited, "ns", rows, "time inside at least one of the calls, within the observed time")
+    impact = derived(
+        waited, "ns", rows, f"time inside at least one of the calls, within the observed time{fast.plus_sum}"
+    )
     values: dict[str, Quantity | str] = {
         "thread": str(thread.tid),
         "waited": impact,
         "observed": derived(observed, "ns", every, "first to last call of the thread, less time not observed"),
         "share": derived(share, "share", every, "waited / observed"),
-        "calls": derived(len(calls), "count", rows, "rows of the calls"),
+        "calls": derived(count, "count", rows, f"rows of the calls{fast.plus_count}"),
         "rate": derived(rate, "1/s", every, "calls / observed"),
-        "median": derived(int(ordered[(len(ordered) + 1) // 2 - 1]), "ns", rows, "median duration of the calls"),
-        "per_launch": derived(Fraction(launches, len(calls)), "ratio", every, "launches of the thread / calls"),
+        "median": derived(
+            int(ordered[(len(ordered) + 1) // 2 - 1]) if len(ordered) else None,
+            "ns",
+            rows,
+            f"median duration of the calls{fast.of_rows}",
+            "none has a row of its own",
+        ),
+        "per_launch": derived(Fraction(launches, count), "ratio", every, "launches of the thread / calls"),
     }
     fix = Fix(
         "Wait once per step instead of after each operation: leave out synchronisations that no result is read after, "

@@ -1,6 +1,6 @@
 """Rule: a process that holds more managed memory than the GPUs it is on have.
 
-The most managed memory that the process held at once, by the balance of cudaMallocManaged and cudaFree, against the
+The most managed memory that the process held at once, by the balance of its allocations and frees, against the
 memory of the GPUs on which NVML listed it. Beyond that, pages move between host and GPU while kernels run. Unit of the
 impact: bytes above the memory of the GPUs.
 """
@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from gpuaudit.analyze.balance import MANAGED, Balance, read_balances
+from gpuaudit.analyze.balance import Balance, read_balances
+from gpuaudit.analyze.call_meanings import ALLOCATE_MANAGED, FREE, LIBRARIES, any_of
 from gpuaudit.analyze.context import Context, Found, NotEvaluated, Outcome
 from gpuaudit.analyze.drafts import about_process, derived, worst
 from gpuaudit.analyze.finding import Declaration, Finding, Fix, Quantity, Threshold
 from gpuaudit.analyze.store import quoted
+
+MANAGED_AND_FREES = any_of(ALLOCATE_MANAGED, FREE)
 
 OVER = Threshold(
     "managed_ratio", 1, "ratio",
@@ -51,7 +54,7 @@ def evaluate(context: Context) -> Outcome:
     lost = context.quality.lost("cuda_calls")
     if not _probed(context):
         return NotEvaluated("cudaMallocManaged was not among the functions that this recording probed")
-    balances = read_balances(context.store, MANAGED)
+    balances = read_balances(context.store, ALLOCATE_MANAGED)
     if lost:
         return NotEvaluated(f"records of CUDA calls were lost ({lost}): an allocation or a free may be among them")
     items: list[Finding] = []
@@ -71,7 +74,7 @@ def evaluate(context: Context) -> Outcome:
 def _probed(context: Context) -> bool:
     """Whether the recording says nothing of its probes, or has one at the allocation that is looked for."""
     rows = context.store.sql(
-        "SELECT count(*), count(*) FILTER (op = 'cudaMallocManaged') FROM probes WHERE library = 'cudart'"
+        f"SELECT count(*), count(*) FILTER ({ALLOCATE_MANAGED.condition}) FROM probes WHERE library IN {LIBRARIES}"
     )
     return not rows[0][0] or bool(rows[0][1])
 
@@ -90,13 +93,13 @@ def _of_process(context: Context, balance: Balance, memory: dict[str, int]) -> F
     peak, total = balance.peak, sum(memory.values())
     if Fraction(peak, total) <= context.policy.value(OVER, DECLARATION.id):
         return None
-    rows = (context.book.where("cuda_calls", f"pid = {balance.pid} AND op IN ('cudaMallocManaged', 'cudaFree')"),)
+    rows = (context.book.where("cuda_calls", f"pid = {balance.pid} AND {MANAGED_AND_FREES.first}"),)
     uuids = ", ".join(quoted(u) for u in memory)
     told = (context.book.where("nvml_samples", f"gpu_uuid IN ({uuids}) AND memory_total_bytes IS NOT NULL"),)
     listed = (context.book.where("nvml_processes", f"pid = {balance.pid}"),)
     impact = derived(max(0, peak - total), "bytes", (*rows, *told), "managed − memory, at least 0")
     values: dict[str, Quantity | str] = {
-        "managed": derived(peak, "bytes", rows, "most bytes of cudaMallocManaged held at once"),
+        "managed": derived(peak, "bytes", rows, "most bytes of managed memory held at once"),
         "memory": derived(total, "bytes", (*told, *listed), "memory of the GPUs on which the process was listed"),
         "ratio": derived(Fraction(peak, total), "ratio", (*rows, *told), "managed / memory"),
         "over": impact,

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuaudit.analyze import intervals
-from gpuaudit.analyze.balance import DEVICE, MANAGED, Balance, read_balances
+from gpuaudit.analyze.balance import EITHER, HOLDING, Balance, read_balances
 from gpuaudit.analyze.context import Context, Found, NotEvaluated, Outcome
 from gpuaudit.analyze.drafts import about_process, derived, worst
 from gpuaudit.analyze.finding import Declaration, Finding, Fix, Quantity, Threshold
@@ -52,7 +52,7 @@ DECLARATION = Declaration(
         "that is still filling, looks the same."
     },
     never_claims="That it is a leak, nor anything of memory that is "
-    "taken by other functions, through the driver interface, or kept within a pool.",
+    "taken by other functions, or kept within a pool.",
     window="equal parts of the time from a process's first recorded CUDA call to its last",
     assumptions=(
         "An address belongs to one allocation at a time within a process.",
@@ -68,7 +68,7 @@ def evaluate(context: Context) -> Outcome:
     lost = context.quality.lost("cuda_calls")
     if lost:
         return NotEvaluated(f"records of CUDA calls were lost ({lost}): a free among them would look like a leak")
-    balances = read_balances(context.store, (*DEVICE, *MANAGED))
+    balances = read_balances(context.store, EITHER)
     if not balances:
         return NotEvaluated(
             f"no allocation was recorded: {context.quality.source_reason('cuda') or 'no probed process made one'}"
@@ -122,8 +122,7 @@ def _of_process(context: Context, balance: Balance, edges: npt.NDArray[np.int64]
         return None
     if Fraction(grown, last) < context.policy.value(GROWTH_SHARE, DECLARATION.id):
         return None
-    calls = (*DEVICE, *MANAGED, "cudaFree", "cudaFreeAsync", "cudaFreeAsync_ptsz")
-    rows = (context.book.where("cuda_calls", f"pid = {balance.pid} AND op IN {calls}"),)
+    rows = (context.book.where("cuda_calls", f"pid = {balance.pid} AND {HOLDING.first}"),)
     every = (context.book.where("cuda_calls", f"pid = {balance.pid}"),)
     observed = int(edges[-1] - edges[0])
     impact = derived(grown, "bytes", rows, "low water of the last window − low water of the second")

@@ -1,7 +1,8 @@
 """Rule: a thread that spends much of its time in blocking copies.
 
-For each thread: the time inside cudaMemcpy (and its per-thread twin), as a share of its observed time, first to last
-recorded call; bytes and sizes by direction, and how many copies are small. Unit of the impact: ns of the thread.
+For each thread: the time inside copies that return when they are done (cudaMemcpy, cuMemcpyHtoD …), as a share of its
+observed time, first to last recorded call; bytes and sizes by direction, and how many copies are small. Unit of the
+impact: ns of the thread.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from fractions import Fraction
 
 import numpy as np
 
-from gpuaudit.analyze import intervals, severity
+from gpuaudit.analyze import call_totals, intervals, severity
+from gpuaudit.analyze.call_meanings import BLOCKING_COPY
 from gpuaudit.analyze.context import Context, Outcome
 from gpuaudit.analyze.drafts import about_process, derived, worst
 from gpuaudit.analyze.finding import Declaration, Finding, Fix, Quantity, Threshold
 from gpuaudit.analyze.gpu_time import UNKNOWN, bounded
-from gpuaudit.analyze.threads import BLOCKING_COPIES, Calls, Thread, outcome, threads
+from gpuaudit.analyze.threads import Calls, Thread, outcome, threads
 
 SHARE = Threshold(
     "copy_share", Fraction(1, 20), "share",
@@ -53,7 +55,7 @@ DIRECTIONS = ("host to host", "host to device", "device to host", "device to dev
 
 def evaluate(context: Context) -> Outcome:
     """One finding per thread."""
-    all_threads = threads(context, BLOCKING_COPIES)
+    all_threads = threads(context, BLOCKING_COPY)
     items = [f for t in all_threads if (f := _of_thread(context, t)) is not None]
     return outcome(context, worst(items), f"threads that made blocking copies: {len(all_threads)}")
 
@@ -61,33 +63,37 @@ def evaluate(context: Context) -> Outcome:
 def _of_thread(context: Context, thread: Thread) -> Finding | None:
     calls = thread.calls(
         context,
-        BLOCKING_COPIES,
+        BLOCKING_COPY,
         (f"{bounded('size_bytes')} AS size", f"coalesce(direction, {UNKNOWN})::BIGINT AS direction"),
     )
-    copied = intervals.measure(intervals.intersect(calls.time, thread.observed))
+    fast = call_totals.of_thread(context.store, thread.pid, thread.tid, BLOCKING_COPY)
+    count = len(calls) + fast.calls
     observed = thread.length_ns
-    if len(calls) < context.policy.value(MIN_CALLS, DECLARATION.id) or not copied:
+    copied = min(intervals.measure(intervals.intersect(calls.time, thread.observed)) + fast.sum_ns, observed)
+    if count < context.policy.value(MIN_CALLS, DECLARATION.id) or not copied:
         return None
     share = Fraction(copied, observed)
     if share < context.policy.value(SHARE, DECLARATION.id):
         return None
-    rows = (context.book.where("cuda_calls", thread.where_op(BLOCKING_COPIES)),)
-    every = (context.book.where("cuda_calls", thread.where),)
+    rows = (context.book.where("cuda_calls", thread.where_op(BLOCKING_COPY)), *fast.evidence(context.book))
+    every = (context.book.where("cuda_calls", thread.where), *rows[1:])
     sizes = np.sort(calls.columns["size"][calls.columns["size"] != UNKNOWN])
     limit = int(context.policy.value(SMALL, DECLARATION.id))
     median = int(sizes[(len(sizes) + 1) // 2 - 1]) if len(sizes) else None
-    impact = derived(copied, "ns", rows, "time inside at least one of the calls, within the observed time")
+    impact = derived(
+        copied, "ns", rows, f"time inside at least one of the calls, within the observed time{fast.plus_sum}"
+    )
     values: dict[str, Quantity | str] = {
         "thread": str(thread.tid),
         "copied": impact,
         "observed": derived(observed, "ns", every, "first to last call of the thread, less time not observed"),
         "share": derived(share, "share", every, "copied / observed"),
-        "calls": derived(len(calls), "count", rows, "rows of the calls"),
-        "size": derived(sum(sizes.tolist()), "bytes", rows, "sum of the sizes that were recorded"),
-        "median": derived(median, "bytes", rows, "median size", "no size was recorded"),
-        "small": derived(int((sizes <= limit).sum()), "count", rows, "copies of at most threshold"),
+        "calls": derived(count, "count", rows, f"rows of the calls{fast.plus_count}"),
+        "size": derived(sum(sizes.tolist()) + fast.size_bytes, "bytes", rows, "sum of the sizes that were recorded"),
+        "median": derived(median, "bytes", rows, f"median size{fast.of_rows}", "no size was recorded"),
+        "small": derived(int((sizes <= limit).sum()), "count", rows, f"copies of at most threshold{fast.of_rows}"),
         "threshold": Quantity(limit, "bytes", "assumed"),
-        "directions": _directions(calls),
+        "directions": _directions(calls, fast.calls),
     }
     fix = Fix(
         "Copy from pinned memory with cudaMemcpyAsync on a stream of its own, and put small copies together", "", "",
@@ -101,8 +107,8 @@ def _of_thread(context: Context, thread: Thread) -> Finding | None:
     )  # fmt: skip
 
 
-def _directions(calls: Calls) -> str:
+def _directions(calls: Calls, without_rows: int) -> str:
     kinds = calls.columns["direction"]
     out = [f"{name}: {n}" for k, name in enumerate(DIRECTIONS) if (n := int((kinds == k).sum()))]
-    rest = len(calls) - int(np.isin(kinds, range(len(DIRECTIONS))).sum())
+    rest = without_rows + len(calls) - int(np.isin(kinds, range(len(DIRECTIONS))).sum())
     return ", ".join([*out, *([f"direction not known: {rest}"] if rest else [])])

@@ -13,13 +13,15 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from gpuaudit.analyze import intervals, severity
+from gpuaudit.analyze import call_totals, intervals, severity
+from gpuaudit.analyze.call_meanings import LAUNCH as LAUNCHES
+from gpuaudit.analyze.call_totals import Aggregated
 from gpuaudit.analyze.context import Context, Outcome
 from gpuaudit.analyze.drafts import about_process, derived, worst
 from gpuaudit.analyze.finding import Declaration, Finding, Fix, Quantity, Threshold
 from gpuaudit.analyze.gpu_time import UNKNOWN
 from gpuaudit.analyze.intervals import Intervals
-from gpuaudit.analyze.threads import LAUNCHES, Calls, Thread, outcome, threads
+from gpuaudit.analyze.threads import Calls, Thread, outcome, threads
 
 MIN_LAUNCHES = Threshold("min_launches", 1_000, "count", "chosen: fewer are no habit, and no rate", least=2)
 LAUNCH = Threshold(
@@ -60,10 +62,11 @@ DECLARATION = Declaration(
     never_claims="That the kernels were short or the GPU idle: their time on the GPU is not recorded. A launch of few "
     "threads may run long.",
     assumptions=("A launch that returned within launch_ns was only queued.",
-                 "Launches of graphs and through the driver interface are not probed and not counted."),
+                 "Launches of graphs are one call for many kernels, and are not counted."),
 )  # fmt: skip
 
 NS_PER_S = 10**9
+NO_ROW = "none of the launches has a row of its own"
 MOST_THREADS = 1 << 62
 FACTORS = ("grid_y", "grid_z", "block_x", "block_y", "block_z")
 
@@ -86,34 +89,45 @@ def evaluate(context: Context) -> Outcome:
 
 @dataclass(frozen=True)
 class _Launching:
-    """Launches of one thread: which were only queued, and the observed time from the first to the last."""
+    """Launches of one thread: which were only queued, those without a row of their own (``fast``, and of them those
+    that were ``only_queued``), and the observed time from the first to the last."""
 
     calls: Calls
     queued: npt.NDArray[np.bool_]
     observed: Intervals
+    fast: Aggregated
+    only_queued: Aggregated
 
     @property
     def inside(self) -> int:
         """ns inside launches that were only queued."""
-        return intervals.measure(intervals.intersect(self.calls.of(self.queued), self.observed))
+        alone = intervals.measure(intervals.intersect(self.calls.of(self.queued), self.observed))
+        return min(alone + self.only_queued.sum_ns, intervals.measure(self.observed))
+
+    @property
+    def count(self) -> int:
+        """Launches."""
+        return len(self.calls) + self.fast.calls
 
 
 def _of_thread(context: Context, thread: Thread) -> Finding | None:
     calls = thread.calls(context, LAUNCHES, (_threads_sql(),))
-    if len(calls) < context.policy.value(MIN_LAUNCHES, DECLARATION.id):
+    queue_ns = int(context.policy.value(LAUNCH, DECLARATION.id))
+    fast = call_totals.of_thread(context.store, thread.pid, thread.tid, LAUNCHES)
+    if len(calls) + fast.calls < context.policy.value(MIN_LAUNCHES, DECLARATION.id):
         return None
-    start, end = calls.columns["start_ns"], calls.columns["end_ns"]
-    queued = calls.duration <= int(context.policy.value(LAUNCH, DECLARATION.id))
-    span = intervals.clip(thread.observed, int(start[0]), int(end.max()))
-    seen = _Launching(calls, queued, span)
+    times = intervals.union(calls.time, fast.windows)
+    span = intervals.clip(thread.observed, int(times[0, 0]), int(times[-1, 1])) if len(times) else intervals.EMPTY
+    only = call_totals.of_thread(context.store, thread.pid, thread.tid, LAUNCHES, queue_ns)
+    seen = _Launching(calls, calls.duration <= queue_ns, span, fast, only)
     observed = intervals.measure(span)
     if not observed or Fraction(seen.inside, observed) < context.policy.value(SHARE, DECLARATION.id) or not seen.inside:
         return None
     sizes = calls.columns["threads"]
     small = int(((sizes != UNKNOWN) & (sizes < int(context.policy.value(SMALL, DECLARATION.id)))).sum())
-    tiny = Fraction(small, len(calls)) >= context.policy.value(SMALL_SHARE, DECLARATION.id)
-    rows = (context.book.where("cuda_calls", thread.where_op(LAUNCHES)),)
-    impact = derived(seen.inside, "ns", rows, "time inside launches of at most launch_ns")
+    tiny = bool(len(calls)) and Fraction(small, len(calls)) >= context.policy.value(SMALL_SHARE, DECLARATION.id)
+    rows = (context.book.where("cuda_calls", thread.where_op(LAUNCHES)), *fast.evidence(context.book))
+    impact = derived(seen.inside, "ns", rows, f"time inside launches of at most launch_ns{only.plus_sum}")
     values: dict[str, Quantity | str] = {
         "thread": str(thread.tid),
         "inside": impact,
@@ -131,20 +145,20 @@ def _of_thread(context: Context, thread: Thread) -> Finding | None:
 
 
 def _values(context: Context, rows: tuple[str, ...], seen: _Launching, small: int) -> dict[str, Quantity]:
-    observed, count = intervals.measure(seen.observed), len(seen.calls)
+    observed, count, of_rows = intervals.measure(seen.observed), seen.count, seen.fast.of_rows
     start, end = seen.calls.columns["start_ns"], seen.calls.columns["end_ns"]
     gaps = np.maximum(start[1:] - end[:-1], 0)
     return {
         "observed": derived(observed, "ns", rows, "first launch to the end of the last, less time not observed"),
         "share": derived(Fraction(seen.inside, observed), "share", rows, "inside / observed"),
-        "launches": derived(count, "count", rows, "rows of the calls"),
+        "launches": derived(count, "count", rows, f"rows of the calls{seen.fast.plus_count}"),
         "rate": derived(Fraction(count * NS_PER_S, observed), "1/s", rows, "launches / observed"),
-        "median": derived(_median(seen.calls.duration), "ns", rows, "median duration of a launch"),
-        "gap": derived(_median(gaps), "ns", rows, "median time from the end of a launch to the next"),
-        "small": derived(small, "count", rows, "launches with grid × block below threshold"),
+        "median": derived(_median(seen.calls.duration), "ns", rows, f"median duration of a launch{of_rows}", NO_ROW),
+        "gap": derived(_median(gaps), "ns", rows, f"median time from the end of a launch to the next{of_rows}", NO_ROW),
+        "small": derived(small, "count", rows, f"launches with grid × block below threshold{of_rows}"),
         "threshold": Quantity(int(context.policy.value(SMALL, DECLARATION.id)), "count", "assumed"),
     }
 
 
-def _median(values: npt.NDArray[np.int64]) -> int:
-    return int(np.sort(values)[(len(values) + 1) // 2 - 1])
+def _median(values: npt.NDArray[np.int64]) -> int | None:
+    return int(np.sort(values)[(len(values) + 1) // 2 - 1]) if len(values) else None

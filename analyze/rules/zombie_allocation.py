@@ -14,6 +14,7 @@ from fractions import Fraction
 import numpy as np
 
 from gpuaudit.analyze import coverage, intervals, severity
+from gpuaudit.analyze.call_meanings import LIBRARIES
 from gpuaudit.analyze.context import Context, NotEvaluated, Outcome
 from gpuaudit.analyze.drafts import about_process, derived, worst
 from gpuaudit.analyze.finding import Declaration, Finding, Fix, Quantity, Severity, Threshold
@@ -133,7 +134,7 @@ def _never_computed(context: Context, listed: _Listed) -> str:
     if len(told) == len(listed.busy):
         return BY_NVML
     probed = context.store.sql(
-        f"SELECT 1 FROM libraries WHERE pid = {pid} AND op IN ('attached', 'shared') AND library = 'cudart' LIMIT 1"
+        f"SELECT 1 FROM libraries WHERE pid = {pid} AND op IN ('attached', 'shared') AND library IN {LIBRARIES} LIMIT 1"
     )
     return BY_PROBES if probed and not context.quality.lost("cuda_calls") else ""
 

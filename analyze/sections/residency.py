@@ -9,6 +9,7 @@ from typing import Literal
 
 from gpuaudit.analyze import residency
 from gpuaudit.analyze.allocations import ALLOCATES
+from gpuaudit.analyze.call_meanings import COPY
 from gpuaudit.analyze.context import Context
 from gpuaudit.analyze.finding import Quantity, Section, SectionTable, Statement
 from gpuaudit.analyze.parallelism import Fingerprint, Verdict, read_fingerprints, read_verdicts
@@ -86,7 +87,7 @@ def _rows(context: Context, r: Residency) -> list[tuple[Quantity | str | None, .
     pid = f"{r.pid} ({context.process_name(r.pid)})"
     if r.load is None:
         return [(pid, None, None, None, None, None, r.reason)]
-    loaded = f"op LIKE 'cudaMemcpy%' AND start_ns BETWEEN {r.load.start_ns} AND {r.load.end_ns}"
+    loaded = f"{COPY.first} AND start_ns BETWEEN {r.load.start_ns} AND {r.load.end_ns}"
     out = [_phase(context, pid, "load", r.load, f"pid = {r.pid} AND {loaded}")]
     if r.reservation is not None:
         made = f"{ALLOCATES} AND end_ns BETWEEN {r.reservation.start_ns} AND {r.reservation.end_ns}"

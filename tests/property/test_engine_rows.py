@@ -56,7 +56,7 @@ def _told(evidence: Store) -> str:
     return json.dumps(evaluate(context(evidence)).to_json(), sort_keys=True)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(st.fixed_dictionaries({name: st.lists(rows, min_size=1, max_size=14) for name, rows in ROWS.items()}))
 def test_any_rows_are_analysed_alike(records: dict[str, list[dict[str, Any]]]) -> None:
     tables = {name: from_records(TABLES[name], rows) for name, rows in records.items()}

@@ -82,7 +82,7 @@ def sums(entries: list[Entry]) -> dict[str, Fraction]:
     return out
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(polls, calls, walls)
 def test_the_rows_add_up_within_their_bounds(samples: list[Poll], host: list[Call], gpm: list[Wall]) -> None:
     context = scene_of(samples, host, gpm).context()
@@ -104,7 +104,7 @@ def test_the_rows_add_up_within_their_bounds(samples: list[Poll], host: list[Cal
     assert low <= wasted <= high <= total
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(polls, calls, walls, st.integers(1, 5))
 def test_samples_cut_in_two_say_the_same(samples: list[Poll], host: list[Call], gpm: list[Wall], at: int) -> None:
     """Two samples that say what one said, side by side, give the same parts and the same bounds."""
@@ -128,7 +128,7 @@ def _apart(samples: list[Poll]) -> list[Poll]:
     return out
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(polls, calls, st.integers(0, 29), st.integers(1, 30))
 def test_more_disturbance_is_never_less_waste(samples: list[Poll], host: list[Call], which: int, less: int) -> None:
     """A sample that was less busy, or ran at a lower clock, wastes no less and is no more useful."""
@@ -148,7 +148,7 @@ def test_more_disturbance_is_never_less_waste(samples: list[Poll], host: list[Ca
             assert sum(after[k] for k in WASTE) >= sum(before[k] for k in WASTE)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(polls, calls, st.builds(Call, st.integers(50, 52), st.integers(0, 40), st.integers(1, 10)))
 def test_a_blocking_call_moves_idle_time_and_makes_none(samples: list[Poll], host: list[Call], more: Call) -> None:
     before, after = (sums(ledger(scene_of(samples, h).context())) for h in (host, [*host, more]))
