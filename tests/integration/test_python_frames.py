@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from gpuaudit.capture.cpython_code import NOT_CODE
 from gpuaudit.capture.settings import Settings
 from gpuaudit.capture.stack_records import MAX_FRAMES, PYTHON
 from tests.doubles.build import HERE, build
@@ -105,7 +106,10 @@ def test_every_stack_that_a_call_names_has_rows_once(scene: Scene) -> None:
 
 @pytest.mark.parametrize("options", [(), ("-s", "-fvisibility=hidden")], ids=["exported", "only a section"])
 def test_constructed_3_14(doubles: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
-    """Constructed memory, in a position-independent executable; the runtime is found by its symbol or its section."""
+    """Constructed memory, in a position-independent executable; the runtime is found by its symbol or its section.
+
+    Memory that leads nowhere or in circles ends in a reason.
+    """
     program = build("python3.14", tmp_path, flags=options)
     with recording(settings=Settings(sample_every=1, stacks=True)) as r:
         process = start(program, doubles / "libcudart.so.13", stdin=subprocess.PIPE)
@@ -121,7 +125,13 @@ def test_constructed_3_14(doubles: Path, tmp_path: Path, options: tuple[str, ...
         for call in r.of("cuda_calls", pid=process.pid, op="cudaMalloc"):
             frames = sorted(r.of("stack_frames", stack=call["python_stack"]), key=lambda f: f["depth"])
             stacks[call["size_bytes"]] = [(f["path"], f["symbol"], f["line"], f["reason"]) for f in frames]
+        unreadable = (None, None, None, "the interpreter's memory could not be read from here on")
         assert stacks == {
             1: [("train.py", "forward", 142, None), ("train.py", "<module>", 203, None)],
             2: [("loader.py", "Loader.fetch", 15, None)],
+            3: [*[("train.py", "forward", 142, None)] * 32, (None, None, None, "the stack is deeper than 32 frames")],
+            4: [unreadable],
+            5: [(None, None, None, NOT_CODE)],
+            6: [(None, None, None, "the interpreter has too many threads: this one was not found among the first")],
+            7: [unreadable],
         }

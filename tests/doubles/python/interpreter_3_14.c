@@ -7,7 +7,9 @@
  *   python3.14 CUDART
  *
  * Says "ready" and waits for a line on stdin; calls cudaMalloc(1) in train.py:142 forward <- train.py:203 <module>, and in
- * another thread cudaMalloc(2) in loader.py:15 Loader.fetch; says "made" and waits for another line.
+ * another thread cudaMalloc(2) in loader.py:15 Loader.fetch. Then its memory turns bad, each time in another way:
+ * cudaMalloc(3) has a frame that is its own caller, (4) one whose code is no memory, (5) one whose code is no code object,
+ * (6) a list of threads that has no end, (7) interpreters that are no memory. Says "made" and waits for another line.
  */
 #include "../workload/truth.h"
 #include "cuda_runtime_api.h"
@@ -182,6 +184,21 @@ static void *in_thread(void *size)
 	return call(size);
 }
 
+static void turn_bad(void)
+{
+	forward_frame.previous = &forward_frame;
+	call((void *)3);
+	forward_frame.executable = 0x1234560;
+	call((void *)4);
+	forward_frame.executable = (uintptr_t)&none;
+	forward_frame.previous = NULL;
+	call((void *)5);
+	second_thread.next = &second_thread;
+	call((void *)6);
+	_PyRuntime.interpreters = (void *)0x10;
+	call((void *)7);
+}
+
 int main(int argc, char **argv)
 {
 	void *library = argc > 1 ? dlopen(argv[1], RTLD_NOW) : NULL;
@@ -201,6 +218,7 @@ int main(int argc, char **argv)
 	call((void *)1);
 	pthread_create(&thread, NULL, in_thread, (void *)2);
 	pthread_join(thread, NULL);
+	turn_bad();
 	puts("made");
 	fflush(stdout);
 	getchar();
