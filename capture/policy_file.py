@@ -5,8 +5,11 @@ The same file may hold thresholds for ``audit analyze`` in ``[thresholds]``; the
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import re
+import stat
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -55,7 +58,9 @@ class PolicyFile:
     def open(cls, path: Path) -> PolicyFile:
         """The file at ``path``; InputUnusable for anything that is not wholly understood."""
         try:
-            with path.open("rb") as f:
+            with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as f:  # noqa: PTH123
+                if not stat.S_ISREG(os.fstat(f.fileno()).st_mode):
+                    raise OSError(errno.EINVAL, "it is no ordinary file")
                 data = f.read(MAX_FILE_BYTES + 1)
         except OSError as e:
             raise InputUnusable(f"{path}: cannot be read: {e.strerror}", hint="name a policy file") from None

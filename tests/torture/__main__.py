@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.torture import crashes, fuzz, nccl_real, soak, vllm_live
+from tests.torture import crashes, fuzz, kernels, nccl_real, soak, vllm_live
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,9 @@ class Torture:
 TORTURES = {
     "crashes": Torture(crashes.run, "kill -9 a capture at random moments; the sealed prefix must verify", 300, 8),
     "fuzz": Torture(fuzz.run, "mutate bundles and findings: nothing changed may pass or crash", 20_000, 250),
+    "kernels": Torture(
+        kernels.run, "boot Debian's 6.1 and 6.12 in QEMU and capture there (300 MB are fetched)", len(kernels.KERNELS), 0
+    ),
     "nccl-real": Torture(nccl_real.run, "probe the real NCCL wheel (hundreds of MB are fetched)", 1, 0),
     "soak": Torture(soak.run, "minutes at 50,000 calls/s beside another tracer: nothing grows or is lost", 30, 0),
     "vllm": Torture(vllm_live.run, "capture a real vLLM server on the CPU under load (3 GB are fetched)", 200, 0),
@@ -45,6 +48,8 @@ def main() -> int:
     for name, torture in TORTURES.items():
         count = args.count if args.count is not None else torture.sample if args.sample else torture.full
         if args.kind not in ("all", name) or count == 0:
+            if args.kind in ("all", name):
+                print(f"{name}: not in the sample, for the time it takes: {torture.meaning}")
             continue
         started = time.monotonic()
         problems = torture.run(count, args.seed)
