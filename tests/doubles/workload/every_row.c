@@ -1,7 +1,7 @@
 /*
  * Calls every function of generated doubles (tests/doubles/generate.py), one library after the other, on one thread.
  *
- * every_row OUT_FOLDER LIBRARY... : the truth of each library is OUT_FOLDER/NAME.jsonl. If the first library is the driver,
+ * every_row OUT_FOLDER LIBRARY... waits for OUT_FOLDER/go; the truth of each library is OUT_FOLDER/NAME.jsonl. If the first library is the driver,
  * cuStreamSynchronize(0x77) is called inside the calls of a CUDA runtime.
  */
 #include "truth.h"
@@ -19,11 +19,14 @@ static void nested(void)
 
 int main(int argc, char **argv)
 {
+	char path[4096];
+
 	if (argc < 3)
 		die("usage", "every_row OUT_FOLDER LIBRARY...");
+	snprintf(path, sizeof(path), "%s/go", argv[1]);
+	pause_for("start", path);
 	for (int i = 2; i < argc; i++) {
 		void *library = dlopen(argv[i], RTLD_NOW | RTLD_LOCAL);
-		char path[4096];
 		FILE *out;
 
 		if (!library)
