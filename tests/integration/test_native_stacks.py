@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
@@ -194,6 +195,24 @@ def test_only_slow_calls_have_stacks(doubles: Path, folder: Path) -> None:
         assert [f["symbol"] for f in run.frames(waited)[:2]] == ["wait_for_device", "main"]
 
 
+def test_one_in_so_many_of_the_fast_calls(doubles: Path, folder: Path) -> None:
+    with recording(settings=Settings(sample_every=10, stacks=True)) as r:
+        run = Run(r, folder / "stacks", doubles / "libcudart.so.13", 0)
+        r.step()
+        run.go()
+        r.step()
+        run.end()
+        r.finish()
+        fast = [c for c in run.calls() if c["duration_ns"] < SLOW_NS]
+        slow = [c for c in run.calls() if c["duration_ns"] >= SLOW_NS]
+        assert all(c["native_stack"] is not None for c in slow)
+        taken = sum(c["native_stack"] is not None for c in fast)
+        counted = len(run.calls()) // 10  # each CPU counts its own, slow calls included or not
+        cpus = os.cpu_count() or 1
+        assert counted - cpus - len(slow) <= taken <= counted + cpus
+        check_every_stack_is_told(r, run.process.pid)
+
+
 def test_no_stacks(doubles: Path, folder: Path) -> None:
     with recording(settings=Settings(sample_every=1)) as r:
         run = Run(r, folder / "stacks", doubles / "libcudart.so.13", 0)
@@ -206,9 +225,12 @@ def test_no_stacks(doubles: Path, folder: Path) -> None:
 
 
 def test_what_finds_no_room_has_its_reason(doubles: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More stacks at once than the ring holds: each that a call names is told, with its frames or with the reason."""
-    size = 64 << 10
-    small: dict[str, Any] = {"maps": {"raw_stacks": size}}
+    """More stacks at once than the ring holds, and more than can be known.
+
+    Each that a call names is told, with its frames or with the reason; a gap counts those that have no name.
+    """
+    size, known = 64 << 10, 600
+    small: dict[str, Any] = {"maps": {"raw_stacks": size, "known_stacks": known}}
     monkeypatch.setattr("gpuaudit.capture.attach.CALLS", replace(CALLS, **small))
     monkeypatch.setattr(stack_source, "RAW_RING_BYTES", size)
     with recording(settings=EVERY_CALL) as r:
@@ -219,7 +241,10 @@ def test_what_finds_no_room_has_its_reason(doubles: Path, folder: Path, monkeypa
         r.finish()
         calls = check_every_stack_is_told(r, run.process.pid)
         stacks = {c["native_stack"] for c in calls}
-        assert len(stacks) > 1 << 10
+        assert len(stacks) == known
+        without = sum(c["native_stack"] is None for c in run.calls())
+        (gap,) = r.of("gaps", source="stacks")
+        assert gap["reason"].startswith(f"{without} stacks have no identity")
         lost = {f["stack"] for f in r.of("stack_frames", reason=NO_ROOM)}
         assert 0 < len(lost & stacks) < len(stacks)
         assert all(len(run.frames(c)) == 1 for c in calls if c["native_stack"] in lost)

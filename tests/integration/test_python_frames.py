@@ -29,16 +29,22 @@ LABELS = {
 }  # fmt: skip
 
 
-class Scene:
-    """The capture, and what each interpreter's process wrote down."""
+NAMESPACES = ("unshare", "--pid", "--fork", "--mount", "--mount-proc", "--kill-child")
 
-    def __init__(self, recorded: Recording, truths: dict[Python, list[Row]]) -> None:
-        self.recorded, self.truths = recorded, truths
+
+class Scene:
+    """The capture, and what each interpreter's process wrote down.
+
+    ``isolated``: what one interpreter wrote in a PID and mount namespace of its own, where its numbers are others.
+    """
+
+    def __init__(self, recorded: Recording, truths: dict[Python, list[Row]], isolated: list[Row]) -> None:
+        self.recorded, self.truths, self.isolated = recorded, truths, isolated
 
     def python_stack(self, noted: Row) -> list[Row]:
         """Frames of the call that was noted, innermost first."""
         (call,) = self.recorded.of("cuda_calls", pid=noted["pid"], op="cudaMalloc", size_bytes=noted["number"])
-        assert call["tid"] == noted["tid"]
+        assert noted["tid"] in (None, call["tid"])
         frames = self.recorded.of("stack_frames", stack=call["python_stack"])
         return sorted(frames, key=lambda f: f["depth"])
 
@@ -52,19 +58,25 @@ def scene(doubles: Path, tmp_path_factory: pytest.TempPathFactory, bpf: None) ->
         for python in interpreters():
             command = [python.path, HERE / "workload" / "frames.py", cudart, folder / f"{python.label}.jsonl"]
             processes[python] = start(*command, stdin=subprocess.PIPE)
-        for process in processes.values():
+        command = [interpreters()[-1].path, HERE / "workload" / "frames.py", cudart, folder / "isolated.jsonl"]
+        isolated = start(*NAMESPACES, *command, stdin=subprocess.PIPE)
+        everyone = [*processes.values(), isolated]
+        for process in everyone:
             wait_for_line(process, "ready")
+        inside = int(Path(f"/proc/{isolated.pid}/task/{isolated.pid}/children").read_text("ascii"))
         r.step()
-        for process in processes.values():
+        for process in everyone:
             say(process)
-        for process in processes.values():
+        for process in everyone:
             wait_for_line(process, "made")
         r.step()
-        for process in processes.values():
+        for process in everyone:
             say(process)
             r.run(process)
         r.finish()
-        yield Scene(r, {python: truth(folder / f"{python.label}.jsonl") for python in processes})
+        truths = {python: truth(folder / f"{python.label}.jsonl") for python in processes}
+        written = [row for row in truth(folder / "isolated.jsonl") if row["pid"] == 1]
+        yield Scene(r, truths, [{**row, "pid": inside, "tid": None} for row in written])
 
 
 def say(process: subprocess.Popen[str]) -> None:
@@ -77,6 +89,16 @@ def say(process: subprocess.Popen[str]) -> None:
 def test_file_function_and_line_of_every_frame(scene: Scene, python: Python) -> None:
     noted = scene.truths[python]
     assert {row["label"] for row in noted} == LABELS
+    check(scene, noted)
+
+
+def test_in_other_namespaces(scene: Scene) -> None:
+    """A thread's number means something else there; its frames are found all the same."""
+    assert {row["label"] for row in scene.isolated} == LABELS - {"forked child"}
+    check(scene, scene.isolated)
+
+
+def check(scene: Scene, noted: list[Row]) -> None:
     for row in noted:
         frames = scene.python_stack(row)
         limit = MAX_FRAMES[PYTHON]
