@@ -11,7 +11,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from gpuaudit.analyze import call_totals, intervals, severity
+from gpuaudit.analyze import call_sites, call_totals, intervals, severity
 from gpuaudit.analyze.call_meanings import GRAPH_LAUNCH, LAUNCH, SYNCHRONISE, any_of
 from gpuaudit.analyze.context import Context, Outcome
 from gpuaudit.analyze.drafts import about_process, derived, worst
@@ -38,7 +38,8 @@ DECLARATION = Declaration(
     thresholds=(SHARE, RATE, MIN_CALLS, *severity.THRESHOLDS),
     texts={
         "excessive_synchronisation": "Thread {thread} of process {process} was in synchronisations for {waited} of "
-        "{observed} observed ({share}): {calls} calls, {rate}, of {median} (median); launches for each: {per_launch}."
+        "{observed} observed ({share}): {calls} calls, {rate}, of {median} (median); launches for each: {per_launch}. "
+        "Where they were made: {sites}."
     },
     never_claims="That the GPU was idle meanwhile, or that a wait could be left out: the host may need the result. "
     "Time on the GPU is not recorded by these calls.",
@@ -77,6 +78,7 @@ def _of_thread(context: Context, thread: Thread) -> Finding | None:
     )
     values: dict[str, Quantity | str] = {
         "thread": str(thread.tid),
+        "sites": call_sites.sentence(context, thread.where_op(SYNCHRONISE)),
         "waited": impact,
         "observed": derived(observed, "ns", every, "first to last call of the thread, less time not observed"),
         "share": derived(share, "share", every, "waited / observed"),

@@ -11,7 +11,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from gpuaudit.analyze import call_totals, intervals, severity
+from gpuaudit.analyze import call_sites, call_totals, intervals, severity
 from gpuaudit.analyze.call_meanings import BLOCKING_COPY
 from gpuaudit.analyze.context import Context, Outcome
 from gpuaudit.analyze.drafts import about_process, derived, worst
@@ -41,7 +41,7 @@ DECLARATION = Declaration(
     texts={
         "synchronous_copies": "Thread {thread} of process {process} was in blocking copies for {copied} of {observed} "
         "observed ({share}): {calls} copies of {size} in all ({directions}), {median} at the median; of at most "
-        "{threshold}: {small}."
+        "{threshold}: {small}. Where they were made: {sites}."
     },
     never_claims="That the GPU was idle meanwhile, or whether the host memory was pageable or pinned: the call does "
     "not tell; nor that an asynchronous copy would have been hidden behind other work.",
@@ -85,6 +85,7 @@ def _of_thread(context: Context, thread: Thread) -> Finding | None:
     )
     values: dict[str, Quantity | str] = {
         "thread": str(thread.tid),
+        "sites": call_sites.sentence(context, thread.where_op(BLOCKING_COPY)),
         "copied": impact,
         "observed": derived(observed, "ns", every, "first to last call of the thread, less time not observed"),
         "share": derived(share, "share", every, "copied / observed"),

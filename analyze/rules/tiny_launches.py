@@ -13,7 +13,7 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from gpuaudit.analyze import call_totals, intervals, severity
+from gpuaudit.analyze import call_sites, call_totals, intervals, severity
 from gpuaudit.analyze.call_meanings import LAUNCH as LAUNCHES
 from gpuaudit.analyze.call_totals import Aggregated
 from gpuaudit.analyze.context import Context, Outcome
@@ -55,9 +55,9 @@ DECLARATION = Declaration(
     texts={
         "tiny_launches": "Thread {thread} of process {process} spent {inside} of {observed} ({share}) in queueing "
         "{launches} launches, {rate}, of {median} with {gap} between them (medians); {small} of them asked for fewer "
-        "than {threshold} threads.",
+        "than {threshold} threads. Where they were made: {sites}.",
         "launch_bound": "Thread {thread} of process {process} spent {inside} of {observed} ({share}) in queueing "
-        "{launches} launches, {rate}, of {median} with {gap} between them (medians).",
+        "{launches} launches, {rate}, of {median} with {gap} between them (medians). Where they were made: {sites}.",
     },
     never_claims="That the kernels were short or the GPU idle: their time on the GPU is not recorded. A launch of few "
     "threads may run long.",
@@ -130,6 +130,7 @@ def _of_thread(context: Context, thread: Thread) -> Finding | None:
     impact = derived(seen.inside, "ns", rows, f"time inside launches of at most launch_ns{only.plus_sum}")
     values: dict[str, Quantity | str] = {
         "thread": str(thread.tid),
+        "sites": call_sites.sentence(context, thread.where_op(LAUNCHES)),
         "inside": impact,
         **_values(context, rows, seen, small),
     }
