@@ -50,6 +50,17 @@ class ColumnData:
 Rows = dict[str, ColumnData]
 
 
+def null_column(column: Column, count: int) -> ColumnData:
+    """A column without any value; however long, it takes the room of one row."""
+    values = np.broadcast_to(np.zeros(1, NUMPY_DTYPE[column.type]), (count,))
+    return ColumnData(values, np.broadcast_to(np.zeros(1, bool), (count,)), () if column.type == "text" else None)
+
+
+def _is_null_column(data: ColumnData) -> bool:
+    """Whether it was made by :func:`null_column`; False says nothing."""
+    return data.valid is not None and len(data) > 1 and data.valid.strides == (0,) and not data.valid[0]
+
+
 def row_count(rows: Rows) -> int:
     """Number of rows; ValueError when the columns differ in length."""
     lengths = {len(c) for c in rows.values()}
@@ -154,6 +165,12 @@ def concat(parts: Iterable[Rows]) -> Rows:
 
 
 def _concat_column(parts: list[ColumnData]) -> ColumnData:
+    if len(parts) == 1:
+        return parts[0]
+    if all(_is_null_column(p) for p in parts):
+        count = sum(len(p) for p in parts)
+        values, valid = (np.broadcast_to(a[:1], (count,)) for a in (parts[0].values, parts[0].valid) if a is not None)
+        return ColumnData(values, valid, parts[0].dictionary)
     valid = None
     if any(p.valid is not None for p in parts):
         valid = np.concatenate([np.ones(len(p), dtype=bool) if p.valid is None else p.valid for p in parts])

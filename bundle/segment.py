@@ -45,16 +45,32 @@ def encode(table: Table, rows: Rows) -> Encoded:
     specs: list[ColumnSpec] = []
     frames: list[bytes] = []
     at = limits.SALT_BYTES
+    nulls: dict[int, bytes] = {}
     for column in table.columns:
-        spec, content = _encode_column(column.name, column.unit, rows[column.name])
-        frame = zstd.compress(content)
-        specs.append(replace(spec, offset=at, length=len(frame), raw_len=len(content)))
+        data = rows[column.name]
+        if count and data.valid is not None and not data.valid.any():  # many columns of a table of calls are
+            spec, length = _null_column(column.name, column.unit, data)
+            frame = nulls.get(length) or nulls.setdefault(length, zstd.compress(bytes(length)))
+        else:
+            spec, content = _encode_column(column.name, column.unit, data)
+            frame, length = zstd.compress(content), len(content)
+        specs.append(replace(spec, offset=at, length=len(frame), raw_len=length))
         frames.append(frame)
         at += len(frame)
     raw_len = sum(s.raw_len for s in specs)
     if raw_len > limits.MAX_RAW_BYTES:
         raise ValueError(f"{table.name}: {raw_len} bytes in one segment, more than {limits.MAX_RAW_BYTES}")
     return Encoded(b"".join(frames), tuple(specs), raw_len, count)
+
+
+def _null_column(name: str, unit: str, data: ColumnData) -> tuple[ColumnSpec, int]:
+    """The spec (places still 0) of a column without any value, and the length of its content: zeros."""
+    dtype = NUMPY_DTYPE["u8"] if data.dictionary is not None else _dtype_name(data.values)
+    size = np.dtype(dtype).itemsize
+    entries = None if data.dictionary is None else 0
+    encoding: Encoding = "plain" if data.dictionary is None else "dict"
+    spec = ColumnSpec(name, dtype, unit, encoding, size > 1, True, entries, 0, 0, 0)
+    return spec, -(-len(data) // 8) + len(data) * size
 
 
 def _encode_column(name: str, unit: str, data: ColumnData) -> tuple[ColumnSpec, Buffer]:

@@ -163,8 +163,8 @@ class Recorder:
         if table in _CRITICAL and table in self._open:
             self._open[table].critical = True
         ring = self._rings.setdefault(table, _RingCount())
-        cpus, counts = np.unique(rows["cpu"].values, return_counts=True)
-        ring.drained.update(dict(zip(cpus.tolist(), counts.tolist(), strict=True)))
+        counts = np.bincount(rows["cpu"].values)
+        ring.drained.update({cpu: int(counts[cpu]) for cpu in np.flatnonzero(counts).tolist()})
 
     def ring_counters(self, table: str, seen: Mapping[int, int], lost: Mapping[int, int]) -> None:
         """The kernel's counters of a ring, cumulative, CPU → count; read them after the drain."""

@@ -22,6 +22,7 @@ from gpuaudit.bundle.errors import AuditError, HostUnfit
 from gpuaudit.bundle.harden import harden_process
 from gpuaudit.bundle.writer import BundleWriter
 from gpuaudit.capture import privileges
+from gpuaudit.capture.allocator import keep_freed_memory
 from gpuaudit.capture.channel import TO_RECORDER, Channel, ChannelBroken, Message
 from gpuaudit.capture.clock_source import ClockSource
 from gpuaudit.capture.cost import CostRow, cost_row, usage_rows
@@ -263,6 +264,7 @@ def main(argv: list[str]) -> int:
     try:
         start = StartMessage.from_message(channel.wait_for("start", START_DEADLINE_S))
         harden_process()
+        keep_freed_memory()
         rings = RingSource(start.rings, start.counters_fd) if start.rings else None
         rehearse(directory, channel)
         directory = privileges.private_view(outside)

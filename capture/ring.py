@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpuaudit.bundle.columns import ColumnData, Rows
+from gpuaudit.bundle.columns import ColumnData, Rows, null_column
 from gpuaudit.bundle.errors import AuditError, HostUnfit
 from gpuaudit.bundle.table import NUMPY_DTYPE, Column
 from gpuaudit.bundle.tables import RING_TABLES, TABLES
@@ -154,39 +154,63 @@ def _max_entries(fd: int) -> int:
     return int(found.group(1))
 
 
+GATHER_RECORDS = 2048
+"""Records whose fields are gathered into columns at a time: 400 KB of them stay in a core's cache meanwhile."""
+
+
 def to_rows(table: str, records: np.ndarray) -> Rows:
     """Columns of the table from drained records: validity from ``valid_mask``, names of ops, names of threads."""
     definition = TABLES[table]
-    bit = {c.name: i for i, c in enumerate(definition.nullable_in_ring)}
-    return {
-        c.name: _column(c, bit.get(c.name), records) if c.in_ring else added_column(table, c.name, records)
-        for c in definition.columns
-    }
+    mask = np.ascontiguousarray(records["valid_mask"])
+    ever, always = int(np.bitwise_or.reduce(mask)), int(np.bitwise_and.reduce(mask))
+    bit = {c.name: 1 << i for i, c in enumerate(definition.nullable_in_ring)}
+    wanted = [c for c in definition.columns if c.in_ring and (c.name not in bit or bit[c.name] & ever)]
+    fields = _gather(records, [c.name for c in wanted])
+    rows: Rows = {}
+    for c in definition.columns:
+        if not c.in_ring:
+            rows[c.name] = added_column(table, c.name, records)
+        elif c.name not in fields:
+            rows[c.name] = null_column(c, len(records))
+        else:
+            some = c.name in bit and not bit[c.name] & always
+            rows[c.name] = _column(c, fields[c.name], (mask & np.uint32(bit[c.name])) != 0 if some else None)
+    return rows
 
 
-def _column(column: Column, bit: int | None, records: np.ndarray) -> ColumnData:
-    valid = None if bit is None else (records["valid_mask"] >> np.uint32(bit) & np.uint32(1)).astype(bool)
-    if valid is not None and valid.all():
-        valid = None
+def _gather(records: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
+    """Fields of the records as arrays of their own."""
+    fields = {name: np.empty(len(records), records.dtype[name]) for name in names}
+    for start in range(0, len(records), GATHER_RECORDS):
+        part = records[start : start + GATHER_RECORDS]
+        for name, values in fields.items():
+            values[start : start + len(part)] = part[name]
+    return fields
+
+
+def _column(column: Column, values: np.ndarray, valid: np.ndarray | None) -> ColumnData:
     if column.ring == "op":
-        return _op_names(records[column.name], valid)
+        return _op_names(values, valid)
     if column.ring == "comm":
-        return _comm_names(records[column.name], valid)
+        return _comm_names(values, valid)
     if column.ring == "address":
-        return _addresses(records[column.name], valid)
-    values = np.ascontiguousarray(records[column.name]).astype(NUMPY_DTYPE[column.type], copy=False)
+        return _addresses(values, valid)
+    values = values.astype(NUMPY_DTYPE[column.type], copy=False)
     if valid is not None:
-        values = np.where(valid, values, values.dtype.type(0))
+        values[~valid] = 0
     return ColumnData(values, valid)
 
 
 def _op_names(ids: np.ndarray, valid: np.ndarray | None) -> ColumnData:
     if valid is not None:
-        ids = np.where(valid, ids, 0)
-    used, codes = np.unique(ids, return_inverse=True)
-    if used.size and int(used[-1]) >= len(PROBE_TABLE):
-        raise AuditError(f"a record names op {int(used[-1])}, the probe table has {len(PROBE_TABLE)}")
-    return ColumnData(codes.astype(NUMPY_DTYPE["text"]), valid, tuple(PROBE_TABLE[i].op for i in used.tolist()))
+        ids[~valid] = 0
+    highest = int(ids.max(initial=0))
+    if highest >= len(PROBE_TABLE):
+        raise AuditError(f"a record names op {highest}, the probe table has {len(PROBE_TABLE)}")
+    used = np.flatnonzero(np.bincount(ids, minlength=1))
+    codes = np.zeros(highest + 1, NUMPY_DTYPE["text"])
+    codes[used] = np.arange(len(used))
+    return ColumnData(codes[ids], valid, tuple(PROBE_TABLE[i].op for i in used.tolist()))
 
 
 def _comm_names(raw: np.ndarray, valid: np.ndarray | None) -> ColumnData:

@@ -60,7 +60,7 @@ class RingSource:
         return sum(taken.values())
 
     def _count(self, sink: RingSink, tables: set[str], *, ended: bool = False) -> None:
-        """Tell the counters of these tables; of all of them where losses are looked for, which is ten times a second."""
+        """Tell the counters of these tables; losses are looked for where it is all tables, ten times a second."""
         now = boottime_ns()
         counters = self._counters.snapshot()
         for i, table in enumerate(RING_TABLES):

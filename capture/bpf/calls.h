@@ -133,7 +133,7 @@ static __always_inline int enter(struct pt_regs *regs, __u64 cookie)
 	call->tid = tid;
 	call->duration_ns = call->native_stack = call->python_stack = 0;
 	call->valid = call->dead = call->code = call->split = 0;
-	call->record = blank_record;
+	__builtin_memset(&call->record, 0, sizeof(call->record));
 	take_slots(op, call, false, true);
 	if (op->flags & COMM_FLAGS)
 		comms_at_entry(t, op->table, op->flags, call);

@@ -57,7 +57,6 @@ struct {
 } threads SEC(".maps");
 
 static const struct thread blank_thread;
-static const union any_record blank_record;
 
 /* kernel/events/uprobes.c: the page with the trampoline, one per address space. */
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)

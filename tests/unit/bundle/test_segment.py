@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gpuaudit.bundle import limits, segment
-from gpuaudit.bundle.columns import ColumnData, Rows, from_records
+from gpuaudit.bundle.columns import ColumnData, Rows, concat, from_records, null_column
 from gpuaudit.bundle.errors import BundleInvalid
 from gpuaudit.bundle.header import Header
 from gpuaudit.bundle.table import Table
@@ -181,3 +182,27 @@ def test_dictionary_with_the_same_text_twice_is_written_with_one() -> None:
     back = round_trip(TABLES["gaps"], {**rows, "source": texts})
     assert back["source"].dictionary == ("a", "b")
     assert back["source"].to_list() == ["a", "b", "a"] * 3
+
+
+def test_columns_without_values_are_written_as_ever() -> None:
+    """However they are held, and whatever their type: same bytes, same nulls, also put together from parts."""
+    table = TABLES["cuda_calls"]
+    empty = {c.name: null_column(c, 700) for c in table.columns if c.nullable}
+    assert {c.type for c in table.columns if c.nullable} >= {"u64", "u32", "i32", "f64", "text"}
+    full = {
+        name: ColumnData(np.array(c.values), np.array(c.valid), None if c.dictionary is None else ("a name",))
+        for name, c in empty.items()
+    }
+    rows = cuda_rows(700)
+    brief = concat([{**rows, **empty}, {**rows, **empty}])
+    long = concat([{**rows, **full}, {**rows, **full}])
+    assert brief["parent_ns"].values.strides == (0,)
+    encoded = segment.encode(table, brief)
+    assert encoded == segment.encode(table, long)
+    for column, spec in zip(table.columns, encoded.columns, strict=True):
+        plain, content = segment._encode_column(column.name, column.unit, long[column.name])
+        assert replace(plain, offset=spec.offset, length=spec.length, raw_len=len(content)) == spec
+    read = round_trip(table, brief)
+    assert all(read[name].to_list() == [None] * 1400 for name in empty)
+    mixed = concat([{**rows, **empty}, rows])
+    assert mixed["size_bytes"].to_list() == [None] * 700 + rows["size_bytes"].to_list()
