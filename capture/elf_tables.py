@@ -13,12 +13,15 @@ from functools import cached_property
 
 import numpy as np
 
-from gpuaudit.capture.symbols import MAX_NOTE_BYTES, MAX_SECTIONS, MAX_SEGMENTS, MAX_SYMBOLS_BYTES, SYMBOL, NotElf
+from gpuaudit.capture.symbols import MAX_NOTE_BYTES, MAX_SECTIONS, MAX_SEGMENTS, SYMBOL, NotElf
 
 MAX_NAME_BYTES = 512
 """Of a symbol's name; mangled C++ names in libtorch reach some thousand and are cut. ours"""
 MAX_SEARCHED_STRINGS_BYTES = 64 << 20
 """String tables longer than this are not searched for a name: CPython's has 0.2 MB. ours"""
+
+MAX_TABLE_BYTES = 64 << 20
+"""A longer symbol table is not used: 2.8 million symbols take a second to sort. LLVM's has 9 MB. ours"""
 
 PT_LOAD, PT_NOTE = 1, 4
 SHT_SYMTAB, SHT_STRTAB, SHT_DYNSYM = 2, 3, 11
@@ -132,7 +135,7 @@ class ElfTables:
             for section in self._sections:
                 if section.kind == kind and section.link < len(self._sections):
                     strings = self._sections[section.link]
-                    if strings.kind == SHT_STRTAB and section.size <= MAX_SYMBOLS_BYTES:
+                    if strings.kind == SHT_STRTAB and section.size <= MAX_TABLE_BYTES:
                         out.append((section, strings))
                     break
         return out

@@ -43,6 +43,8 @@ from gpuaudit.capture.source import BPF_SOURCES, SELECTABLE_SOURCES
 
 __all__ = ["CaptureOptions", "CaptureResult", "Status", "run_capture"]
 
+MAX_STACK_THRESHOLD_MS = 3_600_000
+
 _SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 
 
@@ -140,6 +142,10 @@ def _check_options(options: CaptureOptions) -> list[tuple[Endpoint, str]]:
         )
     if options.duration_s is not None and not 0 < options.duration_s <= 7 * 86_400:
         raise UsageError(f"--duration {options.duration_s} is not between 0 and 7 days", hint="give seconds, like 60")
+    if not 0 <= options.stack_threshold_ms <= MAX_STACK_THRESHOLD_MS:
+        raise UsageError(
+            f"--stack-threshold {options.stack_threshold_ms} is not between 0 and an hour", hint="give ms, like 1"
+        )
     if options.command and options.pids:
         raise UsageError("a command and --pid cannot both be given", hint="capture one or the other")
     if options.synthetic and (options.command or options.pids):

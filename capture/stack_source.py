@@ -24,6 +24,9 @@ from gpuaudit.capture.symbolise import NativeFrame
 
 NO_ROOM = "the ring of stacks had no room for its frames"
 
+MAX_AT_ONCE = 1000
+"""Stacks named in one go, some hundred milliseconds at most: what maps and ends meanwhile waits. ours"""
+
 _PID = struct.Struct("<I")
 _PYTHON_PROCESS_BYTES = 72
 """``struct python_process`` of capture/bpf/python.h."""
@@ -63,8 +66,8 @@ class StackDesk:
         self._names.process_ended(pid)
 
     def drain(self) -> int:
-        """Turn what has come into rows; the number of stacks."""
-        records = self._ring.drain()
+        """Turn what has come into rows, :data:`MAX_AT_ONCE` at most; the number of stacks."""
+        records = self._ring.drain(MAX_AT_ONCE)
         for record in records:
             self._names.tell(decode(record))
         self._seen += len(records)

@@ -139,6 +139,8 @@ def test_without_the_key_that_signed_it_the_signer_is_unknown(folder: Path) -> N
         (("capture", "--synthetic", "no-such-scenario"), 2, "late-rank"),
         (("capture", "--source", "tea"), 2, "cuda"),
         (("capture", "--pid", "4194304"), 2, "4194304"),
+        (("capture", "--stack-threshold", "nan"), 2, "between 0 and an hour"),
+        (("capture", "--stack-threshold", "1e30"), 2, "between 0 and an hour"),
         (("capture", "--source", "nvml", "--", "/no/such/program"), 2, "/no/such/program"),
         (("capture", "--source", "nvml", "--out", "/no/such/folder/a.db"), 2, "mkdir -p"),
         (("show", "a.findings.json", "Z9", "--bundle", "a.db"), 2, "Z9"),
