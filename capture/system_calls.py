@@ -53,9 +53,10 @@ def nvidia_devices(text: str) -> frozenset[Device]:
 def parse_device(text: str) -> Device:
     """``MAJOR`` or ``MAJOR:TYPE``, where TYPE is one character (``F``) or a number (``0x46``)."""
     major, colon, kind = text.partition(":")
+    is_character = len(kind) == 1 and kind.isascii() and not kind.isdecimal()
     try:
         number = int(major, 0)
-        chosen = ANY_TYPE if not colon else ord(kind) if len(kind) == 1 and not kind.isdecimal() else int(kind, 0)
+        chosen = (ord(kind) if is_character else int(kind, 0)) if colon else ANY_TYPE
     except ValueError:
         number, chosen = -1, -1
     if not 0 <= number < 1 << 12 or not (chosen == ANY_TYPE or 0 <= chosen < 1 << 8):

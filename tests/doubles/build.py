@@ -57,7 +57,9 @@ RECIPES: dict[str, Recipe] = {
     "ranks": _program("ranks", "-l:libnccl.so.2", "-l:libcudart.so.13"),
     **{
         name: _program(name)
-        for name in ("calls", "crowd", "every_row", "reborn", "sleeper", "spin", "stacks", "visitor")
+        for name in (
+            "calls", "crowd", "every_row", "ioctls", "reborn", "sleeper", "spin", "stacks", "transfers", "visitor",
+        )  # fmt: skip
     },
 }
 
