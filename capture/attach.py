@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from gpuaudit.capture import libbpf
+from gpuaudit.bundle.errors import HostUnfit
+from gpuaudit.capture import libbpf, perf_uprobes
 from gpuaudit.capture.loading import LoadedPart
 from gpuaudit.capture.parts import CALLS
 from gpuaudit.capture.probes import NCCL_DATATYPE_BYTES, PROBE_TABLE, pack_op
@@ -70,17 +71,28 @@ class Programs(LoadedPart):
         super().__init__(CALLS, ring_sizes_bytes=ring_sizes_bytes)
         self._mechanisms: tuple[Mechanism, ...] = (mechanism,) if mechanism else MECHANISMS
         self._stacks = stacks
+        self.why_no_stacks: HostUnfit | None = None
+        """Why the kernel refuses the programs that take stacks, where it does: then calls are recorded without."""
 
     def load(self, more: frozenset[str] = frozenset(), types: Mapping[str, tuple[int, int]] | None = None) -> None:
-        """Load the object, and describe the probe table to it."""
+        """Load the object, with stacks if this kernel lets us, and describe the probe table to it."""
         if len(self._mechanisms) > 1 and not _has_uprobe_multi():
             self._mechanisms = ("perf uprobe",)
         self._mechanisms = self._mechanisms[:1]
+        try:
+            self._load_functions(more, types or {})
+        except HostUnfit as e:
+            if not self._stacks:
+                raise
+            self._stacks, self.why_no_stacks = False, e
+            self._load_functions(more, types or {})
+        self._describe()
+
+    def _load_functions(self, more: frozenset[str], types: Mapping[str, tuple[int, int]]) -> None:
         functions = self.function_programs(self._mechanisms[0])
         multi = (libbpf.BPF_PROG_TYPE_KPROBE, BPF_TRACE_UPROBE_MULTI)
         kinds = dict.fromkeys(functions, multi) if self._mechanisms[0] == "uprobe_multi" else {}
-        super().load(more | frozenset(functions), {**kinds, **(types or {})})
-        self._describe()
+        super().load(more | frozenset(functions), {**kinds, **types})
 
     def function_programs(self, mechanism: Mechanism) -> tuple[str, str]:
         """Names of the programs at entry and at return, which all probed functions share."""
@@ -115,14 +127,18 @@ class Programs(LoadedPart):
         links: list[libbpf.Link] = []
         try:
             for place in places:
-                links.append(
-                    self.loaded.attach_uprobe(name, path, place.offset, at_return=at_return, cookie=place.cookie)
-                )
+                program = self.program_fd(name)
+                links.append(perf_uprobes.attach(program, path, place.offset, at_return=at_return, cookie=place.cookie))
         except OSError:
             for link in links:
                 link.close()
             raise
         return links
+
+    def close(self) -> None:
+        """Unload; links must be closed before."""
+        super().close()
+        perf_uprobes.leave_events()
 
 
 def _uprobe_multi(program_fd: int, path: str, places: Sequence[Place], at_return: bool) -> libbpf.Link:

@@ -89,7 +89,9 @@ class BpfCapture:
             self._programs.load()
             self._barrier = libbpf.Barrier()
             self._configure()
-            if self._settings.stacks:
+            if self._programs.why_no_stacks:
+                self.refused["stacks"] = self._programs.why_no_stacks
+            elif self._settings.stacks:
                 self._stacks = StackDesk(self._programs.map_fd, self._sink)
             self._follower = Follower(self._sink, self._selection, self._libraries, self._programs.map_fd)
             self._loaded_ns = boottime_ns()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -13,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from gpuaudit.capture import stack_source
+from gpuaudit.capture import loading, stack_source
+from gpuaudit.capture.attach import MECHANISMS, Mechanism
 from gpuaudit.capture.parts import CALLS
 from gpuaudit.capture.settings import SLOW_NS, Settings
 from gpuaudit.capture.stack_source import NO_ROOM
@@ -180,9 +182,10 @@ def test_every_stack_that_a_call_names_is_told_once(runs: dict[str, Run]) -> Non
     assert not runs["stacks"].r.of("gaps", source="stacks")
 
 
-def test_only_slow_calls_have_stacks(doubles: Path, folder: Path) -> None:
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_only_slow_calls_have_stacks(doubles: Path, folder: Path, mechanism: Mechanism) -> None:
     """Without a sample, a call has its stacks when it took the threshold, and only then."""
-    with recording(settings=Settings(stacks=True)) as r:
+    with recording(settings=Settings(stacks=True), mechanism=mechanism) as r:
         run = Run(r, folder / "stacks", doubles / "libcudart.so.13", 0)
         r.step()
         run.go()
@@ -193,6 +196,28 @@ def test_only_slow_calls_have_stacks(doubles: Path, folder: Path) -> None:
             assert (call["native_stack"] is not None) == (call["duration_ns"] >= SLOW_NS)
         (waited,) = run.calls(op="cudaDeviceSynchronize")
         assert [f["symbol"] for f in run.frames(waited)[:2]] == ["wait_for_device", "main"]
+
+
+def test_a_kernel_that_refuses_stacks_leaves_the_calls(
+    doubles: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = loading.LoadedPart._load
+
+    def refuse(part: loading.LoadedPart, data: bytes, names: set[str], types: Any) -> None:
+        if any(name.startswith("leave_stacks") for name in names):
+            raise OSError(errno.E2BIG, "the program is too large")
+        load(part, data, names, types)
+
+    monkeypatch.setattr(loading.LoadedPart, "_load", refuse)
+    with recording(settings=EVERY_CALL) as r:
+        assert "too large" in r.capture.refused["stacks"].message
+        run = Run(r, folder / "stacks", doubles / "libcudart.so.13", 0)
+        r.step()
+        run.go()
+        run.end()
+        r.finish()
+        assert len(run.calls(size_bytes=1)) == 1000
+        assert {c["native_stack"] for c in run.calls()} == {None}
 
 
 def test_one_in_so_many_of_the_fast_calls(doubles: Path, folder: Path) -> None:
