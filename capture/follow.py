@@ -72,11 +72,8 @@ class Follower:
 
     def begin(self) -> None:
         """Once the programs are attached: select what runs already, and have the kernel tell of mappings."""
-        for pid in processes.children(set(self._selection.exclude_with_children)):
-            self._targets.add(pid, EXCLUDED | TREE)
-        if self._selection.pids:
-            for pid in processes.children(set(self._selection.pids)):
-                self._select(pid)
+        self._with_children(set(self._selection.exclude_with_children), EXCLUDED | TREE)
+        self._with_children(set(self._selection.pids or ()), SELECTED)
         self._judge(processes.living(), with_children=True)
         maps = MapEvents(LIBRARY_FILES)
         try:
@@ -92,7 +89,7 @@ class Follower:
 
     def include(self, pid: int) -> None:
         """Follow this process and the children it will have."""
-        self._select(pid)
+        self._with_children({pid}, SELECTED)
 
     @property
     def wake_descriptors(self) -> list[int]:
@@ -150,9 +147,13 @@ class Follower:
             return alive
         return alive - {pid for pid, t in self._targets.all().items() if t.flags & EXCLUDED}
 
-    def _select(self, pid: int) -> None:
-        if pid not in self._scanner.exclude:
-            self._targets.add(pid, SELECTED)
+    def _with_children(self, pids: set[int], flags: int) -> None:
+        """Set ``flags`` of processes and of all their descendants, those included that are forked meanwhile."""
+        done: set[int] = set()
+        while more := processes.children(pids) - done if pids else None:
+            for pid in more - self._scanner.exclude:
+                self._targets.add(pid, flags)
+            done |= more
 
     def _trace(self, pid: int) -> None:
         if not (self._target(pid).flags & EXCLUDED):
@@ -163,18 +164,19 @@ class Follower:
 
     def _judge(self, alive: set[Key], *, with_children: bool = False) -> None:
         """Apply the rules to processes that were not seen before: those that ran when the capture began."""
-        chosen: dict[str, set[int]] = {"selected": set(), "excluded": set()}
+        chosen: dict[str, set[int]] = {"excluded": set(), "selected": set()}
         for key in alive - self._judged:
             found = processes.properties(key[0])
             if found is not None and (verdict := judge(self._selection.rules, found)):
                 chosen[verdict].add(key[0])
         self._judged = alive
-        if with_children:
-            chosen = {verdict: processes.children(pids) if pids else pids for verdict, pids in chosen.items()}
-        for pid in chosen["excluded"]:
-            self._targets.add(pid, EXCLUDED | TREE)
-        for pid in chosen["selected"]:
-            self._select(pid)
+        for kind, pids in chosen.items():
+            flags = EXCLUDED | TREE if kind == "excluded" else SELECTED
+            if with_children:
+                self._with_children(pids, flags)
+            else:
+                for pid in pids - self._scanner.exclude:
+                    self._targets.add(pid, flags)
 
     def _tell_found(self, found: Iterable[Found]) -> int:
         count = 0
@@ -198,8 +200,11 @@ class Follower:
 
     def _tell_process(self, pid: int, role: str, reason: str | None = None) -> None:
         info = processes.read_process(pid)
-        if info is None or (pid, info.start_ns) in self._rows:
+        known = info and self._rows.get((pid, info.start_ns))
+        if info is None or (known and (known["role"] != "observer" or role == "observer")):
             return
+        if known:  # it watches, and it uses the GPU
+            reason = str(known["reason"])
         row = self._rows[pid, info.start_ns] = {**info.row("found", role, boottime_ns()), "reason": reason}
         self._sink("processes", row)
 
@@ -209,7 +214,7 @@ class Follower:
     def _observe(self, alive: set[Key]) -> None:
         """Who else watches: told once, and with its end like every process that is told of."""
         for pid, reason in self._observers.look(alive, boottime_ns()):
-            if pid not in self._scanner.exclude:
+            if pid not in self._scanner.exclude and not self._target(pid).flags & (TRACED | EXCLUDED):
                 self._tell_process(pid, "observer", reason)
                 self._targets.add(pid, KNOWN)
 

@@ -125,9 +125,9 @@ def start_ns(pid: int) -> int | None:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether the process exists and is not a zombie."""
+    """Whether the process exists and is not a zombie. A first thread that ended before the others looks like one."""
     fields = _fields(pid)
-    return fields is not None and fields[1][0] not in ("Z", "X")
+    return fields is not None and (fields[1][0] not in ("Z", "X") or int(fields[1][17]) > 1)
 
 
 def living() -> set[tuple[int, int]]:

@@ -39,7 +39,8 @@ _CHUNK = 1 << 20
 class SymbolCache:
     """What :func:`gpuaudit.capture.symbols.read_symbols` found, by the digest of what it read."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = MAX_FILES) -> None:
+        self._limit = limit
         self._known: OrderedDict[tuple[bytes, frozenset[str], str], Symbols] = OrderedDict()
         self.parsed = 0
         """Files that had to be parsed."""
@@ -56,7 +57,7 @@ class SymbolCache:
         found = read_symbols(fd, names, exports)
         if digest:
             self._known[key] = found
-            while len(self._known) > MAX_FILES:
+            while len(self._known) > self._limit:
                 self._known.popitem(last=False)
         return found
 

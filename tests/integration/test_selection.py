@@ -6,6 +6,7 @@ import contextlib
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -14,11 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from gpuaudit.bundle.reader import Bundle
 from gpuaudit.capture.cgroups import cgroup_mount
 from gpuaudit.capture.rules import parse_rules
 from gpuaudit.capture.selection import Selection
 from tests.doubles.build import build
 from tests.integration.recording import DEADLINE_S, recording, start, truth, wait_for_line
+from tests.integration.sessions import Session, environment, rows
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf")]
 
@@ -82,7 +85,7 @@ def public(doubles: Path) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def begin(folder: Path, cgroup: Path, when: str) -> list[subprocess.Popen[str]]:
+def begin(folder: Path, cgroup: Path, when: str, *more: str | Path) -> list[subprocess.Popen[str]]:
     """One process of each kind, up to the point where it waits for the file ``go``."""
     ways: dict[str, tuple[str | Path, ...]] = {
         "alpha": (folder / "alpha",),
@@ -94,7 +97,7 @@ def begin(folder: Path, cgroup: Path, when: str) -> list[subprocess.Popen[str]]:
         "child": (folder / "parent", "-c", '"$@"; exit $?', "parent", folder / "visitor"),
     }
     assert ways.keys() == EVERYBODY
-    options = ("--first", folder / "libcudart.so.13", "--calls", "2", "--start-file", folder / "go", "--out")
+    options = ("--first", folder / "libcudart.so.13", "--calls", "2", "--start-file", folder / "go", *more, "--out")
     processes = [start(*way, *options, folder / f"{name}.{when}") for name, way in ways.items()]
     for process in processes:
         wait_for_line(process, "at start")
@@ -150,3 +153,28 @@ def test_a_process_left_out_by_its_number_takes_its_children_along(public: Path,
     pids_of = {file.stem: next(t["pid"] for t in truth(file)) for file in public.glob("*.before")}
     recorded = {row["pid"] for row in r.of("cuda_calls")} & set(pids_of.values())
     assert recorded == set(pids_of.values()) - {pids_of["child"]}
+
+
+def test_the_command_seals_what_was_chosen(public: Path, cgroup: Path, bpf: None) -> None:
+    """What was asked for is in the first leaf; a capture of one user's processes holds no other's calls."""
+    out = public / "a.db"
+    asked = ["--user", "nobody", "--cgroup", str(cgroup), "--exclude", "comm=alpha", "--source", "cuda"]
+    processes = begin(public, cgroup, "before", "--go-file", public / "again")
+    (public / "go").touch()
+    for process in processes:
+        wait_for_line(process, "at loaded")
+    session = Session(["--out", out, "--duration", "1h", *asked], environment(public / "keys"))
+    session.wait_for(public / "a.db.receipt")
+    (public / "again").touch()
+    for process in processes:
+        process.communicate(timeout=DEADLINE_S)
+    code, said = session.end(signal.SIGTERM)
+    assert code == 0, said
+    (pid,) = {t["pid"] for t in truth(public / "below.before") if t["event"] == "load"}
+    assert {row["pid"] for row in rows(out, "cuda_calls")} == {pid}
+    with Bundle.open(out) as bundle:
+        options = bundle.open_body["options"]
+    assert (options["users"], options["cgroups"], options["exclude"]) == (["nobody"], [str(cgroup)], ["comm=alpha"])
+    (row,) = [r for r in rows(out, "processes") if r["pid"] == pid and r["op"] == "exited"]
+    assert (row["uid"], row["exit_status"], row["cgroup"]) == (NOBODY.pw_uid, 0, f"/{cgroup.name}/lower")
+    assert row["cgroup_id"] == (cgroup / "lower").stat().st_ino

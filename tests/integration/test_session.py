@@ -205,6 +205,10 @@ def test_no_privilege_names_the_capability_seen_as_root(folder: Path, env: dict[
         (["--site", "a/b"], 2, "--site"),
         (["--challenge", "two\nlines"], 2, "--challenge"),
         (["--pid", "1", "--", "true"], 2, "both"),
+        (["--comm", "x", "--", "true"], 2, "--comm and a command cannot both be given"),
+        (["--user", "no-such-user"], 2, "there is no such user"),
+        (["--exclude", "comm"], 2, "give pid=N"),
+        (["--cgroup", "/", "--source", "nvml"], 2, "no source of processes was selected"),
     ],
 )
 def test_a_request_that_cannot_be_met_makes_nothing(
