@@ -76,10 +76,11 @@ def _engines() -> Iterator[CheckResult]:
 
 def _bpf() -> list[CheckResult]:
     results: list[CheckResult] = []
-    programs = Programs()
+    programs = Programs(stacks=True)
     try:
         programs.load()
         results.append(CheckResult("BPF programs", True, f"loaded on {platform.release()}, {platform.machine()}"))
+        results.append(_stacks(programs))
         parts = [LoadedPart(p, programs) for p in PARTS if p.source]
         try:
             results += [r for part in (programs, *parts) for r in _part(part)]
@@ -93,6 +94,13 @@ def _bpf() -> list[CheckResult]:
     finally:
         programs.close()
     return results
+
+
+def _stacks(programs: Programs) -> CheckResult:
+    refused = programs.why_no_stacks
+    if refused is None:
+        return CheckResult("stacks", True, "the programs that take native and Python stacks are loaded")
+    return CheckResult("stacks", False, refused.message, "calls are recorded without their stacks")
 
 
 def _privileges() -> CheckResult:

@@ -33,6 +33,7 @@ def test_everything_bpf_is_tried(doubles: Path, tmp_path: Path) -> None:
     failed = {name for name, r in results.items() if not r.ok} - {"NVML"}
     assert failed == set()
     assert {f"tracepoint {t}" for t in TRACEPOINTS} <= set(results)
+    assert results["stacks"].ok
     assert results["function probes by perf uprobe"].detail.endswith("hit 3 times")
     assert f"{len(CUDART.probes)} functions of {cudart}" in results[f"cudart in process {process.pid}"].detail
     assert f"8 functions of {nccl}" in results[f"nccl in process {process.pid}"].detail
