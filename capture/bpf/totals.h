@@ -286,10 +286,14 @@ static __always_inline int send_totals(struct totals_state *state, bool odd)
 
 	if (!state->used[odd])
 		return 0;
-	if (odd)
+	/* One call that two maps reach is refused by Linux 6.1: what follows keeps the compiler from merging the two. */
+	if (odd) {
 		bpf_for_each_map_elem(&totals_odd, send_total, &f, 0);
-	else
+		asm volatile("r1 = 1" ::: "r1");
+	} else {
 		bpf_for_each_map_elem(&totals_even, send_total, &f, 0);
+		asm volatile("r1 = 0" ::: "r1");
+	}
 	if (!f.left)
 		state->used[odd] = 0;
 	return f.left;
