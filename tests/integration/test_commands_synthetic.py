@@ -144,6 +144,13 @@ def test_packet_and_its_bundle(folder: Path) -> None:
 
 
 def test_probes_tell_every_function_and_its_table(folder: Path) -> None:
+    """Per library a title, the column names and a line for each function; a blank line between."""
     rows = json.loads(run(folder, "probes", "--json"))
     assert {r["op"] for r in rows} >= {"cudaMalloc", "cudaLaunchKernel", "ncclAllReduce", "ncclCommInitRank"}
-    assert len(run(folder, "probes").splitlines()) == len(rows) + 1
+    libraries = list(dict.fromkeys(r["library"] for r in rows))
+    assert libraries == ["cudart", "driver", "hip", "nccl", "rccl"]
+    assert len(run(folder, "probes").splitlines()) == len(rows) + 2 * len(libraries) + len(libraries) - 1
+    hip = run(folder, "probes", "--library", "hip")
+    assert "not on the real library" in hip.splitlines()[0]
+    assert len(hip.splitlines()) == sum(r["library"] == "hip" for r in rows) + 2
+    assert {r["note"] for r in rows if r["library"] in ("cudart", "driver", "nccl")} == {""}
