@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from gpuaudit.bundle.tables import TABLES
 from gpuaudit.capture import processes
+from gpuaudit.capture.probes import LIBRARIES
 from gpuaudit.capture.ring import HEADER_BYTES
 from gpuaudit.capture.selection import Selection
 from gpuaudit.capture.settings import Settings
@@ -253,9 +255,11 @@ def test_statically_linked_runtime_is_not_observable(tmp_path: Path, monkeypatch
         r.step()
         r.finish()
         process.communicate("\n")
-        (library,) = r.of("libraries", pid=process.pid)
-        assert (library["op"], library["library"], library["path"]) == ("not observable", "cudart", str(driver))
+        (library,) = r.of("libraries", pid=process.pid, library="cudart")
+        assert (library["op"], library["path"]) == ("not observable", str(driver))
         assert "linked statically" in library["reason"]
+        (own,) = r.of("libraries", pid=process.pid, library="driver")
+        assert (own["op"], own["probes"], own["not_observed"]) == ("attached", 1, "")
 
 
 def test_exported_but_not_in_the_table_is_listed(doubles: Path, tmp_path: Path) -> None:
@@ -266,11 +270,17 @@ def test_exported_but_not_in_the_table_is_listed(doubles: Path, tmp_path: Path) 
         )  # fmt: skip
         r.run(process)
         r.finish()
-        listed = {row["library"]: row["not_observed"].split(",") for row in r.of("libraries", pid=process.pid)}
-        assert "cudaLaunchHostFunc" in listed["cudart"]
-        assert "cudaMalloc" not in listed["cudart"]
-        assert "ncclGroupStart" in listed["nccl"]
-        assert not [name for name in listed["nccl"] if name.startswith("pnccl")]
+        libraries = {row["library"]: row for row in r.of("libraries", pid=process.pid)}
+    for name, path in (("cudart", cudart), ("nccl", nccl)):
+        row, (library,) = libraries[name], [known for known in LIBRARIES if known.name == name]
+        command = ["nm", "--dynamic", "--defined-only", "--format=just-symbols", str(path)]
+        exported = {line.partition("@")[0] for line in subprocess.check_output(command, text=True).split()}
+        interface = {n for n in exported if re.fullmatch(library.exports, n)}
+        others = interface - {n for probe in library.probes for n in probe.names}
+        assert others, "the double has functions that nobody probes"
+        assert row["not_observed"].split(",") == sorted(others)
+        assert row["not_observed_count"] == len(others)
+        assert row["probes"] >= len(interface) - len(others)
 
 
 def test_a_process_that_ended_before_it_was_looked_at(
