@@ -157,7 +157,15 @@ def same_number(visitor: Path, tmp_path: Path) -> Iterator[tuple[Recording, int,
         end = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + 2 * NS_PER_TICK
         while time.clock_gettime_ns(time.CLOCK_BOOTTIME) < end:
             pass  # a start is known to the tick
-        command = [visitor.parent / "reborn", str(first.pid), visitor, "--first", library, "--out", reborn]
+        command: list[str | Path] = [
+            visitor.parent / "reborn",
+            str(first.pid),
+            visitor,
+            "--first",
+            library,
+            "--out",
+            reborn,
+        ]
         again = start(*command, "--calls", "4")
         out, err = again.communicate()
         if again.returncode and "File exists" in err:

@@ -35,7 +35,18 @@ def test_processes_in_other_namespaces(doubles: Path, tmp_path: Path) -> None:
     for name, (flags, script) in cases.items():
         folder = tmp_path / name
         folder.mkdir()
-        command = ["unshare", flags, "--fork", "sh", "-ec", script, "sh", folder, doubles / "libcudart.so.13", visitor]
+        command: list[str | Path] = [
+            "unshare",
+            flags,
+            "--fork",
+            "sh",
+            "-ec",
+            script,
+            "sh",
+            folder,
+            doubles / "libcudart.so.13",
+            visitor,
+        ]
         running[name] = start(*command, tmp_path / f"{name}.t", tmp_path / "go", env={**os.environ, **RANKS})
         wait_for_line(running[name], "at loaded")
     with recording() as r:
