@@ -18,6 +18,7 @@ from gpuaudit.capture import libbpf, perf_uprobes
 from gpuaudit.capture.loading import LoadedPart
 from gpuaudit.capture.parts import CALLS
 from gpuaudit.capture.probes import NCCL_DATATYPE_BYTES, PROBE_TABLE, pack_op
+from gpuaudit.capture.settings import CONFIG_BYTES, silenced
 
 BPF_TRACE_UPROBE_MULTI = 48
 BPF_F_UPROBE_MULTI_RETURN = 1
@@ -53,6 +54,11 @@ class Attachment:
         """Last of the two."""
         for link in self.returns:
             link.close()
+
+    def leave(self, *, at_return: bool) -> None:
+        """The same at the end of a capture, once :meth:`Programs.silence` has been called."""
+        for link in self.returns if at_return else self.entries:
+            link.leave()
 
 
 def cookie(probe_index: int, op_id: int) -> int:
@@ -135,10 +141,16 @@ class Programs(LoadedPart):
             raise
         return links
 
+    def silence(self, *, at_return: bool) -> None:
+        """Have the entry programs do nothing any more, or the return programs: as good as detached, and at once."""
+        key = struct.pack("<I", 0)
+        told = libbpf.map_lookup(self.map_fd("settings"), key, CONFIG_BYTES) or bytes(CONFIG_BYTES)
+        libbpf.map_update(self.map_fd("settings"), key, silenced(told, at_return=at_return))
+
     def close(self) -> None:
-        """Unload; links must be closed before."""
+        """Unload; links must be closed or left before."""
         super().close()
-        perf_uprobes.leave_events()
+        perf_uprobes.close_left()
 
 
 def _uprobe_multi(program_fd: int, path: str, places: Sequence[Place], at_return: bool) -> libbpf.Link:

@@ -46,7 +46,6 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_program__set_type": (_I, (_P, _I)),
     "bpf_program__set_expected_attach_type": (_I, (_P, _I)),
     "bpf_program__attach": (_P, (_P,)),
-    "bpf_program__attach_uprobe_opts": (_P, (_P, _I, _S, _N, _P)),
     "bpf_link__destroy": (_I, (_P,)),
     "bpf_link__fd": (_I, (_P,)),
     "bpf_map__fd": (_I, (_P,)),
@@ -68,10 +67,6 @@ class _OpenOptions(C.Structure):
         ("kconfig", _S), ("btf_custom_path", _S), ("kernel_log_buf", _P), ("kernel_log_size", _N),
         ("kernel_log_level", _U32),
     )  # fmt: skip
-
-
-class _UprobeOptions(C.Structure):
-    _fields_ = (("sz", _N), ("ref_ctr_offset", _N), ("bpf_cookie", _U64), ("retprobe", C.c_bool), ("func_name", _S))
 
 
 class _TestRunOptions(C.Structure):
@@ -164,6 +159,10 @@ class Link:
             os.close(self._fd)
         self._handle = self._fd = None
 
+    def leave(self) -> None:
+        """Detach at the end of a capture, when it does not matter which program is told first."""
+        self.close()
+
 
 class BpfObject:
     """One object file: open, configure, load, attach. Errors are OSError; :func:`last_message` says more."""
@@ -238,17 +237,6 @@ class BpfObject:
         link = _library().bpf_program__attach(self._programs[name])
         if not link:
             raise _failed(f"attach {name}", 0)
-        return Link(handle=link)
-
-    def attach_uprobe(self, name: str, path: str, offset: int, *, at_return: bool, cookie: int) -> Link:
-        """Attach to one place of a file in every process, through a perf event."""
-        options = _UprobeOptions(sz=C.sizeof(_UprobeOptions), bpf_cookie=cookie, retprobe=at_return)
-        C.set_errno(0)
-        link = _library().bpf_program__attach_uprobe_opts(
-            self._programs[name], -1, os.fsencode(path), offset, C.byref(options)
-        )
-        if not link:
-            raise _failed(f"attach {name} to {path}+{offset:#x}", 0)
         return Link(handle=link)
 
     def close(self) -> None:

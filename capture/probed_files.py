@@ -125,10 +125,10 @@ class ProbedFiles:
     def detach(self) -> None:
         """All entry probes first, then the return probes. Twice does no harm."""
         attachments = [file.attachment for file in self if file.attachment]
-        for attachment in attachments:
-            attachment.detach_entries()
-        for attachment in attachments:
-            attachment.detach_returns()
+        for at_return in (False, True) if attachments else ():
+            self._programs.silence(at_return=at_return)
+            for attachment in attachments:
+                attachment.leave(at_return=at_return)
 
     def rows(self, file: ProbedFile, detached_ns: int | None = None) -> list[dict[str, object]]:
         """Rows of the ``probes`` table: at attach, and with what was counted once ``detached_ns`` is given."""

@@ -15,10 +15,11 @@ BUDGET_PER_S = 200_000
 WINDOW_NS = 1 << 26
 """The budget is given out in windows of this length: ``WINDOW_SHIFT`` of capture/bpf/totals.h, 67 ms."""
 
-CONFIG_STACKS = 1
+CONFIG_STACKS, CONFIG_NO_ENTRIES, CONFIG_NO_RETURNS = 1, 2, 4
 """``enum config_flags``."""
 
 _CONFIG = struct.Struct("<IIQII")
+CONFIG_BYTES = _CONFIG.size
 
 
 @dataclass(frozen=True)
@@ -36,3 +37,9 @@ class Settings:
         budget = self.budget_per_s and min(max(1, self.budget_per_s * WINDOW_NS // 1_000_000_000), 0xFFFFFFFF)
         flags = CONFIG_STACKS if self.stacks else 0
         return _CONFIG.pack(selected_only, flags, self.slow_ns, self.sample_every, budget)
+
+
+def silenced(config: bytes, *, at_return: bool) -> bytes:
+    """The ``struct config`` with which the entry programs do nothing, or the return programs."""
+    selected_only, flags, *rest = _CONFIG.unpack(config)
+    return _CONFIG.pack(selected_only, flags | (CONFIG_NO_RETURNS if at_return else CONFIG_NO_ENTRIES), *rest)

@@ -100,11 +100,12 @@ static __always_inline int enter(struct pt_regs *regs, __u64 cookie)
 	__u64 start = bpf_ktime_get_boot_ns(), who = bpf_get_current_pid_tgid();
 	__u32 tgid = who >> 32, tid = who, op_id = cookie, probe = cookie >> 32;
 	struct op *op = bpf_map_lookup_elem(&ops, &op_id);
+	struct config *c = config();
 	struct open_call *call;
 	struct thread *t;
 	int place;
 
-	if (!op)
+	if (!op || !c || (c->flags & CONFIG_NO_ENTRIES))
 		return 0;
 	if (op->flags & OP_COUNT_ONLY) {
 		count_hit(probe);
@@ -145,12 +146,13 @@ static __always_inline int leave(struct pt_regs *regs, __u64 cookie, bool stacks
 	__u64 end = bpf_ktime_get_boot_ns(), who = bpf_get_current_pid_tgid();
 	__u32 tgid = who >> 32, tid = who, op_id = cookie, probe = cookie >> 32, code = regs->ax;
 	struct op *op = bpf_map_lookup_elem(&ops, &op_id);
+	struct config *c = config();
 	struct open_call *call;
 	struct thread *t;
 	int place = -1, verdict;
 	bool ok;
 
-	if (!op)
+	if (!op || !c || (c->flags & CONFIG_NO_RETURNS))
 		return 0;
 	if (op->flags & OP_COUNT_ONLY) {
 		count_unmatched(probe); /* here: returns seen, to compare with the hits */

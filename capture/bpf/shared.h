@@ -59,9 +59,11 @@ struct {
 	__type(value, struct target);
 } targets SEC(".maps");
 
-/* Set once by user space; capture/settings.py packs it. */
+/* Set by user space; capture/settings.py packs it. */
 enum config_flags {
-	CONFIG_STACKS = 1, /* the stacks of slow and of sampled calls are taken */
+	CONFIG_STACKS = 1,     /* the stacks of slow and of sampled calls are taken */
+	CONFIG_NO_ENTRIES = 2, /* the capture ends: entry programs do nothing */
+	CONFIG_NO_RETURNS = 4, /* and neither do return programs */
 };
 struct config {
 	__u32 selected_only; /* 0: every process that is not excluded */
