@@ -15,6 +15,12 @@ from gpuaudit.analyze.evidence import EvidenceBook
 from gpuaudit.analyze.intervals import Intervals
 from gpuaudit.analyze.store import NOT_OWN, Store
 
+OF_TABLE = {
+    "nccl_calls": "(op LIKE 'nccl%' OR op LIKE 'pnccl%')",
+    "cuda_calls": "(op NOT LIKE 'nccl%' AND op NOT LIKE 'pnccl%')",
+}
+"""SQL condition: which rows of ``call_totals`` would have been rows of a table."""
+
 OUTER = "nested = 0"
 """SQL condition, in ``call_totals``: no other recorded call made them."""
 
@@ -68,7 +74,7 @@ def windows(store: Store, pid: int) -> Intervals:
 
 def by_process(store: Store) -> list[tuple[int, str, int, Intervals]]:
     """(process, table that would have held the rows, calls, windows) wherever calls of the workload were aggregated."""
-    table = "CASE WHEN op LIKE 'nccl%' OR op LIKE 'pnccl%' THEN 'nccl_calls' ELSE 'cuda_calls' END"
+    table = f"CASE WHEN {OF_TABLE['nccl_calls']} THEN 'nccl_calls' ELSE 'cuda_calls' END"
     rows = store.sql(
         f"SELECT pid, {table} AS t, sum(count)::HUGEINT FROM call_totals WHERE {NOT_OWN} GROUP BY 1, 2 ORDER BY 1, 2"
     )
@@ -76,7 +82,7 @@ def by_process(store: Store) -> list[tuple[int, str, int, Intervals]]:
     for pid, name, calls in rows:
         a = store.arrays(
             f"SELECT start_ns::BIGINT AS a, end_ns::BIGINT AS b FROM call_totals WHERE pid = {int(pid)} "
-            f"AND {table} = '{name}' ORDER BY 1, 2"
+            f"AND {OF_TABLE[str(name)]} ORDER BY 1, 2"
         )
         out.append((int(pid), str(name), int(calls), intervals.from_bounds(a["a"], a["b"])))
     return out

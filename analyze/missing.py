@@ -43,7 +43,14 @@ class Reason:
 
 def missing(store: Store, window: Window, sources: Sequence[dict[str, Json]]) -> list[Reason]:
     """Everything but losses and the seal."""
-    out = [*_imported(store), *_unavailable(sources), *_gaps(store), *_clock(window), *_unmatched(store)]
+    out = [
+        *_imported(store),
+        *_unavailable(sources),
+        *_gaps(store),
+        *_full_rings(store),
+        *_clock(window),
+        *_unmatched(store),
+    ]
     return [
         *out,
         *_not_observable(store),
@@ -101,7 +108,8 @@ def _gaps(store: Store) -> list[Reason]:
     rows = store.sql(
         "SELECT source, any_value(table_name), reason, count(*), sum(duration_ns)::HUGEINT, count(*) - "
         "count(duration_ns) "
-        "FROM (SELECT * FROM gaps ORDER BY start_ns, leaf, row) GROUP BY source, reason ORDER BY source, reason"
+        f"FROM (SELECT * FROM gaps WHERE NOT {_RING_FULL} ORDER BY start_ns, leaf, row) "
+        "GROUP BY source, reason ORDER BY source, reason"
     )
     out = []
     for source, table, reason, count, total, open_count in rows:
@@ -110,6 +118,24 @@ def _gaps(store: Store) -> list[Reason]:
         tables = (str(table),) if table else _tables_of(str(source))
         out.append(Reason("B", f"source {source} could not see ({count} gaps, {length}): {reason}", tables))
     return out
+
+
+_RING_FULL = "regexp_matches(reason, '^the ring of [a-z_]+ was full on CPU [0-9]+: [0-9]+ records were lost$')"
+"""SQL condition of the gaps that the recorder makes of an episode of losses; they differ in their numbers only."""
+
+
+def _full_rings(store: Store) -> list[Reason]:
+    """Episodes of losses, one reason per table, with how many there were and from when to when."""
+    rows = store.sql(
+        "SELECT table_name, count(*), sum(regexp_extract(reason, ': ([0-9]+) records', 1)::HUGEINT)::HUGEINT, "
+        f"min(start_ns), max(coalesce(end_ns, start_ns)) FROM gaps WHERE {_RING_FULL} AND table_name IS NOT NULL "
+        "GROUP BY 1 ORDER BY 1"
+    )
+    return [
+        Reason("B", f"{table}: the rings were full in {count} stretches, between {start} and {end} ns "
+               f"(CLOCK_BOOTTIME), and {lost} records were lost in them", (str(table),))
+        for table, count, lost, start, end in rows
+    ]  # fmt: skip
 
 
 def _clock(window: Window) -> list[Reason]:

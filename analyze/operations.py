@@ -15,19 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpuaudit.analyze.call_meanings import OUTERMOST
-from gpuaudit.analyze.call_totals import OUTER
+from gpuaudit.analyze.call_totals import OF_TABLE, OUTER
 from gpuaudit.analyze.evidence import EvidenceBook
 from gpuaudit.analyze.finding import Json, Quantity
 from gpuaudit.analyze.store import NOT_OWN, Store, quoted
 
 API_TABLES = ("cuda_calls", "nccl_calls", "nccl_comms")
 STATE_TABLES = ("off_cpu",)
-
-OF_TABLE = {
-    "nccl_calls": "op LIKE 'nccl%' OR op LIKE 'pnccl%'",
-    "cuda_calls": "op NOT LIKE 'nccl%' AND op NOT LIKE 'pnccl%'",
-}
-"""SQL condition: which rows of ``call_totals`` would have been rows of a table."""
 
 P99_MIN_CALLS = 100
 """Below a hundred calls rank ceil(0.99·n) is the largest: the maximum has that name already."""
@@ -91,7 +85,7 @@ def operations(store: Store, book: EvidenceBook) -> list[dict[str, Json]]:
 
 def _of_table(store: Store, book: EvidenceBook, table: str) -> list[tuple[int, dict[str, Json]]]:
     is_api = table in API_TABLES
-    of_table = f"{NOT_OWN} AND ({OF_TABLE.get(table, 'false')})"
+    of_table = f"{NOT_OWN} AND {OF_TABLE.get(table, 'false')}"
     query = _QUERY.format(
         table=table, own=NOT_OWN, totals="call_totals", of_table=of_table, fast=f"{of_table} AND {OUTER} AND count > 0",
         outer=OUTERMOST if is_api else "true",

@@ -32,6 +32,9 @@ LOST_SHARE_D = Threshold(
 )
 THRESHOLDS = (LOST_SHARE_C, LOST_SHARE_D)
 
+MAX_GAPS = 10_000
+"""Gaps that a document lists, the first ones (``schema.MAX_ITEMS``); the reasons count all of them."""
+
 MAX_SOURCES = 64
 """Sources that are told of; a recorder has fewer than ten."""
 
@@ -164,7 +167,8 @@ def _losses(t: TableQuality) -> list[Reason]:
 
 def _gaps(store: Store) -> list[dict[str, Json]]:
     rows = store.sql(
-        "SELECT source, start_ns, duration_ns, pid, reason FROM gaps ORDER BY start_ns, source, reason, leaf, row"
+        "SELECT source, start_ns, duration_ns, pid, reason FROM gaps ORDER BY start_ns, source, reason, leaf, row "
+        f"LIMIT {MAX_GAPS}"
     )
     return [
         {
