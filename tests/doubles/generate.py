@@ -35,26 +35,35 @@ def build_doubles(interfaces: Sequence[Interface], folder: Path) -> list[Path]:
     return built
 
 
+def build_caller(interface: Interface, probes: Sequence[Probe], folder: Path) -> Path:
+    """Compile what calls these functions of the real library, which must be loaded for everybody before it."""
+    return _compile(interface, write(interface, probes, real=True), folder / f"call-{interface.file}")
+
+
 def _build(interface: Interface, probes: Sequence[Probe], folder: Path) -> Path:
-    source, out = folder / f"{interface.file}.c", folder / interface.file
-    source.write_text(write(interface, probes), "utf-8")
+    return _compile(interface, write(interface, probes), folder / interface.file)
+
+
+def _compile(interface: Interface, text: str, out: Path) -> Path:
+    source = out.with_name(f"{out.name}.c")
+    source.write_text(text, "utf-8")
     flags = [f for f in COMMON if not f.startswith(("-O", "-W"))]
     # -O0: compiled in a second, and every function begins with push and calls without tail calls
     command = ["gcc", *flags, "-O0", "-g0", "-w", "-shared", "-fPIC", "-Wl,-Bsymbolic", f"-I{HERE / 'workload'}"]
-    command += [*interface.header.options, f"-Wl,-soname,{interface.file}", "-o", str(out), str(source)]
+    command += [*interface.header.options, f"-Wl,-soname,{out.name}", "-o", str(out), str(source)]
     subprocess.run(command, check=True, capture_output=True, text=True)
     return out
 
 
-def write(interface: Interface, probes: Sequence[Probe]) -> str:
-    """The C source of a double with the functions of these rows."""
+def write(interface: Interface, probes: Sequence[Probe], *, real: bool = False) -> str:
+    """The C source of a double with the functions of these rows; ``real``: of the calls alone, each once."""
     header = interface.header
     parts = [f'{header.text}#include "every_row.h"\n']
     for number, probe in enumerate(probes):
-        parts += [*_function(header, probe), *_call(header, probe, number)]
+        parts += [*([] if real else _function(header, probe)), *_call(header, probe, number)]
     parts.append("void double_run(FILE *out)\n{\n\ttruth = out;")
     for number, probe in enumerate(probes):
-        parts += [f"\tcall_{number}({r});" for r in _rounds(interface, probe)]
+        parts += [f"\tcall_{number}({r});" for r in (("SUCCESS",) if real else _rounds(interface, probe))]
     parts.append("}\n")
     return "\n".join(parts)
 

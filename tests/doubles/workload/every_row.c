@@ -1,8 +1,9 @@
 /*
  * Calls every function of generated doubles (tests/doubles/generate.py), one library after the other, on one thread.
  *
- * every_row OUT_FOLDER LIBRARY... waits for OUT_FOLDER/go; the truth of each library is OUT_FOLDER/NAME.jsonl. If the first library is the driver,
- * cuStreamSynchronize(0x77) is called inside the calls of a CUDA runtime.
+ * every_row OUT_FOLDER LIBRARY... waits for OUT_FOLDER/go, and at the end for OUT_FOLDER/leave if OUT_FOLDER/stay exists;
+ * the truth of each library is OUT_FOLDER/NAME.jsonl. If the first library is the driver, cuStreamSynchronize(0x77) is
+ * called inside the calls of a CUDA runtime. A library that is no double is loaded for those after it.
  */
 #include "truth.h"
 
@@ -26,11 +27,15 @@ int main(int argc, char **argv)
 	snprintf(path, sizeof(path), "%s/go", argv[1]);
 	pause_for("start", path);
 	for (int i = 2; i < argc; i++) {
-		void *library = dlopen(argv[i], RTLD_NOW | RTLD_LOCAL);
+		void *library = dlopen(argv[i], RTLD_LAZY | RTLD_LOCAL);
 		FILE *out;
 
 		if (!library)
 			die("dlopen", dlerror());
+		if (!dlsym(library, "double_run")) {
+			dlopen(argv[i], RTLD_LAZY | RTLD_GLOBAL);
+			continue;
+		}
 		if (i == 2)
 			synchronise = (int (*)(void *))dlsym(library, "cuStreamSynchronize");
 		*(void (**)(void))dlsym(library, "double_nested") = nested;
@@ -40,6 +45,11 @@ int main(int argc, char **argv)
 			die(path, NULL);
 		((void (*)(FILE *))dlsym(library, "double_run"))(out);
 		fclose(out);
+	}
+	snprintf(path, sizeof(path), "%s/stay", argv[1]);
+	if (!access(path, F_OK)) {
+		snprintf(path, sizeof(path), "%s/leave", argv[1]);
+		pause_for("end", path);
 	}
 	return 0;
 }

@@ -37,6 +37,7 @@ static void begin(const char *op, enum round round, int number)
 	double_code = round == FAILURE ? 100 + number : 0;
 	double_inner = round == NESTED ? double_nested : NULL;
 	fprintf(truth, "{\"op\":\"%s\",\"round\":%d,\"tid\":%d,\"values\":{", op, round, thread_id());
+	fflush(truth); /* so that a call that kills the program is the last one told of */
 	first = 1;
 }
 
