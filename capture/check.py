@@ -19,9 +19,10 @@ import numpy as np
 from gpuaudit.bundle.errors import HostUnfit
 from gpuaudit.capture import libbpf, obstacles, processes
 from gpuaudit.capture.attach import MECHANISMS, Mechanism, Place, Programs, cookie
-from gpuaudit.capture.discovery import Scanner
+from gpuaudit.capture.discovery import LIBRARY_FILES, Scanner
 from gpuaudit.capture.engine_check import ask_engines
 from gpuaudit.capture.loading import LoadedPart
+from gpuaudit.capture.map_events import MapEvents
 from gpuaudit.capture.nvml_check import try_everything
 from gpuaudit.capture.nvml_source import NvmlSource
 from gpuaudit.capture.parts import PARTS
@@ -88,12 +89,24 @@ def _bpf() -> list[CheckResult]:
             for part in parts:
                 part.close()
         results += _mechanisms()
+        results.append(_mappings())
         results += _libraries(programs)
     except HostUnfit as e:
         results.append(CheckResult("BPF programs", False, e.message, e.hint))
     finally:
         programs.close()
     return results
+
+
+def _mappings() -> CheckResult:
+    """Whether the kernel tells of libraries as they are mapped."""
+    events = MapEvents(LIBRARY_FILES)
+    try:
+        events.open()
+    except HostUnfit as e:
+        return CheckResult("executable mappings", True, f"found by passes over /proc only: {e.message}")
+    events.close()
+    return CheckResult("executable mappings", True, "told by the kernel as they happen")
 
 
 def _stacks(programs: Programs) -> CheckResult:

@@ -11,7 +11,6 @@ import ctypes as C
 import mmap
 import os
 import re
-import select
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,8 +34,9 @@ _HEAD_OFFSET = 1024
 """include/uapi/linux/perf_event.h: numbers of bits and records, place of ``data_head`` in the first page."""
 
 CLOCK_BOOTTIME = 7
-RING_PAGES = 32
-"""Data pages per CPU, a power of two: about a thousand mappings. Stays below perf_event_mlock_kb (516 kB per CPU)."""
+RING_PAGES = (32, 4)
+"""Data pages per CPU, powers of two: about a thousand mappings. All perf events of one user share what he may lock
+(perf_event_mlock_kb, 516 kB per CPU): where another tool has most of it, the smaller number is tried."""
 
 
 @dataclass(frozen=True)
@@ -59,24 +59,30 @@ class MapEvents:
     def __init__(self, names: str) -> None:
         self._wanted = re.compile(b"/(?:" + os.fsencode(names) + rb")(?: \(deleted\))?\0")
         self._rings: list[tuple[int, mmap.mmap]] = []
-        self._poll = select.poll()
         self.lost = 0
         """Mappings the kernel could not tell of, because a ring was full."""
 
     def open(self) -> None:
         """Begin; HostUnfit when the kernel refuses, and nothing stays open then."""
+        why: Exception | None = None
+        for pages in RING_PAGES:
+            try:
+                for cpu in _online_cpus():
+                    self._open(cpu, pages)
+            except (OSError, ValueError) as e:
+                self.close()
+                why = e
+            else:
+                return
+        raise HostUnfit(f"the kernel tells of no mappings: {why}")
+
+    def _open(self, cpu: int, pages: int) -> None:
+        fd = _perf_event_open(cpu)
         try:
-            for cpu in _online_cpus():
-                fd = _perf_event_open(cpu)
-                try:
-                    self._rings.append((fd, mmap.mmap(fd, (RING_PAGES + 1) * mmap.PAGESIZE)))
-                except (OSError, ValueError):
-                    os.close(fd)
-                    raise
-                self._poll.register(fd, select.POLLIN)
-        except (OSError, ValueError) as e:
-            self.close()
-            raise HostUnfit(f"the kernel tells of no mappings: {e}") from None
+            self._rings.append((fd, mmap.mmap(fd, (pages + 1) * mmap.PAGESIZE)))
+        except (OSError, ValueError):
+            os.close(fd)
+            raise
 
     @property
     def descriptors(self) -> list[int]:
@@ -85,7 +91,6 @@ class MapEvents:
 
     def take(self) -> list[MapEvent]:
         """What has come since the last call, of every CPU, by time."""
-        self._poll.poll(0)
         found = [event for _, ring in self._rings for event in self._drain(ring)]
         return sorted(found, key=lambda e: e.time_ns)
 
@@ -115,7 +120,7 @@ class MapEvents:
 
     @staticmethod
     def _copy(ring: mmap.mmap, tail: int, head: int) -> bytes:
-        size = RING_PAGES * mmap.PAGESIZE
+        size = len(ring) - mmap.PAGESIZE
         first, last, start = tail % size, head % size, mmap.PAGESIZE
         if head == tail:
             return b""

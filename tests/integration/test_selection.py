@@ -178,3 +178,4 @@ def test_the_command_seals_what_was_chosen(public: Path, cgroup: Path, bpf: None
     (row,) = [r for r in rows(out, "processes") if r["pid"] == pid and r["op"] == "exited"]
     assert (row["uid"], row["exit_status"], row["cgroup"]) == (NOBODY.pw_uid, 0, f"/{cgroup.name}/lower")
     assert row["cgroup_id"] == (cgroup / "lower").stat().st_ino
+    assert {p["mechanism"] for p in rows(out, "probes") if p["op"] == "executable mappings"} == {"perf event"}
