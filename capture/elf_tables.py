@@ -120,6 +120,13 @@ class ElfTables:
                 return s.address + offset - s.offset
         return None
 
+    def bytes_around(self, offset: int, before: int, after: int) -> tuple[bytes, bytes] | None:
+        """So many bytes of the file before ``offset``, and from it on; None where it has not so many."""
+        if offset < before or offset + after > self._size:
+            return None
+        raw = os.pread(self._fd, before + after, offset - before)
+        return raw[:before], raw[before:]
+
     def load_bias(self, start: int, offset: int) -> int:
         """What is added to the file's own addresses where the page at ``offset`` is mapped at ``start``."""
         for s in self.segments:

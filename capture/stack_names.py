@@ -26,7 +26,7 @@ MAX_PROCESSES = 4096
 ENDED = "the process ended before its stack could be read"
 BEGAN_ANOTHER = "the process began another program before its stack could be read"
 NOT_KNOWN = "the interpreter is not known"
-NOT_AN_ADDRESS = "no code lies there: the caller keeps no frame pointer, and the stack cannot be followed"
+NOT_AN_ADDRESS = "nobody returns there: a caller keeps no frame pointer, and the stack cannot be followed further"
 ENDS_HERE = "the stack ends here: it is followed by frame pointers, and callers without them are not seen"
 NO_LINE = "the instruction has no line"
 
@@ -168,7 +168,7 @@ class StackNames:
                 self._look(stack)
         frames: list[NativeFrame] = []
         for address in stack.words if space is not None else ():
-            frame = self._symboliser.frame(stack.pid, space, address) if space else None
+            frame = self._symboliser.frame(stack.pid, space, address, certain=not frames) if space else None
             if frame is None:
                 return [*frames, NativeFrame(reason=NOT_AN_ADDRESS)] if frames else []
             frames.append(frame)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from gpuaudit.capture.address_space import AddressSpace, Region
 from gpuaudit.capture.elf_tables import ElfTables
 from gpuaudit.capture.processes import CannotOpen, open_mapping
+from gpuaudit.capture.return_address import CALL_BYTES, RESTORER, is_returned_to
 from gpuaudit.capture.symbols import NotElf
 
 MAX_FILES = 128
@@ -52,6 +53,12 @@ class _File:
     def __init__(self, tables: ElfTables | None, reason: str | None) -> None:
         self.tables, self.reason = tables, reason
 
+    def is_returned_to(self, offset: int) -> bool:
+        if self.tables is None:
+            return True
+        code = self.tables.bytes_around(offset, CALL_BYTES, len(RESTORER))
+        return code is None or is_returned_to(*code)
+
     def frame(self, region: Region, offset: int) -> NativeFrame:
         path = region.path
         if self.tables is None:
@@ -75,14 +82,18 @@ class Symboliser:
     def __init__(self) -> None:
         self._files: OrderedDict[FileKey, _File] = OrderedDict()
 
-    def frame(self, pid: int, space: AddressSpace, address: int) -> NativeFrame | None:
-        """The frame of a return address; None where no executable region holds it, so that it is no return address."""
+    def frame(self, pid: int, space: AddressSpace, address: int, *, certain: bool = True) -> NativeFrame | None:
+        """The frame of a return address; None where no executable region holds it, so that it is none.
+
+        ``certain`` false: it was found by a frame pointer that may be none, and stands behind a call or is none.
+        """
         region = space.at(address)
         if region is None:
             return None
         if not region.inode:
             return NativeFrame(region.path or None, reason=OF_KERNEL.get(region.path, NO_FILE))
-        return self._file(pid, region).frame(region, address - region.start + region.offset)
+        file, offset = self._file(pid, region), address - region.start + region.offset
+        return file.frame(region, offset) if certain or file.is_returned_to(offset) else None
 
     def _file(self, pid: int, region: Region) -> _File:
         key = region.device, region.inode

@@ -26,7 +26,7 @@ class Model:
         cuda.cudaLaunchKernel(1, Dim(1, 1, 1), Dim(1, 1, 1), None, 0, None)
         return cuda.cudaDeviceSynchronize()
 
-for _ in range(40):
+for _ in range(20):
     Model().forward()
 """
 LINES = [(line.strip(), n) for n, line in enumerate(TRAIN.splitlines(), 1)]
@@ -67,7 +67,8 @@ def test_a_slow_call_leads_to_its_line(doubles: Path, tmp_path: Path) -> None:
 def test_no_stacks_when_not_wanted(doubles: Path, tmp_path: Path) -> None:
     out = tmp_path / "a.db"
     command = [doubles / "ranks", "--out", tmp_path / "truth", "--steps", "2"]
-    done = capture(["--no-stacks", "--stack-sample", "1", "--out", out, "--", *command], environment(tmp_path / "keys"))
+    options = ["--source", "cuda", "--source", "stacks", "--no-stacks", "--stack-sample", "1"]
+    done = capture([*options, "--out", out, "--", *command], environment(tmp_path / "keys"))
     assert done.returncode == 0, done.stderr
     calls = rows(out, "cuda_calls")
     assert calls

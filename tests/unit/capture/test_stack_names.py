@@ -130,12 +130,18 @@ def test_what_is_no_address(desk: Desk, garbage: int) -> None:
     assert [r["reason"] for r in frames] == [None, NOT_AN_ADDRESS]
 
 
+def test_what_nobody_returns_to(desk: Desk) -> None:
+    """A pointer to a function, found where a return address was looked for: only the first address is certain."""
+    function = address_of(LIBC.qsort)
+    assert [r["symbol"] for r in desk.tell(function + 4, function)] == ["qsort", None]
+
+
 def test_no_words_at_all(desk: Desk) -> None:
     assert [r["reason"] for r in desk.tell()] == [NOT_AN_ADDRESS]
 
 
 def test_a_stack_that_was_cut(desk: Desk) -> None:
-    frames = desk.tell(*[address_of(LIBC.qsort) + 4] * 64, end=END_CUT)
+    frames = desk.tell(*[executable_memory(mmap.PAGESIZE) + 16] * 64, end=END_CUT)
     assert len(frames) == 65
     assert frames[-1]["reason"] == "the stack is deeper than 64 frames"
 
