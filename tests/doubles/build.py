@@ -42,7 +42,10 @@ def _program(name: str, *options: str) -> Recipe:
 
 _NVML = "libnvidia-ml.so.1"
 _NVML_SOURCES = tuple(f"nvml/{name}.c" for name in ("nvml", "lists", "watch", "script"))
-
+WORKLOADS = (
+    "calls", "crowd", "every_row", "ioctls", "reborn", "sleeper", "spin", "stacks", "transfers", "visitor", "waits",
+)  # fmt: skip
+"""Programs of workload/ that need no library when they start."""
 
 RECIPES: dict[str, Recipe] = {
     "cudart": _library("libcudart.so.13", "cudart/cudart.c", f"-Wl,--version-script={HERE / 'cudart/cudart.map'}"),
@@ -55,12 +58,7 @@ RECIPES: dict[str, Recipe] = {
     "nvml": Recipe(_NVML, _NVML_SOURCES, ("-shared", "-fPIC", f"-Wl,-soname,{_NVML}")),
     "python3.14": Recipe("python3.14", ("python/interpreter_3_14.c",), ("-rdynamic", "-ldl")),
     "ranks": _program("ranks", "-l:libnccl.so.2", "-l:libcudart.so.13"),
-    **{
-        name: _program(name)
-        for name in (
-            "calls", "crowd", "every_row", "ioctls", "reborn", "sleeper", "spin", "stacks", "transfers", "visitor",
-        )  # fmt: skip
-    },
+    **{name: _program(name) for name in WORKLOADS},
 }
 
 
