@@ -106,13 +106,17 @@ static __always_inline void learn(__u64 socket)
 	bpf_map_update_elem(&owners, &socket, &o, BPF_ANY);
 }
 
-static __always_inline int learn_tcp(struct sock *sk)
+static __always_inline bool is_tcp(struct sock *sk)
 {
 	__u16 family = BPF_CORE_READ(sk, __sk_common.skc_family);
 
-	if (family != AF_INET && family != AF_INET6)
-		return 0;
-	if (BPF_CORE_READ(sk, sk_protocol) == IPPROTO_TCP)
+	return (family == AF_INET || family == AF_INET6) && BPF_CORE_READ(sk, sk_protocol) == IPPROTO_TCP;
+}
+
+/* What is closed already will not be told of again, and its address is soon another socket's. */
+static __always_inline int learn_user(struct sock *sk)
+{
+	if (is_tcp(sk) && BPF_CORE_READ(sk, __sk_common.skc_state) != TCP_CLOSE)
 		learn((__u64)sk);
 	return 0;
 }
@@ -126,21 +130,21 @@ int on_inet_sock_set_state(__u64 *ctx)
 
 	if (state == TCP_CLOSE)
 		bpf_map_delete_elem(&owners, &socket);
-	else if (state == TCP_SYN_SENT || state == TCP_LISTEN)
-		learn_tcp((void *)socket);
+	else if ((state == TCP_SYN_SENT || state == TCP_LISTEN) && is_tcp((void *)socket))
+		learn(socket);
 	return 0;
 }
 
 SEC("tp_btf/sock_send_length") /* Linux 6.3 and later, as the next one */
 int on_sock_send_length(__u64 *ctx)
 {
-	return learn_tcp((void *)ctx[0]);
+	return learn_user((void *)ctx[0]);
 }
 
 SEC("tp_btf/sock_recv_length")
 int on_sock_recv_length(__u64 *ctx)
 {
-	return learn_tcp((void *)ctx[0]);
+	return learn_user((void *)ctx[0]);
 }
 
 /*
@@ -155,7 +159,7 @@ int on_tcp_rcv_space_adjust(__u64 *ctx)
 
 	if (BPF_CORE_READ(sk, sk_user_data) || BPF_CORE_READ(connection, icsk_ulp_ops))
 		return 0;
-	return learn_tcp(sk);
+	return learn_user(sk);
 }
 
 static __always_inline void put_ipv4(char *to, __be32 address)
