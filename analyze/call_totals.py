@@ -72,6 +72,14 @@ def windows(store: Store, pid: int) -> Intervals:
     return intervals.from_bounds(a["a"], a["b"])
 
 
+def of_process(store: Store, pid: int, meaning: Meaning) -> int:
+    """Calls of a process that mean this and were aggregated, nested ones too: what needs each is not told."""
+    if not store.row_count("call_totals"):
+        return 0
+    where = f"pid = {int(pid)} AND {meaning.condition}"
+    return int(store.sql(f"SELECT coalesce(sum(count), 0)::HUGEINT FROM call_totals WHERE {where}")[0][0])
+
+
 def by_process(store: Store) -> list[tuple[int, str, int, Intervals]]:
     """(process, table that would have held the rows, calls, windows) wherever calls of the workload were aggregated."""
     table = f"CASE WHEN {OF_TABLE['nccl_calls']} THEN 'nccl_calls' ELSE 'cuda_calls' END"

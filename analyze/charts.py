@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuaudit.analyze import heat, timeline
+from gpuaudit.analyze.call_meanings import OUTERMOST
+from gpuaudit.analyze.call_totals import OF_TABLE, OUTER
 from gpuaudit.analyze.context import Context
 from gpuaudit.analyze.finding import Chain, Json
 from gpuaudit.analyze.gpu_time import UNKNOWN, bounded
@@ -101,16 +103,19 @@ def _series(name: str, unit: str, values: npt.NDArray[np.int64], at: npt.NDArray
 
 
 def _latency(context: Context) -> list[Json]:
-    """Finished calls per power of two of their duration; bin [0, 1) holds durations of 0 ns."""
+    """Outermost finished calls per power of two of their duration, aggregated ones by their bucket, which lies in one;
+    bin [0, 1) holds durations of 0 ns."""
     out: list[Json] = []
     for table in API_TABLES:
-        ops = context.store.sql(
-            f"SELECT op FROM {table} WHERE duration_ns IS NOT NULL AND {NOT_OWN} GROUP BY op ORDER BY op"
-        )
-        for (op,) in ops:
+        calls = f"SELECT op, duration_ns AS d, 1 AS n FROM {table} WHERE duration_ns IS NOT NULL AND {OUTERMOST}"
+        calls += f" AND {NOT_OWN}"
+        if table in OF_TABLE and context.store.row_count("call_totals"):
+            calls += f" UNION ALL SELECT op, low_ns, count FROM call_totals WHERE {OUTER} AND {OF_TABLE[table]}"
+            calls += f" AND {NOT_OWN}"
+        for (op,) in context.store.sql(f"SELECT op FROM ({calls}) GROUP BY op ORDER BY op"):
             rows = context.store.sql(
-                "SELECT CASE WHEN duration_ns = 0 THEN -1 ELSE length(bin(duration_ns)) - 1 END AS b, count(*) "
-                f"FROM {table} WHERE op = {quoted(op)} AND duration_ns IS NOT NULL AND {NOT_OWN} GROUP BY 1 ORDER BY 1"
+                "SELECT CASE WHEN d = 0 THEN -1 ELSE length(bin(d)) - 1 END AS b, sum(n)::HUGEINT "
+                f"FROM ({calls}) WHERE op = {quoted(op)} GROUP BY 1 ORDER BY 1"
             )
             bins = [[str(0 if b < 0 else 1 << int(b)), str(1 << (int(b) + 1)), str(n)] for b, n in rows]
             out.append({"table": table, "op": op, "bins": bins})

@@ -191,6 +191,8 @@ def _time(d: Document) -> Iterator[Line]:
         q: dict[str, Quantity] = {k: quantity(o[k]) for k in ("count", "total", "p50", "p99", "max", "errors")}
         tail = f"p99 {amount(q['p99'])}" if q["p99"].value is not None else "p99 not given"
         failed = f", {q['errors'].value} failed" if q["errors"].value else ""
+        failed += f", and {amount(quantity(o['nested']))} inside other calls" if "nested" in o else ""
+        failed += f", {amount(quantity(o['aggregated']))} of them counted in the kernel" if "aggregated" in o else ""
         yield (
             2,
             (

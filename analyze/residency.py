@@ -20,8 +20,9 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from gpuaudit.analyze import call_totals
 from gpuaudit.analyze.allocations import ALIVE, Allocations, Destinations, read_allocations, read_destinations
-from gpuaudit.analyze.call_meanings import COPY
+from gpuaudit.analyze.call_meanings import ALLOCATE, COPY, FREE, any_of
 from gpuaudit.analyze.context import Context
 from gpuaudit.analyze.finding import Threshold
 from gpuaudit.analyze.shards import calls_seen
@@ -45,6 +46,8 @@ FEW = Threshold(
     "few_allocations", 1_024, "count",
     "chosen: a pool is one allocation, or one or two per layer; the deepest models have fewer than 200 layers",
 )  # fmt: skip
+
+HOLDING_OR_COPYING = any_of(ALLOCATE, FREE, COPY)
 
 WEIGHTS, RESERVED, OTHER = "weights", "reserved", "other"
 
@@ -117,8 +120,12 @@ def _unseen(context: Context, pid: int) -> str:
         return why
     if lost := context.quality.lost("cuda_calls"):
         return f"{lost} records of cuda_calls were lost"
-    if len(seen) != 1:
-        return "calls were not recorded throughout"
+    if fast := call_totals.of_process(context.store, pid, HOLDING_OR_COPYING):
+        return f"{fast} allocations, frees and copies of it were aggregated in the kernel, without their addresses"
+    return "calls were not recorded throughout" if len(seen) != 1 else _began_before(context, pid)
+
+
+def _began_before(context: Context, pid: int) -> str:
     rows = context.store.sql(f"SELECT max(start_ns)::BIGINT FROM processes WHERE pid = {int(pid)}")
     begun = rows[0][0]
     if begun is None:

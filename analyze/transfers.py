@@ -12,8 +12,10 @@ from fractions import Fraction
 
 from gpuaudit.analyze import intervals, shards
 from gpuaudit.analyze.call_meanings import BLOCKING_COPY, COPY
+from gpuaudit.analyze.call_totals import OUTER
 from gpuaudit.analyze.context import Context
 from gpuaudit.analyze.gpu_time import GpuTime
+from gpuaudit.analyze.store import NOT_OWN
 
 DIRECTIONS = {1: "host to device", 2: "device to host"}
 """cudaMemcpyKind (driver_types.h) of what goes over the link."""
@@ -27,6 +29,10 @@ LANE_BYTES_PER_S: dict[int, Fraction] = {
 to 5, flits with 236 of 256 bytes for transactions in 6 (PCI Express Base Specification)."""
 
 BLOCKING = BLOCKING_COPY.condition
+
+UNKNOWN_DIRECTION = "not known"
+NOT_KEPT = "these copies were aggregated in the kernel: their bytes are exact, their directions and kinds were not kept"
+"""Of a transfer that is read from ``call_totals``."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,7 @@ class Transfer:
     link_bytes_per_s: Fraction | None
     reason: str
     where: str
+    table: str = "cuda_calls"
 
     @property
     def rate(self) -> Fraction | None:
@@ -60,14 +67,31 @@ class Transfer:
 def read_transfers(context: Context) -> list[Transfer]:
     """Every process that copied between host and device, by process and direction."""
     kinds = ", ".join(map(str, DIRECTIONS))
-    own = "pid NOT IN (SELECT pid FROM processes WHERE role IN ('recorder', 'attacher'))"
     rows = context.store.sql(
         f"SELECT pid, direction, count(*), sum(size_bytes)::HUGEINT, "
         f"coalesce(sum(size_bytes) FILTER ({BLOCKING} AND duration_ns IS NOT NULL), 0)::HUGEINT FROM cuda_calls "
         f"WHERE {COPY.first} AND direction IN ({kinds}) AND size_bytes IS NOT NULL "
-        f"AND coalesce(return_code, 0) = 0 AND {own} GROUP BY 1, 2 ORDER BY 1, 2"
+        f"AND coalesce(return_code, 0) = 0 AND {NOT_OWN} GROUP BY 1, 2 ORDER BY 1, 2"
     )
-    return [_transfer(context, int(p), int(k), (int(n), int(size), int(b))) for p, k, n, size, b in rows]
+    told = [_transfer(context, int(p), int(k), (int(n), int(size), int(b))) for p, k, n, size, b in rows]
+    return [*told, *_aggregated(context)]
+
+
+def _aggregated(context: Context) -> list[Transfer]:
+    """Copies that the kernel counted, by process: their bytes are known, their directions are not."""
+    rows = context.store.sql(
+        f"SELECT pid, sum(count)::HUGEINT, sum(size_bytes)::HUGEINT FROM call_totals WHERE {COPY.condition} "
+        f"AND {OUTER} AND {NOT_OWN} GROUP BY pid ORDER BY pid"
+    )
+    out = []
+    for pid, copies, size in rows:
+        shard = shards.shard_of(context, int(pid))
+        where = f"pid = {int(pid)} AND {COPY.condition} AND {OUTER}"
+        out.append(Transfer(
+            int(pid), shard.name if shard else "", None, UNKNOWN_DIRECTION, int(copies), int(size), 0, 0, "", None,
+            NOT_KEPT, where, "call_totals",
+        ))  # fmt: skip
+    return out
 
 
 def _transfer(context: Context, pid: int, kind: int, sums: tuple[int, int, int]) -> Transfer:

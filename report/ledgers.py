@@ -47,18 +47,34 @@ def quantity(value: Any) -> Quantity:
     )  # fmt: skip
 
 
+ALSO_COUNTED = (("nested", "inside others"), ("aggregated", "without rows"))
+"""Columns that stand only where an operation has them: calls made inside other recorded ones, and calls that the kernel
+counted."""
+
+ALSO_MEANS = {
+    "nested": "inside others: calls that another recorded call made; their time is in that one's, and in no sum here",
+    "aggregated": "without rows: calls that the kernel counted in buckets of durations; they are in calls and total, "
+    "and where an operation has any, median and p99 are at most what is told (evidence says what they are at least)",
+}
+
+
 def operations(document: Document) -> Table:
     """Exact statistics per operation, by total time."""
     names = ("count", "open", "errors", "total", "p50", "p99", "max")
     titles = ("calls", "still open", "errors", "total", "median", "p99", "longest")
+    also = [(n, t) for n, t in ALSO_COUNTED if any(n in o for o in document.operations)]
     links = EvidenceLinks(document)
     rows: list[list[Raw]] = [
-        [data(o["op"]), data(o["table"]), *(_dashed(quantity(o[n])) for n in names), links.text(_ids(o["count"]))]
+        [
+            data(o["op"]), data(o["table"]), *(_dashed(quantity(o[n])) for n in names),
+            *(quantity(o[n]) if n in o else Cell(words("–"), -1) for n, _ in also), links.text(_ids(o["count"])),
+        ]
         for o in document.operations
-    ]
+    ]  # fmt: skip
+    numbers = (*titles, *(t for _, t in also))
     return build(
         "Operations, by total time",
-        [Column("operation"), Column("table"), *(Column(t, numeric=True) for t in titles), Column("evidence")],
+        [Column("operation"), Column("table"), *(Column(t, numeric=True) for t in numbers), Column("evidence")],
         rows,
         empty="no call was recorded",
     )
@@ -77,7 +93,8 @@ def operation_notes(document: Document) -> tuple[Text, ...]:
     """Why values of the operations table are not there, each reason once, whatever count it gives in brackets."""
     given = (quantity(o[n]) for o in document.operations for n in ("errors", "total", "p50", "p99", "max"))
     reasons = dict.fromkeys(_COUNT_IN_BRACKETS.sub("", q.reason) for q in given if q.value is None and q.reason)
-    return tuple(prose(r) for r in reasons)
+    also = [text for name, text in ALSO_MEANS.items() if any(name in o for o in document.operations)]
+    return tuple(prose(r) for r in (*reasons, *also))
 
 
 def waste(document: Document) -> Waste:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+from gpuaudit.analyze import call_totals
 from gpuaudit.analyze.balance import Balance, read_balances
 from gpuaudit.analyze.call_meanings import ALLOCATE_MANAGED, FREE, LIBRARIES, any_of
 from gpuaudit.analyze.context import Context, Found, NotEvaluated, Outcome
@@ -61,13 +62,13 @@ def evaluate(context: Context) -> Outcome:
     nowhere = []
     for balance in balances:
         memory = _memory(context, balance.pid)
-        if not memory:
+        if not memory or call_totals.of_process(context.store, balance.pid, MANAGED_AND_FREES):
             nowhere.append(balance.pid)
         elif (found := _of_process(context, balance, memory)) is not None:
             items.append(found)
     told = f"{len(balances) - len(nowhere)} of {len(balances)} processes with managed memory evaluated"
     if nowhere:
-        told += "; of the others NVML did not tell the GPU or its memory"
+        told += "; of the others NVML did not tell the GPU or its memory, or allocations were aggregated in the kernel"
     return Found(worst(items), told) if items or not nowhere else NotEvaluated(told)
 
 

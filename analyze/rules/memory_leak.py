@@ -12,7 +12,7 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from gpuaudit.analyze import intervals
+from gpuaudit.analyze import call_totals, intervals
 from gpuaudit.analyze.balance import EITHER, HOLDING, Balance, read_balances
 from gpuaudit.analyze.context import Context, Found, NotEvaluated, Outcome
 from gpuaudit.analyze.drafts import about_process, derived, worst
@@ -104,6 +104,8 @@ def _why_not(context: Context, balance: Balance, edges: npt.NDArray[np.int64]) -
     span = int(context.policy.value(SPAN, DECLARATION.id))
     if edges[-1] - edges[0] < span:
         return f"it was observed for {duration(int(edges[-1] - edges[0]))}, less than the {duration(span)} it takes"
+    if fast := call_totals.of_process(context.store, balance.pid, HOLDING):
+        return f"{fast} allocations and frees of it were aggregated in the kernel, without their addresses"
     if balance.unmatched:
         return (
             f"allocations and frees of it match no recorded one ({balance.unmatched}): it was probed late, or uses "

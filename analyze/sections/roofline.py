@@ -122,20 +122,21 @@ def _kind(p: Point) -> Provenance:
 
 
 def _copy(context: Context, t: Transfer) -> tuple[Quantity | str | None, ...]:
-    evidence = (context.book.where("cuda_calls", t.where),)
+    evidence = (context.book.where(t.table, t.where),)
+    known = t.table == "cuda_calls"
     link: tuple[str, ...] = (context.book.where("nvml_samples", t.gpu.where),) if t.gpu is not None else evidence
 
     def q(value: Fraction | int | None, unit: str, formula: str, why: str = "") -> Quantity:
         return Quantity(value, unit, "derived", evidence, formula, "" if value is not None else why)
 
-    none = "no copy in this direction was blocking"
+    none = "no copy in this direction was blocking" if known else t.reason
     who = f"{t.pid} ({context.process_name(t.pid)})" + (f", {t.shard}" if t.shard else "")
     theory = "lanes × transfers/s × coding / 8"
     return (
         who, "" if t.gpu is None else f"{t.gpu.index} ({t.gpu.uuid})", t.direction,
         q(t.bytes, "bytes", "sum of the sizes of copies that succeeded"),
-        q(t.blocking_bytes, "bytes", "sum of the sizes of blocking ones"),
-        q(t.blocking_ns, "ns", "union of the time inside blocking ones"),
+        q(t.blocking_bytes if known else None, "bytes", "sum of the sizes of blocking ones", none),
+        q(t.blocking_ns if known else None, "ns", "union of the time inside blocking ones", none),
         q(t.rate, "bytes/s", "bytes of blocking copies / time inside them", none),
         Quantity(t.link_bytes_per_s, "bytes/s", "derived", link, f"{t.link}: {theory}" if t.link else theory, t.reason),
         Quantity(t.of_link, "share", "derived", tuple(dict.fromkeys((*evidence, *link))), "rate / rate of the link",

@@ -128,3 +128,59 @@ def test_memory_and_bytes_of_the_driver_and_of_hip_are_understood_and_counted_on
     for pid in (7, 8):
         made = read_allocations(context.store, pid, read_destinations(context.store, pid, T0 + 60 * S))
         assert (made.size.tolist(), made.once.tolist()) == ([1000], [1000])
+
+
+def test_bytes_of_aggregated_copies_are_told_without_a_direction() -> None:
+    from gpuaudit.analyze.sections.roofline import evaluate
+    from gpuaudit.analyze.transfers import read_transfers
+
+    s = Scene().clock().process(7)
+    s.cuda(7, "cudaMemcpy", T0 + S, MS, size_bytes=500, direction=1)
+    totals(s, 7, "cudaMemcpyAsync", T0 + 2 * S, count=1000, size_bytes=64_000)
+    totals(s, 7, "cuMemcpyHtoDAsync_v2", T0 + 2 * S, count=1000, size_bytes=64_000, nested=1)
+    context = s.context()
+    assert [(t.direction, t.copies, t.bytes) for t in read_transfers(context)] == [
+        ("host to device", 1, 500), ("not known", 1000, 64_000)
+    ]  # fmt: skip
+    (copies,) = [t for t in evaluate(context).tables if t.id == "copies"]
+    size, blocking = copies.rows[1][3:5]
+    assert isinstance(size, Quantity)
+    assert isinstance(blocking, Quantity)
+    assert size.value == 64_000
+    assert blocking.value is None
+    assert "directions and kinds were not kept" in blocking.reason
+
+
+def test_memory_whose_allocations_were_aggregated_is_not_balanced() -> None:
+    s = Scene().clock().process(7)
+    for i in range(100):
+        s.cuda(7, "cudaMalloc", T0 + i * S // 2, US, size_bytes=1 << 24, device_pointer=4096 * (i + 1))
+    assert [f.rule for f in s.document().findings if f.rule == "memory_leak"] == ["memory_leak"]
+    totals(s, 7, "cudaFree", T0 + 2 * S)
+    told = next(o for o in s.document().outcomes if o.id == "memory_leak")
+    assert told.state == "not evaluated"
+    assert "10 allocations and frees of it were aggregated in the kernel" in told.reason
+
+
+def test_the_latency_chart_has_them_in_their_bucket() -> None:
+    s = Scene().clock().process(7)
+    s.cuda(7, "cudaMalloc", T0 + S, 5 * US)
+    totals(s, 7, "cudaMalloc", T0 + 2 * S, low_ns=4096, high_ns=4871)
+    (chart,) = s.document().charts["latency"]
+    assert chart["bins"] == [["4096", "8192", "11"]]
+
+
+def test_the_report_says_what_is_inside_others_and_what_has_no_rows() -> None:
+    from gpuaudit.analyze.explain import explain_document
+    from gpuaudit.report.ledgers import operation_notes, operations
+    from gpuaudit.report.text import plain
+
+    s = scene()
+    plain_table = operations(Scene().clock().process(7).cuda(7, "cudaMalloc", T0 + S, US).document())
+    totals(s, 7, "cuMemAlloc_v2", T0 + 3 * S)
+    document = s.document()
+    added = [c.title for c in operations(document).columns if c.title not in {x.title for x in plain_table.columns}]
+    assert added == ["inside others", "without rows"]
+    assert [plain(n).partition(":")[0] for n in operation_notes(document)][-2:] == ["inside others", "without rows"]
+    told = " ".join(explain_document(document, 120).split())
+    assert "and 2 inside other calls, 10 of them counted in the kernel" in told
