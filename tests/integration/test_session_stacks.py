@@ -44,7 +44,7 @@ def test_a_slow_call_leads_to_its_line(doubles: Path, tmp_path: Path) -> None:
     out, train = tmp_path / "a.db", program(tmp_path)
     options = ["--source", "cuda", "--source", "stacks", "--stack-threshold", "20"]
     env = environment(tmp_path / "keys", DOUBLE_CUDA_KERNEL_US="50000")
-    command = [sys.executable, train, doubles / "libcudart.so.13"]
+    command: list[str | Path] = [sys.executable, train, doubles / "libcudart.so.13"]
     done = capture([*options, "--out", out, "--", *command], env)
     assert done.returncode == 0, done.stderr
     frames = rows(out, "stack_frames")
@@ -66,7 +66,7 @@ def test_a_slow_call_leads_to_its_line(doubles: Path, tmp_path: Path) -> None:
 
 def test_no_stacks_when_not_wanted(doubles: Path, tmp_path: Path) -> None:
     out = tmp_path / "a.db"
-    command = [doubles / "ranks", "--out", tmp_path / "truth", "--steps", "2"]
+    command: list[str | Path] = [doubles / "ranks", "--out", tmp_path / "truth", "--steps", "2"]
     options = ["--source", "cuda", "--source", "stacks", "--no-stacks", "--stack-sample", "1"]
     done = capture([*options, "--out", out, "--", *command], environment(tmp_path / "keys"))
     assert done.returncode == 0, done.stderr
