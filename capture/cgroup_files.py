@@ -58,10 +58,10 @@ def _plain(text: str) -> str:
     return _ESCAPED.sub(lambda m: chr(int(m[1], 8)), text)
 
 
-def cgroups_of(pid: int, proc: Path = Path("/proc")) -> dict[str, str]:
+def cgroups_of(pid: int, proc: Path | str = "/proc") -> dict[str, str]:
     """Cgroup of a process by controller of version 1, and under the empty name in version 2; empty when it is gone."""
     found: dict[str, str] = {}
-    for line in (read_text(proc / str(pid) / "cgroup") or "").splitlines():
+    for line in (read_text(f"{proc}/{pid}/cgroup") or "").splitlines():
         _, _, rest = line.partition(":")
         names, _, path = rest.partition(":")
         if path.startswith("/"):
@@ -80,13 +80,22 @@ def with_ancestors(cgroups: Iterable[str]) -> set[str]:
     return found
 
 
-def read_text(path: Path, limit_bytes: int = MAX_FILE_BYTES) -> str | None:
-    """A file of the kernel; None when it cannot be read. Bytes that are not UTF-8 are lone surrogates."""
+def read_text(path: Path | str, limit_bytes: int = MAX_FILE_BYTES) -> str | None:
+    """A file of the kernel, read at once; None when it cannot be read. Bytes that are not UTF-8 are lone surrogates."""
     try:
-        with path.open("rb") as f:
-            return os.fsdecode(f.read(limit_bytes))
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
+    try:
+        parts = []
+        while limit_bytes > 0 and (part := os.read(fd, limit_bytes)):  # /proc gives a long file page by page
+            parts.append(part)
+            limit_bytes -= len(part)
+        return os.fsdecode(b"".join(parts))
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
 
 
 def read_number(path: Path) -> int | None:

@@ -21,9 +21,9 @@ _MINOR_FAULTS, _MAJOR_FAULTS, _USER, _SYSTEM, _THREADS, _RESIDENT = 10, 12, 14, 
 _SWITCHES = re.compile(r"^(voluntary|nonvoluntary)_ctxt_switches:\s+([0-9]{1,19})$", re.MULTILINE)
 
 
-def sample(pid: int, now_ns: int, proc: Path = Path("/proc")) -> dict[str, object] | None:
+def sample(pid: int, now_ns: int, proc: Path | str = "/proc") -> dict[str, object] | None:
     """One row of ``process_samples``; None when the process is gone, or only its exit status is left."""
-    text = read_text(proc / str(pid) / "stat") or ""
+    text = read_text(f"{proc}/{pid}/stat") or ""
     fields = ["", "", *text.rpartition(")")[2].split()]  # the name may hold blanks and brackets
     if len(fields) <= _RESIDENT or fields[2] in ("Z", "X"):
         return None
@@ -31,7 +31,7 @@ def sample(pid: int, now_ns: int, proc: Path = Path("/proc")) -> dict[str, objec
         count = {n: int(fields[n - 1]) for n in (_MINOR_FAULTS, _MAJOR_FAULTS, _USER, _SYSTEM, _THREADS, _RESIDENT)}
     except ValueError:
         return None
-    switches = {kind: int(n) for kind, n in _SWITCHES.findall(read_text(proc / str(pid) / "status") or "")}
+    switches = {kind: int(n) for kind, n in _SWITCHES.findall(read_text(f"{proc}/{pid}/status") or "")}
     return {
         "start_ns": now_ns, "pid": pid, "user_ns": count[_USER] * NS_PER_TICK,
         "system_ns": count[_SYSTEM] * NS_PER_TICK, "major_faults": count[_MAJOR_FAULTS],

@@ -25,9 +25,9 @@ _SOCKET = re.compile(r"socket:\[([0-9]{1,19})\]\Z")
 _KEY, _OWNER = struct.Struct("<Q"), struct.Struct("<I16s")
 
 
-def held_sockets(pid: int, proc: Path = Path("/proc")) -> Iterator[int | None]:
+def held_sockets(pid: int, proc: Path | str = "/proc") -> Iterator[int | None]:
     """Inode of the socket behind each descriptor of a process, None for another file; nothing when it is gone."""
-    folder = proc / str(pid) / "fd"
+    folder = f"{proc}/{pid}/fd"
     try:
         names = os.listdir(folder)  # noqa: PTH208 - names, not paths: there may be 100,000
     except OSError:

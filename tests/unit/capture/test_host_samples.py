@@ -11,7 +11,7 @@ import pytest
 from gpuaudit.bundle.columns import from_records
 from gpuaudit.bundle.tables import TABLES
 from gpuaudit.capture.cgroup_files import Hierarchy, cgroups_of, hierarchies, with_ancestors
-from gpuaudit.capture.host_samples import MAX_PROCESSES, HostSamples
+from gpuaudit.capture.host_samples import CGROUPS_EVERY_PASSES, MAX_PROCESSES, HostSamples
 from gpuaudit.capture.pressure_source import NoPressure, Pressure, read_pressure
 from gpuaudit.capture.process_samples import NS_PER_TICK, PAGE_BYTES, sample
 
@@ -151,6 +151,19 @@ def test_throttling_of_both_versions_and_at_every_height(proc: Path) -> None:
         {"cgroup": "/slurm/job_5", "version": 1, "usage_ns": 123_456, "periods": 10, "throttled_periods": 6,
          "throttled_ns": 5_500, "quota_ns": 20_000_000, "period_ns": 100_000_000},
     ]  # fmt: skip
+
+
+def test_a_process_that_changes_its_cgroup_is_noticed(proc: Path) -> None:
+    rows: list[tuple[str, dict[str, object]]] = []
+    samples = HostSamples(lambda table, row: rows.append((table, row)), proc)
+    samples.poll([77])
+    put(proc, {"77/cgroup": "5:cpu,cpuacct:/slurm\n0::/\n"})
+    seen = []
+    for _ in range(CGROUPS_EVERY_PASSES):
+        rows.clear()
+        samples.poll([77])
+        seen.append({row["cgroup"] for table, row in rows if table == "cgroup_cpu"})
+    assert seen[-1] == {"/slurm"}
 
 
 def test_more_processes_than_are_read_leave_a_gap(proc: Path) -> None:
