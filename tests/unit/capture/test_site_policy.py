@@ -99,7 +99,9 @@ def test_a_denied_table_of_calls_takes_its_functions_and_no_others() -> None:
 
 
 def test_libraries_and_ops_by_name_and_pattern() -> None:
-    p = policy('[capture.libraries]\ndeny = ["driver"]\n[capture.ops]\nallow = ["cudaMem*", "nccl*"]\ndeny = ["ncclSend"]')
+    p = policy(
+        '[capture.libraries]\ndeny = ["driver"]\n[capture.ops]\nallow = ["cudaMem*", "nccl*"]\ndeny = ["ncclSend"]'
+    )
     assert not p.why_not_probe("cudart", _probe("cudart", "cudaMemset"))
     assert p.why_not_probe("cudart", _probe("cudart", "cudaLaunchKernel")) == f"{DENIED}: op cudaLaunchKernel"
     assert p.why_not_probe("nccl", _probe("nccl", "ncclSend")) == f"{DENIED}: op ncclSend"
@@ -149,7 +151,7 @@ def test_variables_of_other_processes(tmp_path: Path) -> None:
     assert identity.ranks(environment).rank is None
     assert "RANK" in VARIABLES
     assert {v for names in engine_command.VARIABLES.values() for v in names} < set(VARIABLES)
-    assert denied('[capture]\nenvironment = []')["environment"] == {"of other processes"}
+    assert denied("[capture]\nenvironment = []")["environment"] == {"of other processes"}
     assert denied('[capture.environment]\ndeny = ["RANK"]') == {"variable": {"RANK"}}
 
 
