@@ -6,6 +6,7 @@ that is gone leaves a row that says so: every stack has rows, its frames or a re
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -23,6 +24,10 @@ from gpuaudit.capture.symbolise import NativeFrame, Symboliser
 MAX_PROCESSES = 4096
 """Processes whose mappings are remembered. ours"""
 
+MAX_READING_S = 0.2
+"""Time spent in one second on reading the mappings of one process: some have ten thousands, and change them. ours"""
+
+CHANGES_TOO_FAST = "the mappings of the process change faster than they can be read"
 ENDED = "the process ended before its stack could be read"
 BEGAN_ANOTHER = "the process began another program before its stack could be read"
 NOT_KNOWN = "the interpreter is not known"
@@ -49,6 +54,7 @@ class _Process:
         """Whether an interpreter was looked for when its first stack came."""
         self.last_space: AddressSpace | None = None
         self._hint: bytes | None = None
+        self._second_began_s = self._reading_s = 0.0
 
     def is_there(self) -> bool:
         """Whether the process still is the one whose stack it was: same number, same start."""
@@ -56,10 +62,17 @@ class _Process:
         return start is not None and start == self.born_ns // NS_PER_TICK * NS_PER_TICK and processes.is_alive(self.pid)
 
     def space(self, *, again: bool = False) -> AddressSpace | None:
-        """Its mappings, read again when they changed."""
+        """Its mappings, read again when they changed; None when they change faster than they can be read."""
         hint = processes.size_hint(self.pid)
-        if hint is not None and (again or hint != self._hint):
-            self.last_space, self._hint = read_address_space(self.pid) or self.last_space, hint
+        if hint is None or not (again or hint != self._hint):
+            return self.last_space
+        before_s = time.monotonic()
+        if before_s - self._second_began_s >= 1:
+            self._second_began_s, self._reading_s = before_s, 0.0
+        if self._reading_s > MAX_READING_S:
+            return None
+        self.last_space, self._hint = read_address_space(self.pid) or self.last_space, hint
+        self._reading_s += time.monotonic() - before_s
         return self.last_space
 
 
@@ -155,15 +168,18 @@ class StackNames:
         return BEGAN_ANOTHER if self._began_ns(stack.pid) > stack.start_ns else None
 
     def _tell_native(self, stack: RawStack, process: _Process, gone: str | None) -> None:
-        frames = self._native_frames(stack, process, gone)
-        for depth, frame in enumerate(frames or [NativeFrame(reason=gone or NOT_AN_ADDRESS)]):
+        space = process.last_space if gone else process.space()
+        frames = self._native_frames(stack, process, space, gone)
+        why = gone or (NOT_AN_ADDRESS if space else CHANGES_TOO_FAST)
+        for depth, frame in enumerate(frames or [NativeFrame(reason=why)]):
             self.row(stack, depth, frame)
 
-    def _native_frames(self, stack: RawStack, process: _Process, gone: str | None) -> list[NativeFrame]:
+    def _native_frames(
+        self, stack: RawStack, process: _Process, space: AddressSpace | None, gone: str | None
+    ) -> list[NativeFrame]:
         """Frames until an address is no code."""
-        space = process.last_space if gone else process.space()
         if space is not None and gone is None and any(space.at(a) is None for a in stack.words):
-            space = process.space(again=True)  # memory can become code without a change of size
+            space = process.space(again=True) or space  # memory can become code without a change of size
             if stack.pid not in self._interpreters:
                 self._look(stack)
         frames: list[NativeFrame] = []

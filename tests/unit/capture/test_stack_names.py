@@ -9,17 +9,19 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import NoteSection
 
-from gpuaudit.capture import processes
+from gpuaudit.capture import processes, stack_names
 from gpuaudit.capture.address_space import read_address_space
 from gpuaudit.capture.cpython import Interpreter
 from gpuaudit.capture.stack_names import (
     BEGAN_ANOTHER,
+    CHANGES_TOO_FAST,
     ENDED,
     ENDS_HERE,
     NOT_AN_ADDRESS,
@@ -121,6 +123,20 @@ def test_mappings_that_came_later_are_found(desk: Desk) -> None:
     """The mappings are remembered, and read again when the process has others."""
     desk.tell(address_of(LIBC.qsort) + 4)
     assert desk.tell(executable_memory(64 * mmap.PAGESIZE) + 16)[0]["reason"] == NO_FILE
+
+
+def test_mappings_that_change_faster_than_they_can_be_read(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading costs 90 ms here, and every look finds them changed: after 200 ms of a second no more are read."""
+    clock = iter(n * 0.09 for n in range(1000))
+    monkeypatch.setattr(stack_names, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    hints = iter(range(1000))
+    monkeypatch.setattr(processes, "size_hint", lambda _: str(next(hints)).encode())
+    address = address_of(LIBC.qsort) + 4
+    told = [desk.tell(address)[0] for _ in range(20)]
+    assert {r["reason"] for r in told} == {None, CHANGES_TOO_FAST}
+    assert [r["symbol"] for r in told[:3]] == ["qsort"] * 3
+    assert told[3]["reason"] == CHANGES_TOO_FAST
+    assert "qsort" in [r["symbol"] for r in told[4:]]  # in the next second
 
 
 @pytest.mark.parametrize("garbage", [0, 1, 0x1234, 1 << 47, (1 << 64) - 1])
