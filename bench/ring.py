@@ -42,7 +42,8 @@ class GeneratedRing:
             raise HostUnfit(f"the kernel refused the producer: {e.strerror or e} {libbpf.last_message()}") from None
         self.program_fd = self._object.program_fd("generate")
         self.ring_fd = self._object.map_fd(f"ring_{TABLE.name}")
-        self._counters = LossCounters(self._object.map_fd("counters"))
+        self.counters_fd = self._object.map_fd("counters")
+        self._counters = LossCounters(self.counters_fd)
 
     def counts(self) -> tuple[int, int]:
         """(records that the producer tried to write, records lost) since the load, over all CPUs."""

@@ -168,9 +168,10 @@ def _concat_column(parts: list[ColumnData]) -> ColumnData:
     if len(parts) == 1:
         return parts[0]
     if all(_is_null_column(p) for p in parts):
-        count = sum(len(p) for p in parts)
-        values, valid = (np.broadcast_to(a[:1], (count,)) for a in (parts[0].values, parts[0].valid) if a is not None)
-        return ColumnData(values, valid, parts[0].dictionary)
+        shape = (sum(len(p) for p in parts),)
+        return ColumnData(
+            np.broadcast_to(parts[0].values[:1], shape), np.broadcast_to(np.zeros(1, bool), shape), parts[0].dictionary
+        )
     valid = None
     if any(p.valid is not None for p in parts):
         valid = np.concatenate([np.ones(len(p), dtype=bool) if p.valid is None else p.valid for p in parts])

@@ -8,7 +8,7 @@ the entries, their UTF-8 bytes, the codes; ``utf8`` the lengths (``<u4``) of the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
@@ -37,8 +37,11 @@ class Encoded:
     rows: int
 
 
-def encode(table: Table, rows: Rows) -> Encoded:
-    """Encode ``rows``, which must be what ``table`` declares; ValueError otherwise, or when they are too many."""
+def encode(table: Table, rows: Rows, between: Callable[[], None] | None = None) -> Encoded:
+    """Encode ``rows``, which must be what ``table`` declares; ValueError otherwise, or when they are too many.
+
+    ``between`` is called after each column: for what cannot wait until all are done.
+    """
     count = check_rows(table, rows)
     if count > limits.MAX_ROWS:
         raise ValueError(f"{table.name}: {count} rows in one segment, more than {limits.MAX_ROWS}")
@@ -57,6 +60,8 @@ def encode(table: Table, rows: Rows) -> Encoded:
         specs.append(replace(spec, offset=at, length=len(frame), raw_len=length))
         frames.append(frame)
         at += len(frame)
+        if between is not None:
+            between()
     raw_len = sum(s.raw_len for s in specs)
     if raw_len > limits.MAX_RAW_BYTES:
         raise ValueError(f"{table.name}: {raw_len} bytes in one segment, more than {limits.MAX_RAW_BYTES}")

@@ -14,7 +14,7 @@ import os
 import re
 import sqlite3
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,8 @@ class BundleWriter:
         self._sealed = False
         self.origin = origin
         self.receipt: Receipt
+        self.between_columns: Callable[[], None] | None = None
+        """Called again and again while a segment is encoded, which takes a core some hundredths of a second."""
 
     @classmethod
     def create(
@@ -151,7 +153,7 @@ class BundleWriter:
         over, what stands in the bundle, what was lost. ValueError when ``written`` is not the rows appended so far or
         a counter runs backwards; HostUnfit when the disk is full (what is sealed stays sealed).
         """
-        encoded = segment.encode(table, rows)
+        encoded = segment.encode(table, rows, self.between_columns)
         before = self._counters.get(table.name, (0, 0, 0))
         counters = (seen, written, lost)
         if written != before[1] + encoded.rows or seen < before[0] or lost < before[2] or seen < written:

@@ -58,7 +58,7 @@ def _named(*programs: str) -> dict[str, str]:
 
 CALLS = Part(
     "calls", "",
-    {"cuda_calls": 16 << 20, "nccl_calls": 4 << 20, "nccl_comms": 1 << 18, "call_totals": 4 << 20},
+    {"cuda_calls": 32 << 20, "nccl_calls": 4 << 20, "nccl_comms": 1 << 18, "call_totals": 4 << 20},
     (("on_fork", "on_exec", "on_exit", "on_thread_exec", "on_thread_exit"),),
     {
         "on_fork": "sched_process_fork", "on_exec": "sched_process_exec", "on_exit": "sched_process_exit",
@@ -66,7 +66,8 @@ CALLS = Part(
     },
     "flush_calls", ("turn_totals", "empty_totals"), maps={"raw_stacks": RAW_RING_BYTES},
 )  # fmt: skip
-"""Processes and calls. At 200 bytes a call, 16 MiB hold 83,000 calls: 0.8 s of 100,000 calls/s until one is lost."""
+"""Processes and calls. At 200 bytes a call, 32 MiB hold 168,000 calls: 0.17 s of a million calls/s until one is lost,
+which is a slow disk's commit; while it compresses, the recorder empties a ring that fills."""
 
 ATTACHED_LAST = ("on_exit",)
 """Programs of ``calls`` that are attached after those of every other part: it forgets a process that ends, and the

@@ -79,6 +79,8 @@ class RecorderProcess:
             self._path, site=self._start.site, host_id=self._start.host_id, capture_uuid=self._start.capture_uuid,
             open_body=body, identity=signer, challenge=self._start.challenge, clock=self._virtual,
         )  # fmt: skip
+        if self._rings is not None:
+            self._writer.between_columns = self._rings.relieve
         now_ns = self._virtual.boot_ns if self._virtual else boottime_ns
         self._recorder = Recorder(self._writer, now_ns=now_ns)
         self._begin_ns = now_ns()

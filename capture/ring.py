@@ -79,6 +79,11 @@ class RingReader:
         self._size_bytes = size_bytes
         self.table = table
 
+    @property
+    def filled(self) -> float:
+        """Share of the ring that is in use, from 0 to 1."""
+        return (int(self._producer[0]) - int(self._consumer[0])) / self._size_bytes
+
     def drain(self, max_records: int = 1 << 17) -> np.ndarray:
         """Up to ``max_records`` finished records, copied; the ring's space is free again when this returns.
 

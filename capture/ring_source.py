@@ -14,6 +14,9 @@ from gpuaudit.capture.source import TABLES_OF_SOURCE, Capability, RingSink, boot
 DRAIN_LIMIT_RECORDS = 65_536
 """One turn takes at most this many records of a ring, so that the other rings wait no longer than a few ms."""
 
+RELIEVED_SHARE, HELD_BYTES = 0.25, 256 << 20
+"""A ring is emptied ahead of its turn once it is so full, and up to so much is held in memory. ours"""
+
 LAST_TURNS = 64
 """Many times what full rings hold, so that at an ordinary end, with the probes detached, nothing is left."""
 
@@ -28,6 +31,8 @@ class RingSource:
         self._counters = LossCounters(counters_fd)
         self._losses = LossEpisodes()
         self._looked_ns = 0
+        self._held: list[tuple[str, np.ndarray]] = []
+        """What :meth:`relieve` took: table, and records."""
 
     def probe(self) -> Capability:
         """Available: the attacher has loaded and attached what fills the rings."""
@@ -47,13 +52,18 @@ class RingSource:
                 break
         self._count(sink, set(RING_TABLES), ended=True)
 
+    def relieve(self) -> None:
+        """Empty rings that fill into memory, until the next :meth:`poll`: for a recorder that is busy sealing."""
+        if sum(records.nbytes for _, records in self._held) < HELD_BYTES:
+            self._held += [(r.table, r.drain()) for r in self._readers if r.filled > RELIEVED_SHARE]
+
     def _drain(self, sink: RingSink) -> int:
+        held, self._held = self._held, []
         taken: dict[str, int] = {}
-        for reader in self._readers:
-            records = reader.drain(DRAIN_LIMIT_RECORDS)
+        for table, records in held + [(r.table, r.drain(DRAIN_LIMIT_RECORDS)) for r in self._readers]:
             if len(records):
-                sink.add_drained(reader.table, to_rows(reader.table, records))
-                taken[reader.table] = len(records)
+                sink.add_drained(table, to_rows(table, records))
+                taken[table] = taken.get(table, 0) + len(records)
         due = boottime_ns() - self._looked_ns > EPISODE_NS
         if due or taken:
             self._count(sink, set(RING_TABLES) if due else set(taken))

@@ -12,12 +12,14 @@ from bench import compile as compiler
 from bench.evidence import new_writer
 from bench.producer import Producer
 from bench.result import Figure, Plan, value
-from bench.ring import TABLE, GeneratedRing, numpy_drain
+from bench.ring import SIZE_BYTES, TABLE, GeneratedRing
 from bench.spread import take_turns
 from gpuaudit.bundle.errors import AuditError, HostUnfit
+from gpuaudit.capture.allocator import keep_freed_memory
 from gpuaudit.capture.recorder import Recorder
 from gpuaudit.capture.recorder_main import BUSY_RECORDS, SLEEP_MAX_S, SLEEP_MIN_S
-from gpuaudit.capture.ring import to_rows
+from gpuaudit.capture.ring import RingDescription
+from gpuaudit.capture.ring_source import RingSource
 
 NAME = "flow"
 TITLE = "Events into the sealed bundle"
@@ -44,6 +46,7 @@ class _Trial:
 
 def measure(plan: Plan) -> Figure:
     """The highest rate without loss."""
+    keep_freed_memory()
     if os.geteuid() != 0:
         raise HostUnfit("filling a ring needs root", hint="run the bench as root")
     cpus = sorted(os.sched_getaffinity(0))[:2]
@@ -79,27 +82,26 @@ def _flow(program: Path, cpus: list[int], out: Path, rate_per_s: float, seconds:
     writer, _ = new_writer(out)
     recorder, ring = Recorder(writer), GeneratedRing(program)
     try:
-        drain, taken, start_cpu_s = numpy_drain(ring), 0, time.process_time()
+        source = RingSource([RingDescription(TABLE.name, ring.ring_fd, SIZE_BYTES)], ring.counters_fd)
+        writer.between_columns = source.relieve
+        taken, start_cpu_s = 0, time.process_time()
         with Producer(ring.program_fd, cpus[0]) as first, Producer(ring.program_fd, cpus[1]) as second:
             running = [first, second]
             for producer in running:
                 producer.start(int(rate_per_s * seconds / 2), rate_per_s / 2)
             took_s, pause = [0.0], SLEEP_MIN_S
             while True:
-                records = drain()
-                if len(records):
-                    recorder.add_drained(TABLE.name, to_rows(TABLE.name, records))
-                taken += len(records)
-                seen, lost = ring.counts()
-                recorder.ring_counters(TABLE.name, {0: seen}, {0: lost})
+                count = source.poll(recorder)
+                taken += count
                 recorder.tick()
                 ended = [(p, s) for p in running if (s := p.finished()) is not None]
                 took_s += [s for _, s in ended]
                 running = [p for p in running if all(p is not e for e, _ in ended)]
-                if not running and not len(records):
+                if not running and not count:
                     break
-                pause = SLEEP_MIN_S if len(records) >= BUSY_RECORDS else min(SLEEP_MAX_S, pause * 2)
+                pause = SLEEP_MIN_S if count >= BUSY_RECORDS else min(SLEEP_MAX_S, pause * 2)
                 time.sleep(pause)
+        source.stop(recorder)
         recorder.flush()
         writer.seal({})
         cpu_s = time.process_time() - start_cpu_s
