@@ -122,6 +122,7 @@ class Follower:
             if key in alive:
                 self._trace(key[0])
         self._observe(alive)
+        self.libraries.forget(alive)
         self._tell_ended()
         self.tell_unobservable(boottime_ns() - DRIVER_PATIENCE_NS)
         return found

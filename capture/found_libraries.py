@@ -115,6 +115,10 @@ class FoundLibraries:
         for table in library.tables:
             self._sink("gaps", gap_row(library.source, reason, start, end, table=table, pid=found.pid))
 
+    def forget(self, alive: set[tuple[int, int]]) -> None:
+        """Keep in mind only what was told of these processes (number and start)."""
+        self._told &= alive
+
     def unobservable(self, pid: int, start_ns: int, mapping: Mapping, found_ns: int) -> bool:
         """A process that maps the driver's library and no CUDA runtime, told of once; False when it was already."""
         if (pid, start_ns) in self._told or "cuda" not in self._sources:

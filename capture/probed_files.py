@@ -16,8 +16,9 @@ from gpuaudit.capture.source import boottime_ns
 from gpuaudit.capture.symbol_cache import SymbolCache
 from gpuaudit.capture.symbols import Function, NotElf, Symbols
 
-MAX_PROBES = 8192
-"""Entries of the BPF map ``probe_counts``, as in capture/bpf/calls.h."""
+MAX_PROBES = 65_536
+"""Entries of the BPF map ``probe_counts``, as in capture/bpf/ops.h: enough for 200 images of containers, each with its own
+copy of the runtime (251 functions) and NCCL (49)."""
 
 MAX_NOT_OBSERVED = 2000
 """Names listed of what a library exports and nobody probes. A name has at most 255 characters, and a message 1 MiB."""
