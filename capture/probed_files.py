@@ -17,8 +17,8 @@ from gpuaudit.capture.symbol_cache import SymbolCache
 from gpuaudit.capture.symbols import Function, NotElf, Symbols
 
 MAX_PROBES = 65_536
-"""Entries of the BPF map ``probe_counts``, as in capture/bpf/ops.h: enough for 200 images of containers, each with its own
-copy of the runtime (251 functions) and NCCL (49)."""
+"""Entries of the BPF map ``probe_counts``, as in capture/bpf/ops.h: enough for 200 images of containers, each with its
+own copy of the runtime (251 functions) and NCCL (49)."""
 
 MAX_NOT_OBSERVED = 2000
 """Names listed of what a library exports and nobody probes. A name has at most 255 characters, and a message 1 MiB."""
