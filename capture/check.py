@@ -21,6 +21,7 @@ from gpuaudit.capture import libbpf, obstacles, processes
 from gpuaudit.capture.attach import MECHANISMS, Mechanism, Place, Programs, cookie
 from gpuaudit.capture.discovery import LIBRARY_FILES, Scanner
 from gpuaudit.capture.engine_check import ask_engines
+from gpuaudit.capture.host_samples import HostSamples
 from gpuaudit.capture.loading import LoadedPart
 from gpuaudit.capture.map_events import MapEvents
 from gpuaudit.capture.nvml_check import try_everything
@@ -49,7 +50,7 @@ class CheckResult:
 
 def check_host() -> list[CheckResult]:
     """Try everything a capture does. Never raises; what depends on something that failed is left out."""
-    results = [*_nvml(), *_engines(), _privileges(), _btf(), _libbpf()]
+    results = [*_nvml(), *_engines(), *_files(), _privileges(), _btf(), _libbpf()]
     return results + _bpf() if results[-1].ok else results
 
 
@@ -73,6 +74,15 @@ def _engines() -> Iterator[CheckResult]:
         yield CheckResult(f"engine in {answer.where}", answer.ok, answer.detail, hint)
     if not found:
         yield CheckResult("engines", True, "no inference engine is found now; they are scraped when one listens")
+
+
+def _files() -> Iterator[CheckResult]:
+    """What the kernel counts by itself and is only read."""
+    samples = HostSamples(lambda _table, _row: None)
+    for table, what in (("pressure", "pressure stall information"), ("cgroup_cpu", "CPU accounting of cgroups")):
+        reason = samples.missing.get(table, "")
+        found = samples.note if table == "pressure" and samples.note else "can be read"
+        yield CheckResult(what, not reason, reason or found, f"the table {table} will have no rows, and a gap says so")
 
 
 def _bpf() -> list[CheckResult]:

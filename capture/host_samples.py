@@ -52,7 +52,8 @@ class HostSamples:
         """Read everything once; ``pids`` are the processes that are followed."""
         now = boottime_ns()
         if not self._passes:
-            self._tell_missing(now)
+            for table, reason in self.missing.items():
+                self._gap(table, reason, now)
         known = {} if self._passes % CGROUPS_EVERY_PASSES == 0 else self._groups
         self._groups = {}
         self._passes += 1
@@ -74,10 +75,11 @@ class HostSamples:
         for row in self._cpu.rows(boottime_ns(), groups_v2, groups_v1):
             self._sink("cgroup_cpu", row)
 
-    def _tell_missing(self, now: int) -> None:
-        for table, reason in (("pressure", self._pressure.reason), ("cgroup_cpu", self._cpu.reason)):
-            if reason:
-                self._gap(table, reason, now)
+    @property
+    def missing(self) -> dict[str, str]:
+        """Table → why this host has no rows for it."""
+        reasons = {"pressure": self._pressure.reason, "cgroup_cpu": self._cpu.reason}
+        return {table: reason for table, reason in reasons.items() if reason}
 
     def _bounded(self, found: list[T], limit: int, table: str, what: str, now: int) -> list[T]:
         """The first ``limit`` of them; that others were left out is told once."""

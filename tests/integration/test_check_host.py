@@ -34,6 +34,8 @@ def test_everything_bpf_is_tried(doubles: Path, tmp_path: Path) -> None:
     assert failed == set()
     assert {f"tracepoint {t}" for t in TRACEPOINTS} <= set(results)
     assert results["stacks"].ok
+    assert results["CPU accounting of cgroups"].ok
+    assert results["pressure stall information"].detail
     assert results["function probes by perf uprobe"].detail.endswith("hit 3 times")
     assert f"{len(CUDART.probes)} functions of {cudart}" in results[f"cudart in process {process.pid}"].detail
     assert f"8 functions of {nccl}" in results[f"nccl in process {process.pid}"].detail

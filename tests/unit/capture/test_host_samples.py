@@ -117,6 +117,7 @@ def test_a_kernel_without_pressure_leaves_a_gap(proc: Path) -> None:
     for file in (proc / "pressure").iterdir():
         file.unlink()
     rows = polled(proc, [77])
+    assert list(HostSamples(lambda _table, _row: None, proc).missing) == ["pressure"]
     (gap,) = rows["gaps"]
     assert (gap["source"], gap["table_name"], gap["duration_ns"]) == ("memory", "pressure", None)
     assert "/pressure/cpu" in str(gap["reason"])
