@@ -48,8 +48,8 @@ IOCTLS = Table("ioctls", "ioctl(2) calls on the watched devices: the boundary of
 
 SOCKET_IO = Table("socket_io", "Sends and receives of traced processes, added up in the kernel per socket and "
     "direction over a window of time.", (
-    col("start_ns", "u64", "ns", "start of the first call of the window, CLOCK_BOOTTIME"),
-    col("duration_ns", "u64", "ns", "from there to the end of the last one"), PID,
+    col("start_ns", "u64", "ns", "earliest start of a call that returned in the window, CLOCK_BOOTTIME"),
+    col("duration_ns", "u64", "ns", "from there to the last return"), PID,
     col("op", "text", "", "send or receive", in_ring=False), col("receive", "u8", "", "1: receive, 0: send"),
     col("inode", "u64", "", "inode of the socket"), col("family", "u16", "", "address family: 1 Unix, 2 IPv4, 10 IPv6"),
     col("local_address", "text", "", "address of this end; null for other families", ring="address", nullable=True),
@@ -58,7 +58,7 @@ SOCKET_IO = Table("socket_io", "Sends and receives of traced processes, added up
     col("remote_port", "u16", "", "port of the other end", nullable=True),
     col("count", "u64", "", "calls that returned"), col("errors", "u64", "", "of them, calls that failed"),
     col("not_ready", "u64", "", "of the errors, EAGAIN: nothing to receive, or no room to send", nullable=True),
-    col("size_bytes", "u64", "bytes", "bytes that they moved"), col("sum_ns", "u64", "ns", "time spent in them"),
+    col("size_bytes", "u64", "bytes", "bytes that they sent or received, by their return values"), col("sum_ns", "u64", "ns", "time spent in them"),
     col("max_ns", "u64", "ns", "longest of them"), CPU, SEQ,
 ), ring=True)  # fmt: skip
 

@@ -32,7 +32,8 @@ class CaptureOptions:
     lie elsewhere. ``stack_threshold_ms``: a call that takes so long has its stacks taken, and is a row of its own
     whatever there are; of the others one in ``stack_sample``, 0 for none. ``budget_per_s``: rows of calls in a second
     before fast calls are added up instead (table ``call_totals``); 0: every call is a row, and may be lost.
-    ``policy``: what the site allows; it is obeyed, and sealed with the evidence.
+    ``ioctl_devices``: ``MAJOR`` or ``MAJOR:TYPE``, character devices whose ioctls are recorded besides those of the
+    NVIDIA driver. ``policy``: what the site allows; it is obeyed, and sealed with the evidence.
     """
 
     out: Path | None = None
@@ -56,6 +57,7 @@ class CaptureOptions:
     stack_threshold_ms: float = 1.0
     stack_sample: int = 0
     budget_per_s: int = BUDGET_PER_S
+    ioctl_devices: tuple[str, ...] = ()
     policy: SitePolicy | None = None
 
 

@@ -28,6 +28,7 @@ from gpuaudit.capture.rules import parse_rules
 from gpuaudit.capture.selection import Selection
 from gpuaudit.capture.settings import Settings
 from gpuaudit.capture.source import BPF_SOURCES, Capability, boottime_ns
+from gpuaudit.capture.system_calls import parse_device
 
 SCAN_INTERVAL_S, TOLD_SCAN_INTERVAL_S = 0.25, 1.0
 """A library that a process loads is probed within this time: short against the seconds CUDA takes to start. Where the
@@ -98,7 +99,8 @@ class Probing:
             slow_ns=round(options.stack_threshold_ms * 1e6), sample_every=options.stack_sample,
             budget_per_s=options.budget_per_s, stacks="stacks" in wanted,
         )  # fmt: skip
-        self._bpf = BpfCapture(self._take, selection, costs_ns=self._costs_ns, settings=settings)
+        devices = tuple(parse_device(text) for text in options.ioctl_devices)
+        self._bpf = BpfCapture(self._take, selection, costs_ns=self._costs_ns, settings=settings, ioctl_devices=devices)
         self._bpf.load()
         refused = self._bpf.refused
         for i, c in enumerate(self.capabilities):

@@ -40,6 +40,7 @@ from gpuaudit.capture.redact import redact_arguments, redact_text
 from gpuaudit.capture.rules import parse_rules
 from gpuaudit.capture.scenario import Scenario, load_scenario
 from gpuaudit.capture.source import BPF_SOURCES, SELECTABLE_SOURCES
+from gpuaudit.capture.system_calls import parse_device
 
 __all__ = ["CaptureOptions", "CaptureResult", "Status", "run_capture"]
 
@@ -120,7 +121,7 @@ def _open_body(options: CaptureOptions, facts: dict[str, object], scenario: Scen
         "seed": options.seed if scenario else None, "site": options.site, "strict": options.strict,
         "policy_sha256": options.policy.sha256 if options.policy else None,
         "stack_threshold_ms": str(options.stack_threshold_ms), "stack_sample": options.stack_sample,
-        "budget_per_s": options.budget_per_s,
+        "budget_per_s": options.budget_per_s, "ioctl_devices": list(options.ioctl_devices),
     }  # fmt: skip
     return {
         "host": facts, "options": asked, "tool": tool_facts(), "synthetic": scenario is not None,
@@ -173,6 +174,8 @@ def _check_selection(options: CaptureOptions) -> None:
     if used and (options.synthetic or not set(options.sources) & set(BPF_SOURCES)):
         why = "a synthetic scenario watches no process" if options.synthetic else "no source of processes was selected"
         raise UsageError(f"{used[0]} chooses nothing: {why}", hint=f"leave {used[0]} out")
+    for device in options.ioctl_devices:
+        parse_device(device)
     parse_rules(options.users, options.comms, options.cgroups, options.excludes)
 
 

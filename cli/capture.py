@@ -50,6 +50,9 @@ if TYPE_CHECKING:
 @click.option("--budget", "budget_per_s", metavar="EVENTS_PER_S", type=click.IntRange(min=0, max=1 << 31),
               help="Rows of calls in a second; calls beyond, unless slow, are counted and added up. 0: every call is a "
                    "row, and may be lost.")  # fmt: skip
+@click.option("--ioctl-device", "ioctl_devices", metavar="MAJOR[:TYPE]", multiple=True,
+              help="Record ioctls on this character device too, with requests of this type (195:F), or of any; may be "
+                   "repeated. The NVIDIA driver's are known.")  # fmt: skip
 @click.option("--no-stacks", is_flag=True, help="Take no stacks; the calls are recorded all the same.")
 @click.option(
     "--synthetic", metavar="SCENARIO", help="Record an embedded scenario instead of this host; needs no root."
@@ -71,7 +74,7 @@ def command(
     *, out: Path | None, duration_s: float | None, pids: tuple[int, ...], sources: tuple[str, ...],
     cgroups: tuple[str, ...], users: tuple[str, ...], comms: tuple[str, ...], excludes: tuple[str, ...],
     engines: tuple[str, ...], allow_remote: tuple[str, ...], stack_threshold_ms: float, stack_sample: int,
-    budget_per_s: int | None, no_stacks: bool, synthetic: str | None,
+    budget_per_s: int | None, ioctl_devices: tuple[str, ...], no_stacks: bool, synthetic: str | None,
     challenge: str, site: str, receipt_path: Path | None, policy_path: Path | None,
     strict: bool, quiet: bool, force: bool, as_json: bool,
     command_line: tuple[str, ...],
@@ -110,6 +113,7 @@ def command(
         engines=engines, allow_remote=allow_remote, users=users, comms=comms, cgroups=cgroups, excludes=excludes,
         stack_threshold_ms=stack_threshold_ms, stack_sample=stack_sample,
         budget_per_s=BUDGET_PER_S if budget_per_s is None else budget_per_s,
+        ioctl_devices=ioctl_devices,
         policy=SitePolicy.load(policy_path) if policy_path else None,
     )  # fmt: skip
     with live_line(show=not quiet and not command_line) as show_status:

@@ -56,12 +56,12 @@ static __always_inline void left(struct task_struct *prev, struct task_struct *n
 	__u32 tid = prev->pid;
 	struct off_cpu_record r = {};
 
-	if (!tid || !traced(prev->tgid))
-		return;
-	if (state & TASK_DEAD) {
-		bpf_map_delete_elem(&open_off_cpu, &tid); /* on_asleep may have come too late for it */
+	if (state & TASK_DEAD) { /* no longer traced when it is the last thread; on_asleep may have come too late for it */
+		bpf_map_delete_elem(&open_off_cpu, &tid);
 		return;
 	}
+	if (!tid || !traced(prev->tgid))
+		return;
 	describe(&r, prev);
 	r.prev_state = state;
 	r.next_pid = next->tgid;
@@ -198,6 +198,8 @@ int on_wakeup(__u64 *ctx)
 	return 0;
 }
 
+#define ASLEEP 0xf /* include/linux/sched.h: TASK_INTERRUPTIBLE, TASK_UNINTERRUPTIBLE, __TASK_STOPPED, __TASK_TRACED */
+
 /*
  * Threads that sleep already when their process is first followed: without this, one that hangs until the end would
  * leave no trace. User space reads this iterator over all threads whenever a process has become a traced one.
@@ -219,15 +221,15 @@ int on_asleep(struct bpf_iter__task *ctx)
 	tid = task->pid;
 	switches = t->nvcsw + t->nivcsw;
 	r.prev_state = task->__state;
-	if (!r.prev_state || (r.prev_state & TASK_DEAD) || t->on_cpu)
-		return 0;
+	if (!(r.prev_state & ASLEEP) || t->on_cpu)
+		return 0; /* one that waits for a CPU has a row from its next switch on */
 	describe(&r, task);
 	r.began_before = 1;
 	r.valid_mask |= OFF_CPU_HAS_BEGAN_BEFORE;
 	r.cpu_out = thread_cpu(task);
 	if (bpf_map_update_elem(&open_off_cpu, &tid, &r, BPF_NOEXIST))
 		return 0;
-	if (!task->__state || t->on_cpu || t->nvcsw + t->nivcsw != switches)
+	if (!(task->__state & ASLEEP) || t->on_cpu || t->nvcsw + t->nivcsw != switches)
 		bpf_map_delete_elem(&open_off_cpu, &tid);
 	return 0;
 }

@@ -288,12 +288,24 @@ static __noinline __u64 messages_bytes(__u64 vector, __u64 count)
 	return sum;
 }
 
+#define TRIES 8 /* as often as other CPUs may come between */
+
 static __always_inline void raise(__u64 *most, __u64 value)
 {
-	for (int i = 0; i < 8; i++) { /* as often as other CPUs may come between */
+	for (int i = 0; i < TRIES; i++) {
 		__u64 old = *(volatile __u64 *)most;
 
 		if (old >= value || __sync_val_compare_and_swap(most, old, value) == old)
+			return;
+	}
+}
+
+static __always_inline void lower(__u64 *least, __u64 value)
+{
+	for (int i = 0; i < TRIES; i++) {
+		__u64 old = *(volatile __u64 *)least;
+
+		if (old <= value || __sync_val_compare_and_swap(least, old, value) == old)
 			return;
 	}
 }
@@ -326,7 +338,8 @@ static __always_inline void transfer_ends(struct pt_regs *regs, __u64 number, lo
 	__sync_fetch_and_add(&r->size_bytes, size);
 	__sync_fetch_and_add(&r->sum_ns, took);
 	raise(&r->max_ns, took);
-	raise(&r->duration_ns, now - r->start_ns);
+	lower(&r->start_ns, x.start_ns);
+	raise(&r->duration_ns, now); /* the end, until it is sent */
 }
 
 SEC("tp_btf/sys_enter")
@@ -384,6 +397,7 @@ static long send_sum(void *map, struct sum_key *key, struct socket_io_record *r,
 		f->left = 1; /* it stays, and more is added to it after the next turn */
 		return 0;
 	}
+	r->duration_ns -= r->start_ns;
 	EMIT(socket_io, TABLE_SOCKET_IO, r);
 	bpf_map_delete_elem(map, key);
 	return 0;

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from gpuaudit.bundle.reader import Bundle
 from gpuaudit.capture.selection import Selection
 from gpuaudit.capture.system_calls import parse_device
 from tests.doubles.build import build
 from tests.integration.recording import Recording, Row, recording, start, truth, wait_for_line
+from tests.integration.sessions import capture, environment, rows
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf")]
 
@@ -30,6 +32,7 @@ class Captured:
     """One capture of the workload, and what it says of itself."""
 
     recording: Recording
+    program: Path
     process: subprocess.Popen[str]
     said: dict[str, Any]
     truth: list[Row]
@@ -51,7 +54,7 @@ def captured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Captured]:
             process.stdin.flush()
             said = json.loads(process.stdout.readline())
             r.finish()
-            yield Captured(r, process, said, truth(out))
+            yield Captured(r, program, process, said, truth(out))
     finally:
         process.kill()
         process.communicate()
@@ -63,18 +66,18 @@ def test_every_ioctl_on_the_device_is_a_row(captured: Captured) -> None:
     assert len(tids) == 3
     for tid in tids:
         told = [t for t in captured.truth if t["tid"] == tid]
-        rows = captured.recording.of("ioctls", tid=tid)
-        assert [(r["request"], r["major"], r["minor"], r["return_code"]) for r in rows] == [
+        found = captured.recording.of("ioctls", tid=tid)
+        assert [(r["request"], r["major"], r["minor"], r["return_code"]) for r in found] == [
             (t["request"], t["major"], t["minor"], t["returned"]) for t in told
         ]
-        assert all(0 < r["duration_ns"] <= t["took_ns"] for r, t in zip(rows, told, strict=True))
-        assert {r["pid"] for r in rows} == {captured.process.pid}
+        assert all(0 < r["duration_ns"] <= t["took_ns"] for r, t in zip(found, told, strict=True))
+        assert {r["pid"] for r in found} == {captured.process.pid}
 
 
 def test_what_the_request_says_is_taken_apart(captured: Captured) -> None:
     """Number, type and size as <asm-generic/ioctl.h> packs them; failures keep the kernel's own number."""
-    rows = captured.recording.of("ioctls", pid=captured.process.pid, type=ord("R"))
-    kinds = {(r["request"], r["number"], r["size_bytes"], r["minor"], r["return_code"]) for r in rows}
+    found = captured.recording.of("ioctls", pid=captured.process.pid, type=ord("R"))
+    kinds = {(r["request"], r["number"], r["size_bytes"], r["minor"], r["return_code"]) for r in found}
     random, null = (os.minor(Path(path).stat().st_rdev) for path in ("/dev/random", "/dev/null"))
     assert kinds == {
         (SUCCEEDS, 0, 4, random, 0), (UNKNOWN, 0x7F, 200, random, -EINVAL), (SUCCEEDS, 0, 4, null, -ENOTTY),
@@ -83,10 +86,24 @@ def test_what_the_request_says_is_taken_apart(captured: Captured) -> None:
 
 def test_other_devices_and_types_are_left_out(captured: Captured) -> None:
     """The workload asks terminals, files, pipes and closed descriptors the same, and the device with another type."""
-    rows = captured.recording.of("ioctls", pid=captured.process.pid)
-    assert len([r for r in rows if r["duration_ns"] is not None]) == len(captured.truth)
-    assert {(r["major"], r["type"]) for r in rows} <= {(1, ord("R")), (4, 0x56)}
+    found = captured.recording.of("ioctls", pid=captured.process.pid)
+    assert len([r for r in found if r["duration_ns"] is not None]) == len(captured.truth)
+    assert {(r["major"], r["type"]) for r in found} <= {(1, ord("R")), (4, 0x56)}
     assert captured.recording.lost() == 0
+
+
+def test_from_the_command_line_to_the_sealed_bundle(captured: Captured, tmp_path: Path) -> None:
+    """The device is named by an option, which the bundle keeps; the command's own ioctls are in it."""
+    out, told = tmp_path / "a.db", tmp_path / "truth"
+    arguments: list[str | Path] = ["--source", "ioctl", "--ioctl-device", "1:R", "--out", out, "--", captured.program]
+    arguments += ["--out", told]
+    done = capture(arguments, environment(tmp_path / "keys"), stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    with Bundle.open(out) as bundle:
+        assert bundle.open_body["options"]["ioctl_devices"] == ["1:R"]
+    said = [(t["tid"], t["request"], t["returned"]) for t in truth(told)]
+    kept = [(r["tid"], r["request"], r["return_code"]) for r in rows(out, "ioctls")]
+    assert sorted(kept) == sorted(said)
 
 
 def test_an_ioctl_that_does_not_return_has_no_end(captured: Captured) -> None:
