@@ -8,7 +8,7 @@ its size changed (a library that was just loaded changes it), and every :data:`F
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from gpuaudit.capture import processes
@@ -49,12 +49,21 @@ class _Known:
     driver_ns: int = 0
     has_runtime: bool = False
 
+    @property
+    def used(self) -> bool:
+        """Whether it mapped anything of interest."""
+        return bool(self.files) or self.driver is not None
+
 
 class Scanner:
-    """Remembers what it has seen of each process, and reports what is new."""
+    """Remembers what it has seen of each process, and reports what is new.
 
-    def __init__(self, exclude: Iterable[int] = ()) -> None:
+    ``began_ns``: when the program that a process runs now began, 0 if that is not known: what it mapped before is gone.
+    """
+
+    def __init__(self, exclude: Iterable[int] = (), began_ns: Callable[[int], int] = lambda _: 0) -> None:
         self.exclude: set[int] = set(exclude)
+        self._began_ns = began_ns
         self._known: dict[int, _Known] = {}
         self._mapped_ns: dict[tuple[int, str], int] = {}
         """(process, name of the file) → when the kernel mapped it first."""
@@ -93,7 +102,7 @@ class Scanner:
         start = processes.start_ns(pid)
         if start is None:
             return []
-        if known is None or known.start_ns != start:
+        if known is None or known.start_ns != start or (known.used and self._began_ns(pid) > known.read_ns):
             known = self._known[pid] = _Known(start, hint)
         known.hint = hint
         return self._read(pid, known)

@@ -52,7 +52,7 @@ class Follower:
         self.libraries = libraries
         self._targets = Targets(map_fd("targets"))
         self._ended_ring = EndedProcesses(map_fd("raw_ended"))
-        self._scanner = Scanner({os.getpid(), *selection.exclude})
+        self._scanner = Scanner({os.getpid(), *selection.exclude}, lambda pid: self._target(pid).began_ns)
         self._observers = Observers()
         self._rows: dict[Key, dict[str, object]] = {}
         """The ``processes`` row of each process found and alive."""
@@ -74,6 +74,8 @@ class Follower:
         """Once the programs are attached: select what runs already, and have the kernel tell of mappings."""
         self._with_children(set(self._selection.exclude_with_children), EXCLUDED | TREE)
         self._with_children(set(self._selection.pids or ()), SELECTED)
+        for pid in self._selection.pids or ():
+            self._tell_process(pid, self._selection.role)
         self._judge(processes.living(), with_children=True)
         maps = MapEvents(LIBRARY_FILES)
         try:
@@ -185,7 +187,7 @@ class Follower:
             count += 1
             key = f.pid, f.start_ns
             known = self._targets.get(f.pid) or self._end_of(key) or Target()
-            self._tell_process(f.pid, self._role(known.flags))
+            self._tell_process(f.pid, self._role(known.flags), began_ns=known.began_ns)
             if self.libraries.found(f, known.began_ns, partial(self._exit_ns, key)):
                 self._trace(f.pid)
         return count
@@ -199,13 +201,17 @@ class Follower:
         end = self._end_of(key)
         return end.exit_ns if end else None
 
-    def _tell_process(self, pid: int, role: str, reason: str | None = None) -> None:
+    def _tell_process(self, pid: int, role: str, reason: str | None = None, began_ns: int = 0) -> None:
+        """Of a process that was not told of yet, or runs another program since, or is no mere observer after all."""
         info = processes.read_process(pid)
         known = info and self._rows.get((pid, info.start_ns))
-        if info is None or (known and (known["role"] != "observer" or role == "observer")):
+        if info is None:
             return
-        if known:  # it watches, and it uses the GPU
-            reason = str(known["reason"])
+        if known:
+            is_news = began_ns > int(str(known["seen_ns"])) or (known["role"] == "observer" and role != "observer")
+            if not is_news:
+                return
+            reason = reason or (str(known["reason"]) if known["reason"] else None)
         row = self._rows[pid, info.start_ns] = {**info.row("found", role, boottime_ns()), "reason": reason}
         self._sink("processes", row)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -143,6 +144,37 @@ def test_two_processes_with_different_versions_and_one_parse_for_all_copies(visi
         after = [c["size"] for c in made[5:]]
         outermost = [row["size_bytes"] for row in recorded if row["parent_ns"] is None]
         assert outermost == after
+
+
+def test_a_process_that_runs_another_program(visitor: Path, tmp_path: Path) -> None:
+    """It is the same process with another name and environment: told of again, and its calls of both are recorded."""
+    library = visitor.parent / "libcudart.so.13"
+    code = (
+        "import ctypes, os, sys\n"
+        "cuda = ctypes.CDLL(sys.argv[1])\n"
+        "print('at start', flush=True); sys.stdin.readline()\n"
+        "cuda.cudaMalloc(ctypes.byref(ctypes.c_void_p()), ctypes.c_size_t(4711))\n"
+        "os.execve(sys.argv[2], sys.argv[2:], {'RANK': '3'})\n"
+    )
+    command = [visitor, "--first", library, "--out", tmp_path / "t", "--go-file", tmp_path / "go"]
+    process = start(sys.executable, "-c", code, library, *command, stdin=subprocess.PIPE)
+    wait_for_line(process, "at start")
+    with recording() as r:
+        r.step()
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+        wait_for_line(process, "at loaded")
+        r.step()
+        (tmp_path / "go").touch()
+        r.run(process)
+        r.finish()
+    found, (exited,) = r.of("processes", pid=process.pid, op="found"), r.of("processes", pid=process.pid, op="exited")
+    assert [(row["comm"], row["rank"]) for row in found] == [(Path(sys.executable).name[:15], None), ("visitor", 3)]
+    assert len({row["start_ns"] for row in (*found, exited)}) == 1
+    assert (exited["comm"], exited["rank"], exited["exit_status"]) == ("visitor", 3, 0)
+    assert [c["size_bytes"] for c in r.of("cuda_calls", pid=process.pid)] == [4711, *range(1, 11)]
+    assert r.of("gaps", pid=process.pid, table_name="cuda_calls")[1:] == []
 
 
 @pytest.fixture
