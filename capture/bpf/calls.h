@@ -91,6 +91,8 @@ static __always_inline void take_slots(struct op *op, struct open_call *call, bo
 			break;
 		if ((s->from == FROM_POINTEE || s->from == FROM_POINTEE_ID) == pointees)
 			take_slot(s, call, readable);
+		else if (!pointees && s->mode != MODE_SET)
+			call->half |= s->valid;
 	}
 	call->valid &= ~call->dead;
 }
@@ -133,7 +135,7 @@ static __always_inline int enter(struct pt_regs *regs, __u64 cookie)
 	call->tgid = tgid;
 	call->tid = tid;
 	call->duration_ns = call->native_stack = call->python_stack = 0;
-	call->valid = call->dead = call->code = call->split = 0;
+	call->valid = call->dead = call->half = call->code = call->split = 0;
 	__builtin_memset(&call->record, 0, sizeof(call->record));
 	take_slots(op, call, false, true);
 	if (op->flags & COMM_FLAGS)

@@ -37,7 +37,7 @@ struct open_call {
 	__u32 dead;  /* its columns that stay null whatever comes */
 	__u32 code;
 	__u32 split; /* number of this split of its parent */
-	__u32 pad;
+	__u32 half;  /* columns that are not whole before the return */
 	union any_record record;
 };
 
@@ -187,6 +187,7 @@ __noinline int end_unseen(struct open_call *call)
 		return 0;
 	op_id = call->op;
 	op = bpf_map_lookup_elem(&ops, &op_id);
+	call->valid &= ~call->half;
 	if (op)
 		emit_call(op->table, call);
 	call->start_ns = 0;

@@ -51,6 +51,7 @@ RECIPES: dict[str, Recipe] = {
     "cudart": _library("libcudart.so.13", "cudart/cudart.c", f"-Wl,--version-script={HERE / 'cudart/cudart.map'}"),
     "driver": _library("libcuda.so.1", "cudart/driver.c"),
     "splits": _library("libnccl.so.2", "nccl/splits.c"),
+    "values": _library("libcudart.so.12", "cudart/values.c"),
     "storm": _library("libcudart.so.10", "cudart/storm.c"),
     "layered": _library("libcudart.so.11", "cudart/layered.c"),
     "nested": _library("libcudart.so.12", "cudart/nested.c"),
