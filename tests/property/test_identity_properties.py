@@ -11,8 +11,8 @@ from gpuaudit.capture.identity import MAX_RANK, VARIABLES, pid_in_namespace, pla
 
 PIECES = (
     "docker", "kubepods", "kubepods.slice", "ecs", "lxc", "lxc.payload.x", "slurm", "system.slice", "job_1", "..",
-    "step_0", "slurmstepd.scope", "pod" + "0" * 32, "docker-" + "a" * 64 + ".scope", "cri-containerd:" + "b" * 64, "c" * 64,
-    "crio-conmon-" + "d" * 64 + ".scope", "0" * 32 + "-123456789", "\u00e9", " ", ":",
+    "step_0", "slurmstepd.scope", "pod" + "0" * 32, "docker-" + "a" * 64 + ".scope", "c" * 64, "\u00e9", " ", ":",
+    "cri-containerd:" + "b" * 64, "crio-conmon-" + "d" * 64 + ".scope", "0" * 32 + "-123456789",
 )  # fmt: skip
 PATHS = st.lists(st.sampled_from(PIECES) | st.text(max_size=8), max_size=8).map(lambda parts: "/" + "/".join(parts))
 LINES = st.tuples(st.sampled_from(["0:", "1:name=systemd", "4:memory", "x", ""]), PATHS).map(":".join)
