@@ -27,7 +27,7 @@ n.ncclCommInitRank.argtypes = [C.c_void_p, C.c_int, Id, C.c_int]
 def made(): return C.c_void_p()
 def told(**handles): print(json.dumps({k: v.value for k, v in handles.items()}), flush=True)
 filler = [bytearray(rank * 100000 + 17) for _ in range(rank + 3)]
-world, first, second, none, shrunk, failed, inner, all_ = (made() for _ in range(8))
+world, first, second, none, shrunk, failed, inner, grown = (made() for _ in range(8))
 n.ncclCommInitRank(C.byref(world), 2, Id.from_buffer_copy(bytes(range(128))), rank)
 n.ncclCommSplit(world, 7, rank, C.byref(first), None)
 n.ncclCommSplit(world, rank, 0, C.byref(second), None)
@@ -42,6 +42,8 @@ n.ncclCommCount(shrunk, C.byref(out))
 n.ncclGroupStart()
 n.ncclSend(None, C.c_size_t(3), 8, 1 - rank, shrunk, C.c_void_p(0x55))
 n.ncclGroupEnd()
+n.ncclCommGrow(shrunk, 3, C.byref(Id.from_buffer_copy(bytes(128))), -1 if rank else 1, C.byref(grown), None)
+n.ncclAllReduce(None, None, C.c_size_t(4), 7, 2, grown, None)
 n.ncclCommDestroy(first)
 n.ncclCommSplit(first, 0, 0, C.byref(failed), None)
 told(world=world, first=first, second=second, shrunk=shrunk, inner=inner)
@@ -103,10 +105,14 @@ def test_a_split_has_the_same_identity_on_every_rank(
             ("ncclCommShrink", shrunk, world),
             ("ncclCommShrink", None, world),  # refused
             ("ncclCommSplit", of_split(first, 0, 0), first),
+            ("ncclCommGrow", fold(bytes(128)), shrunk),
             ("ncclCommSplit", None, None),  # of a communicator that is gone
         ]
         assert [row["comm_handle"] for row in made[:2]] == [handle["first"], handle["second"]]
-        assert [row["parent_handle"] for row in made] == [handle["world"]] * 5 + [handle["first"]] * 2
+        assert [row["parent_handle"] for row in made] == [
+            *[handle["world"]] * 5, handle["first"], handle["shrunk"], handle["first"],
+        ]  # fmt: skip
+        assert (made[6]["nranks"], made[6]["rank"]) == (3, -1 if rank else 1)
         assert [(row["color"], row["key"]) for row in made[:4]] == [(7, rank), (rank, 0), (-1, 0), (None, None)]
     assert len({handle["first"] for _, handle in ranks}) + len({handle["world"] for _, handle in ranks}) > 2
 
@@ -120,10 +126,12 @@ def test_ranks_are_known_once_nccl_has_told_them(
         assert [(c["comm_handle"], c["rank"], c["nranks"]) for c in asked] == [
             (handle["shrunk"], rank, None), (handle["shrunk"], rank, 2),
         ]  # fmt: skip
-        reduced, sent = r.of("nccl_calls", pid=pid)
+        reduced, sent, grown = r.of("nccl_calls", pid=pid)
         assert reduced["comm_id"] == sent["comm_id"] == of_split(fold(IDENTITY), 3, -1)
         assert [(c["rank"], c["nranks"]) for c in (reduced, sent)] == [(rank, None), (rank, 2)]
         assert (sent["peer"], sent["count"], sent["size_bytes"], sent["stream"]) == (1 - rank, 3, 24, 0x55)
+        # of a rank that was in the parent already, nobody has said which one it is now
+        assert (grown["comm_id"], grown["rank"], grown["nranks"]) == (fold(bytes(128)), None if rank else 1, 3)
         groups = [c["op"] for c in r.of("nccl_comms", pid=pid) if "Group" in c["op"]]
         assert groups == ["ncclGroupStart", "ncclGroupEnd"]
 

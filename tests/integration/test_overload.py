@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from gpuaudit.bundle.tables import TABLES
 from gpuaudit.capture import attach
 from gpuaudit.capture.parts import CALLS
+from gpuaudit.capture.ring import HEADER_BYTES
 from gpuaudit.capture.ring_source import RingSource
 from gpuaudit.capture.selection import Selection
 from gpuaudit.capture.settings import SLOW_NS, WINDOW_NS, Settings
@@ -119,20 +121,21 @@ def test_what_finds_no_room_among_the_sums_is_a_row(
 CALLER = """
 import ctypes as C, json, os, sys, time
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-free = C.CDLL(sys.argv[1]).cudaFree
+cudart = C.CDLL(sys.argv[1])
 now = lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 for line in sys.stdin:
-    begin = now()
-    for _ in range(int(line)): free(None)
+    name, count = line.split()
+    call, begin = getattr(cudart, name), now()
+    for _ in range(int(count)): call(None)
     print(json.dumps([begin, now()]), flush=True)
 """
 
 
-def make_calls(process: subprocess.Popen[str], count: int) -> tuple[int, int]:
+def make_calls(process: subprocess.Popen[str], count: int, name: str = "cudaFree") -> tuple[int, int]:
     """Have the process call so often; when it began and when it was done."""
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.write(f"{count}\n")
+    process.stdin.write(f"{name} {count}\n")
     process.stdin.flush()
     begin, end = json.loads(process.stdout.readline())
     return int(begin), int(end)
@@ -181,3 +184,59 @@ def test_a_flood_beyond_the_ring(doubles: Path) -> None:
         assert flood[0] <= before["start_ns"] + before["duration_ns"] < gap["start_ns"]
         assert gap["start_ns"] < gap["end_ns"] <= flood[1] < after["start_ns"]
     assert calm[0] <= rows[-45]["start_ns"]
+
+
+def test_a_recorder_that_is_late_loses_nothing(doubles: Path) -> None:
+    """Within the budget, and nobody drains: calls that change what exists are rows until half of the ring is full,
+    others until three quarters are, and then they are added up. The last quarter is kept for slow calls."""
+    cudart, page = doubles / "libcudart.so.13", os.sysconf("SC_PAGE_SIZE")
+    process = start(sys.executable, "-c", CALLER, cudart, stdin=subprocess.PIPE)
+    selection, settings = Selection(pids=frozenset({process.pid})), Settings(budget_per_s=1 << 30)
+    with recording(selection, ring_sizes_bytes={"cuda_calls": page}, settings=settings) as r:
+        r.capture.prepare([str(cudart)])
+        made = {"cudaFree": 300, "cudaStreamSynchronize": 400}
+        for name, count in made.items():
+            make_calls(process, count, name)
+        process.communicate()
+        r.finish()
+        assert r.lost() == 0
+    size = TABLES["cuda_calls"].record_dtype().itemsize + HEADER_BYTES
+    slow = [row for row in r.of("cuda_calls") if row["duration_ns"] >= SLOW_NS]  # a busy machine may make some
+    rows = {name: len(r.of("cuda_calls", op=name)) for name in made}
+    for name, count in made.items():
+        assert rows[name] + sum(t["count"] for t in r.of("call_totals", op=name)) == count
+    assert page // 2 // size <= rows["cudaFree"] <= page // 2 // size + 1 + len(slow)
+    assert page * 3 // 4 // size <= sum(rows.values()) <= page * 3 // 4 // size + 1 + len(slow)
+
+
+def test_one_in_so_many_is_a_row_beyond_the_budget(doubles: Path) -> None:
+    cudart = doubles / "libcudart.so.13"
+    process = start(sys.executable, "-c", CALLER, cudart, stdin=subprocess.PIPE)
+    settings = Settings(budget_per_s=1, sample_every=10)
+    with recording(Selection(pids=frozenset({process.pid})), settings=settings) as r:
+        r.capture.prepare([str(cudart)])
+        begin, end = make_calls(process, 2000, "cudaStreamSynchronize")
+        process.communicate()
+        r.finish()
+    rows = [row for row in r.of("cuda_calls") if row["duration_ns"] < SLOW_NS]
+    slow = len(r.of("cuda_calls")) - len(rows)
+    assert len(rows) + slow + sum(t["count"] for t in r.of("call_totals")) == 2000
+    windows = end // WINDOW_NS - begin // WINDOW_NS + 1
+    assert (2000 - slow) // 10 <= len(rows) <= (2000 - slow) // 10 + PORTION * windows
+
+
+def test_calls_deeper_than_are_followed_are_counted(tmp_path: Path) -> None:
+    """Eight calls of one thread are followed at once. Those further inside have no row, and are told of."""
+    library = build("nested", tmp_path, flags=["-O0"])
+    code = "import ctypes as C, sys; C.CDLL(sys.argv[1]).cudaFree(C.c_void_p(20))"
+    with recording() as r:
+        r.capture.prepare([str(library)])
+        process = start(sys.executable, "-c", code, library)
+        r.run(process)
+        r.finish()
+    rows = r.of("cuda_calls", pid=process.pid)
+    assert [row["op"] for row in rows] == ["cudaFree"] + ["cudaMalloc"] * 7
+    assert [row["return_code"] for row in rows] == [20, *range(20, 13, -1)]
+    (malloc,) = [p for p in r.of("probes", path=str(library), op="cudaMalloc") if p["hits"] is not None]
+    assert (malloc["hits"], malloc["unmatched"]) == (21, 28)  # fourteen entries and their fourteen returns
+    assert [g["reason"].split()[0] for g in r.of("gaps", source="cuda") if "not recorded" in g["reason"]] == ["14"]

@@ -42,6 +42,15 @@ ncclResult_t ncclCommShrink(ncclComm_t comm, int *excluded, int count, ncclComm_
 	return ncclSuccess;
 }
 
+/* Ranks that are in the communicator already pass -1. */
+ncclResult_t ncclCommGrow(ncclComm_t comm, int ranks, const ncclUniqueId *id, int rank, ncclComm_t *out,
+			  ncclConfig_t *config)
+{
+	(void)id, (void)config;
+	*out = make(rank < 0 ? comm->rank : rank, ranks);
+	return ncclSuccess;
+}
+
 ncclResult_t ncclCommInitAll(ncclComm_t *comms, int count, const int *devices)
 {
 	(void)devices;
