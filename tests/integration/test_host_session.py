@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
 import pytest
 
 from gpuaudit.bundle.reader import Bundle
+from tests.integration.disks import has_disk
 from tests.integration.sessions import capture, environment, rows
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf")]
@@ -68,9 +68,3 @@ def test_what_the_host_tells_is_sealed(doubles: Path, tmp_path: Path) -> None:
     pressure = {r["resource"] for r in rows(out, "pressure")}
     for resource in ("cpu", "memory", "io", "irq"):
         assert resource in pressure or resource in states["memory"][1]
-
-
-def has_disk(folder: Path) -> bool:
-    """Whether a block device is below the folder."""
-    device = folder.stat().st_dev
-    return Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").exists()

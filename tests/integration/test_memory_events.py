@@ -10,12 +10,15 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from gpuaudit.capture.cgroup_files import cgroups_of, hierarchies, read_counters
+from gpuaudit.capture.parts import MEMORY as MEMORY_PART
 from gpuaudit.capture.selection import Selection
+from tests.integration.disks import folder_on_disk
 from tests.integration.recording import DEADLINE_S, Recording, recording, start, wait_for_line
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf")]
@@ -167,6 +170,23 @@ def test_every_page_is_counted_however_the_windows_fall(doubles: Path) -> None:
             assert sum(row["count"] for row in rows if row["order"] == 9) >= said["huge_pages"] > 0
 
 
+def test_pages_that_find_no_room_in_the_map_are_told(doubles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for one process and order: the other orders are a gap with their number."""
+    narrow = replace(MEMORY_PART, maps={"pages_even": 1, "pages_odd": 1})
+    monkeypatch.setattr("gpuaudit.capture.bpf_capture.PARTS", (narrow,))
+    with recording(MEMORY) as r:
+        process = begin(TOUCH, doubles / "libcudart.so.13", "toucher", 1000)
+        r.capture.scan()
+        go(process)
+        process.communicate(timeout=DEADLINE_S)
+        r.finish()
+        assert len({(row["pid"], row["order"]) for row in r.rows["page_allocations"]}) == 1
+        (reason,) = {row["reason"] for row in r.of("gaps", source="memory")}
+        number, _, meaning = reason.partition(" ")
+        assert int(number) > 0
+        assert meaning.startswith("page allocations were not counted")
+
+
 def test_nobody_else_s_pages_are_counted(doubles: Path) -> None:
     """A process that maps no probed library is not traced, however much it allocates."""
     with recording(MEMORY) as r:
@@ -180,11 +200,11 @@ def test_nobody_else_s_pages_are_counted(doubles: Path) -> None:
 def test_a_thread_that_must_reclaim_says_so(doubles: Path, memory_cgroup: Path, tmp_path: Path) -> None:
     """A file four times as large as the cgroup's limit: each page that is read after it pushes another one out."""
     pages, room = 16_384, 4_096
-    file = tmp_path / "file"
-    file.write_bytes(os.urandom(1 << 20) * (pages * PAGE_BYTES >> 20))
-    drop_cache(file)
-    limit(memory_cgroup, room * PAGE_BYTES)
-    with recording(MEMORY) as r:
+    with folder_on_disk(tmp_path) as folder, recording(MEMORY) as r:
+        file = folder / "file"
+        file.write_bytes(os.urandom(1 << 20) * (pages * PAGE_BYTES >> 20))
+        drop_cache(file)
+        limit(memory_cgroup, room * PAGE_BYTES)
         process = begin(READ, doubles / "libcudart.so.13", "reader", file)
         r.capture.scan()
         join(memory_cgroup, process.pid)
@@ -228,4 +248,5 @@ def test_the_victim_and_whose_allocation_it_was(doubles: Path, memory_cgroup: Pa
         assert (row["pid"], row["comm"], row["uid"]) == (large.pid, "the victim", 0)
         assert (row["killer_pid"], row["killer_comm"]) == (small.pid, "the eater")
         assert (40 << 20) - ERROR_BYTES <= row["resident_bytes"] < 64 << 20
-        assert row["cgroup_id"] == unified_id()
+        in_version_2 = (memory_cgroup / "memory.max").exists()
+        assert row["cgroup_id"] == (memory_cgroup.stat().st_ino if in_version_2 else unified_id())

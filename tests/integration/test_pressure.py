@@ -19,6 +19,7 @@ import pytest
 from gpuaudit.capture.cgroup_files import Hierarchy, hierarchies, read_counters
 from gpuaudit.capture.host_samples import HostSamples
 from gpuaudit.capture.pressure_source import NoPressure, read_pressure
+from tests.integration.disks import folder_on_disk
 from tests.integration.recording import DEADLINE_S, start
 
 pytestmark = pytest.mark.root
@@ -135,15 +136,14 @@ def test_pressure_of_the_host_and_of_a_cgroup() -> None:
 def test_faults_that_had_to_read_from_the_disk(tmp_path: Path) -> None:
     """Every page of a file that is not in the cache; the process counts the same."""
     pages = 200
-    file = tmp_path / "file"
-    file.write_bytes(os.urandom(pages * 4096))
-    process = start(sys.executable, "-c", FAULTS, file, stdin=subprocess.PIPE)
-    assert process.stdout is not None
-    said = json.loads(process.stdout.readline())
-    (row,) = polled([process.pid])["process_samples"]
-    process.communicate("\n")
-    if not said["major"]:
-        pytest.skip("the file system of the temporary folder has no disk")
+    with folder_on_disk(tmp_path) as folder:
+        file = folder / "file"
+        file.write_bytes(os.urandom(pages * 4096))
+        process = start(sys.executable, "-c", FAULTS, file, stdin=subprocess.PIPE)
+        assert process.stdout is not None
+        said = json.loads(process.stdout.readline())
+        (row,) = polled([process.pid])["process_samples"]
+        process.communicate("\n")
     assert said["major"] >= pages
     assert said["major"] <= row["major_faults"] <= said["major"] + 10  # printing may take some
     assert said["minor"] <= row["minor_faults"] <= said["minor"] + 50
