@@ -35,7 +35,9 @@ class EvidenceBook:
         query = f"SELECT * FROM {table} WHERE {condition} {tail}"
         known = self._by_query.get(query)
         if known is None:
-            counts = self._store.sql(f"SELECT leaf, count(*) FROM ({query}) GROUP BY leaf ORDER BY leaf")
+            counts = self._store.sql(
+                f"SELECT leaf, count(*) FROM {table} WHERE {condition} GROUP BY leaf ORDER BY leaf"
+            )
             known = Evidence(
                 f"E{len(self._by_query) + 1}",
                 table,

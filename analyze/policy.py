@@ -1,4 +1,4 @@
-"""Thresholds as somebody's policy sets them: a JSON file that overrides what rules and detectors declare.
+"""Thresholds as somebody's policy sets them: a JSON or TOML file that overrides what rules and detectors declare.
 
 ``{"thresholds": {"idle_allocation.idle_ns": "10 s", "throttling.throttled_share": "5 %"}}``: the key is the id of a
 rule or chain detector, a dot, and the name of one of its thresholds; the value is an exact number with its unit. What
@@ -14,7 +14,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -123,26 +124,44 @@ class _File:
 
     def thresholds(self) -> list[tuple[str, str]]:
         """(key, value as written) of every threshold."""
-        try:
-            body = json.loads(
-                self.text, object_pairs_hook=self._object, parse_int=str, parse_float=str, parse_constant=str
-            )
-        except json.JSONDecodeError as e:
-            raise InputUnusable(f"{self.name}:{e.lineno}: is not JSON: {e.msg}", hint=_HINT) from None
-        except RecursionError:
-            self.refuse("", "is nested too deeply")
+        toml = self.name.endswith(".toml")
+        body = self._toml() if toml else self._json()
         if not isinstance(body, dict):
             self.refuse("", 'got something else than an object, expected {"thresholds": {…}}')
+        known = ("thresholds", "capture") if toml else ("thresholds",)  # [capture] is for audit capture --policy
         for key in body:
-            if key != "thresholds":
-                self.refuse(key, "no member of that name; expected thresholds")
-        found = body.get("thresholds")
+            if key not in known:
+                self.refuse(key, f"no member of that name; expected {' or '.join(known)}")
+        found = body.get("thresholds", {} if "capture" in body else None)
         if not isinstance(found, dict):
             self.refuse("", 'expected an object as the member "thresholds"')
         for key, value in found.items():
             if not isinstance(value, str):
                 self.refuse(key, f"got {value!r:.40}, expected a number, or text with a number and its unit")
         return list(found.items())
+
+    def _json(self) -> Any:
+        try:
+            return json.loads(
+                self.text, object_pairs_hook=self._object, parse_int=str, parse_float=str, parse_constant=str
+            )
+        except json.JSONDecodeError as e:
+            raise InputUnusable(f"{self.name}:{e.lineno}: is not JSON: {e.msg}", hint=_HINT) from None
+        except RecursionError:
+            self.refuse("", "is nested too deeply")
+
+    def _toml(self) -> Any:
+        """A bare number as it was written, like JSON's: TOML's whole numbers would lose nothing, its floats would."""
+        try:
+            body = tomllib.loads(self.text, parse_float=str)
+        except tomllib.TOMLDecodeError as e:
+            self.refuse("", f"is not TOML: {e}")
+        except (RecursionError, ValueError):
+            self.refuse("", "is nested too deeply, or holds a number that is too long")
+        found = body.get("thresholds")
+        if isinstance(found, dict):
+            body["thresholds"] = {k: str(v) if type(v) is int else v for k, v in _flat(found)}
+        return body
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         out: dict[str, Any] = {}
@@ -192,6 +211,15 @@ def allowed(threshold: Threshold) -> tuple[int | Fraction, int | Fraction]:
     """The least and the largest value that a policy may set."""
     low = -MAX_NUMBER if threshold.value < 0 else threshold.least
     return low, min(threshold.most, 1 if threshold.unit == "share" else MAX_NUMBER)
+
+
+def _flat(thresholds: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """``rule.threshold`` as a key, which TOML makes a table of ``rule`` unless it is quoted."""
+    for key, value in thresholds.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}.{name}", inner) for name, inner in value.items())
+        else:
+            yield key, value
 
 
 def _printable(text: str) -> str:
