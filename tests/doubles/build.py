@@ -58,6 +58,7 @@ RECIPES: dict[str, Recipe] = {
     "nccl": _library("libnccl.so.2", "nccl/nccl.c", "-lrt"),
     "nvml": Recipe(_NVML, _NVML_SOURCES, ("-shared", "-fPIC", f"-Wl,-soname,{_NVML}")),
     "python3.14": Recipe("python3.14", ("python/interpreter_3_14.c",), ("-rdynamic", "-ldl")),
+    "stormy": _program("stormy", "-l:libcudart.so.10"),
     "ranks": _program("ranks", "-l:libnccl.so.2", "-l:libcudart.so.13"),
     **{name: _program(name) for name in WORKLOADS},
 }
