@@ -89,7 +89,8 @@ class StackNames:
         self._sink, self._began_ns, self._publish = sink, began_ns, publish
         self._finder = Finder()
         self._symboliser = Symboliser()
-        self._processes: OrderedDict[tuple[int, int, int], _Process] = OrderedDict()
+        self._processes: OrderedDict[int, dict[tuple[int, int, int], _Process]] = OrderedDict()
+        """Process id → the runs of programs that were seen under it."""
         self._interpreters: dict[int, Interpreter] = {}
         self._refused: set[tuple[int, int, str]] = set()
         """Processes by number and start whose interpreter cannot be read, and why: told once."""
@@ -116,17 +117,16 @@ class StackNames:
     def process_ended(self, pid: int) -> None:
         """Forget what was kept of the process."""
         self._interpreters.pop(pid, None)
-        self._refused = {r for r in self._refused if r[0] != pid}
-        for run in [run for run in self._processes if run[0] == pid]:
-            del self._processes[run]
+        self._processes.pop(pid, None)
+        if self._refused:
+            self._refused = {r for r in self._refused if r[0] != pid}
 
     def tell(self, stack: RawStack) -> None:
         """The rows of one stack."""
-        process = self._processes.get(stack.run)
-        if process is None:
-            process = self._processes[stack.run] = _Process(stack.pid, stack.born_ns)
-            if len(self._processes) > MAX_PROCESSES:
-                self._processes.popitem(last=False)
+        runs = self._processes.setdefault(stack.pid, {})
+        process = runs.setdefault(stack.run, _Process(stack.pid, stack.born_ns))
+        if len(self._processes) > MAX_PROCESSES:
+            self._processes.popitem(last=False)
         gone = self._why_gone(stack, process)
         if gone is None and not process.looked:
             process.looked = True

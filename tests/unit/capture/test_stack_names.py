@@ -18,7 +18,8 @@ from elftools.elf.sections import NoteSection
 
 from gpuaudit.capture import processes, stack_names
 from gpuaudit.capture.address_space import read_address_space
-from gpuaudit.capture.cpython import Interpreter
+from gpuaudit.capture.cpython import Finder, Interpreter
+from gpuaudit.capture.cpython_offsets import Unsupported
 from gpuaudit.capture.stack_names import (
     BEGAN_ANOTHER,
     CHANGES_TOO_FAST,
@@ -228,6 +229,19 @@ def test_no_gap_where_the_programs_knew_the_interpreter(desk: Desk) -> None:
     desk.names.process_found(PID)
     desk.tell(address_of(LIBC.qsort) + 4)
     assert not desk.gaps
+
+
+def test_an_interpreter_that_cannot_be_read_is_a_gap_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise Unsupported("the free-threaded build of CPython 3.13 is not supported")
+
+    monkeypatch.setattr(Finder, "interpreter_of", refuse)
+    desk.names.process_found(PID)
+    desk.names.process_found(PID)
+    (gap,) = desk.gaps
+    assert (gap["source"], gap["table_name"], gap["pid"], gap["duration_ns"]) == ("stacks", "stack_frames", PID, None)
+    assert gap["reason"] == "no Python frames of this process: the free-threaded build of CPython 3.13 is not supported"
+    assert not desk.published
 
 
 def test_a_process_without_an_interpreter(desk: Desk) -> None:
