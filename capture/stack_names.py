@@ -24,6 +24,8 @@ from gpuaudit.capture.symbolise import NativeFrame, Symboliser
 MAX_PROCESSES = 4096
 """Processes whose mappings are remembered. ours"""
 
+MAX_RUNS = 16
+"""Programs that one process ran one after the other whose mappings are remembered. ours"""
 MAX_READING_S = 0.2
 """Time spent in one second on reading the mappings of one process: some have ten thousands, and change them. ours"""
 
@@ -125,6 +127,8 @@ class StackNames:
         """The rows of one stack."""
         runs = self._processes.setdefault(stack.pid, {})
         process = runs.setdefault(stack.run, _Process(stack.pid, stack.born_ns))
+        if len(runs) > MAX_RUNS:
+            del runs[next(iter(runs))]
         if len(self._processes) > MAX_PROCESSES:
             self._processes.popitem(last=False)
         gone = self._why_gone(stack, process)
