@@ -76,3 +76,16 @@ def kept(reasons: Iterable[Keep]) -> frozenset[str]:
     """What it keeps while it runs, for these reasons."""
     wanted = frozenset(reasons)
     return frozenset(need.capability for need in NEEDS if need.keep in wanted)
+
+
+def reference() -> str:
+    """The table of docs/reference/privileges.md."""
+    held = {"start": "until everything runs", "bpf": "to the end, where BPF is used",
+            "output": "to the end, where the recorder is another user",
+            "other user": "to the end, where the recorder is another user",
+            "engines": "to the end, where engines are looked for"}  # fmt: skip
+    lines = ["| capability | what for | how long | without it |", "|---|---|---|---|"]
+    for n in NEEDS:
+        without = f"{n.without} **(required)**" if n.required else n.without
+        lines.append(f"| `{n.capability}` | {n.step} | {held[n.keep]} | {without} |")
+    return "\n".join(lines) + "\n"
