@@ -19,6 +19,7 @@ import pytest
 from gpuaudit.capture.cgroup_files import hierarchies
 from gpuaudit.capture.selection import Selection
 from gpuaudit.capture.source import boottime_ns
+from tests.integration.disks import folder_on_disk
 from tests.integration.recording import DEADLINE_S, Recording, Row, recording, start
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf")]
@@ -169,10 +170,12 @@ def error_of(call: Callable[[int, list[mmap.mmap], int], int], device: Path, at:
 
 def test_errors_are_the_ones_the_caller_gets(disks: Disks, tmp_path: Path) -> None:
     """A file that ends in the middle of its disk, and one on a file system that is full."""
-    short = disks(1 << 20, direct=True)
     middle = 512 << 10
-    os.truncate(tmp_path / "disk1", middle)
-    with mounted("none", tmp_path / "small", "-t", "tmpfs", "-o", "size=256k") as small, ExitStack() as undo:
+    with ExitStack() as undo:
+        place = undo.enter_context(folder_on_disk(tmp_path))
+        short = disks(1 << 20, place, direct=True, undo=undo)
+        os.truncate(place / "disk1", middle)
+        small = undo.enter_context(mounted("none", tmp_path / "small", "-t", "tmpfs", "-o", "size=256k"))
         full = disks(1 << 20, small, undo=undo)
         (small / "filler").write_bytes(bytes(256 << 10))
         with recording(BLOCK_IO) as r:
