@@ -8,6 +8,7 @@ from gpuaudit.analyze.finding import Json, Quantity, Threshold
 from gpuaudit.analyze.money import Rate
 from gpuaudit.analyze.operations import P99_MIN_CALLS
 from gpuaudit.analyze.registry import plugins
+from gpuaudit.analyze.sections import driver_boundary
 from gpuaudit.analyze.store import NOT_OWN
 from gpuaudit.analyze.window import WINDOW_TABLES
 
@@ -35,6 +36,14 @@ DEFINITIONS = (
     ("compute/stall ratio", stall.DEFINITION),
     ("device-side lateness", "A rank whose GPU, not host, is slow. Not evaluated: no GPU timing was recorded."),
     ("preempted, blocked", "Off-CPU while runnable; off-CPU while asleep. Sleep is not evidence of a problem."),
+    ("outermost call", "A call that no other recorded call of its thread made. Only their durations are added up: the "
+     "driver's call inside one of the runtime is a row that names the call it is in, and is counted apart."),
+    ("aggregated call", "A fast call above the budget: counted in the kernel with its number, sum and a histogram of "
+     "four buckets in each doubling, without a row. It is in every count and sum; percentiles are then bounds. Slow "
+     "calls always have rows."),
+    ("call site", "The innermost Python frame of a call's stack with the line that was executing, or the innermost "
+     "named native frame. Stacks are taken of slow calls, and of one in so many of the rest."),
+    ("gap between ioctls", " ".join(driver_boundary.MEANING)),
 )  # fmt: skip
 
 

@@ -69,6 +69,11 @@ def test_what_a_gap_means_is_said_with_and_without_rows() -> None:
         assert "most copies, are submitted from user mode" in said
 
 
+def test_the_appendix_says_it_in_every_document() -> None:
+    terms = {d["term"]: d["text"] for d in Scene().clock().document().appendix["definitions"]}
+    assert "It does not mean that the GPU was idle" in terms["gap between ioctls"]
+
+
 def test_without_the_source_it_is_not_evaluated() -> None:
     section = evaluate(Scene().clock().context())
     assert section.state == "not evaluated"
