@@ -17,8 +17,9 @@ struct comm {
 	__u32 has;    /* NCCL_COMMS_HAS_* of id, rank and nranks */
 	__u32 splits; /* how often it was split */
 };
+/* A process may end without giving its communicators up: those that nobody used for longest make room. */
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
 	__type(key, struct comm_key);
 	__type(value, struct comm);

@@ -67,6 +67,10 @@ class Recording:
         chosen = [r for r in self.rows[table] if all(r[k] == v for k, v in wanted.items())]
         return sorted(chosen, key=lambda r: (r["start_ns"], r.get("seq", 0)))
 
+    def map_fd(self, name: str) -> int:
+        """A map of the object ``calls``."""
+        return self.capture._programs.map_fd(name)
+
     def lost(self) -> int:
         """Records lost in all tables."""
         return sum(c.lost for c in self.counters.read().values())

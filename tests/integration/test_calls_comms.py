@@ -146,3 +146,28 @@ def test_the_communicators_of_all_devices_at_once(recorded: tuple[Recording, obj
     assert [c["rank"] for c in calls] == [*range(16), *[None] * 4]
     assert {(c["comm_id"], c["nranks"]) for c in calls[:16]} == {(made["comm_id"], 20)}
     assert {(c["comm_id"], c["nranks"]) for c in calls[16:]} == {(None, None)}
+
+
+MANY = """
+import ctypes as C, sys
+n, comm = C.CDLL(sys.argv[1]), C.c_void_p()
+class Id(C.Structure): _fields_ = [('internal', C.c_char * 128)]
+n.ncclCommInitRank.argtypes = [C.c_void_p, C.c_int, Id, C.c_int]
+for i in range(20000): n.ncclCommInitRank(C.byref(comm), 4, Id.from_buffer_copy(i.to_bytes(128, 'little')), 2)
+n.ncclAllReduce(None, None, C.c_size_t(4), 7, 2, comm, None)
+"""
+
+
+def test_communicators_that_nobody_gives_up_make_room(tmp_path: Path, doubles: Path) -> None:
+    library = build("splits", tmp_path)
+    with recording() as r:
+        assert r.capture.prepare([str(library)]) == []
+        process = start(sys.executable, "-c", MANY, library)
+        r.run(process)
+        r.finish()
+        assert r.lost() == 0
+        (call,) = r.of("nccl_calls", pid=process.pid)
+        assert (call["comm_id"], call["rank"], call["nranks"]) == (fold((19999).to_bytes(128, "little")), 2, 4)
+        assert not [g for g in r.rows["gaps"] if "communicators" in g["reason"]]
+        counted = sum(t["count"] for t in r.of("call_totals", pid=process.pid))
+        assert len(r.of("nccl_comms", pid=process.pid)) + counted == 20000

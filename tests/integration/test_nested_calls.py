@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import struct
 import sys
 from pathlib import Path
 
 import pytest
 
+from gpuaudit.capture import libbpf
 from gpuaudit.capture.attach import MECHANISMS, Mechanism
 from tests.doubles.build import build
 from tests.integration.recording import Row, recording, start
@@ -84,6 +86,8 @@ def run_layers(layers: tuple[Path, Path], code: str, mechanism: Mechanism = "upr
         r.finish()
         assert r.lost() == 0
         calls = r.of("cuda_calls", pid=process.pid)
+        threads = {struct.unpack("<I", key)[0] for key in libbpf.map_keys(r.map_fd("threads"), 4)}
+        assert not threads & {c["tid"] for c in calls}  # nothing is kept of a thread that has ended
         ended = [p for p in r.rows["probes"] if p["hits"] is not None and p["path"] in map(str, layers)]
         assert sum(p["hits"] for p in ended) == len(calls)
         return calls, sum(p["unmatched"] for p in ended)
