@@ -19,6 +19,7 @@ from gpuaudit.capture.processes import NS_PER_TICK
 from gpuaudit.capture.selection import Selection
 from tests.doubles.build import build
 from tests.integration.recording import DEADLINE_S, Recording, Row, recording, start, truth, wait_for_line
+from tests.integration.sessions import capture, environment, rows
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf")]
 
@@ -85,6 +86,23 @@ def test_a_library_mapped_mid_run_by_dlopen(visitor: Path, tmp_path: Path) -> No
     missed = [c for c in made if c["size"] not in sizes]
     assert all(any(a <= c["after_ns"] and c["before_ns"] <= b for a, b in blind) for c in missed)
     assert {c["size"] for c in made[-400:]} <= sizes, "both were probed by then"
+
+
+def test_the_attacher_wakes_for_a_library_and_seals_the_gap(visitor: Path, tmp_path: Path) -> None:
+    """Through both processes: the gap before the probes has its exact beginning, and no call is missing outside it."""
+    library = Path(shutil.copy(visitor.parent / "libcudart.so.13", tmp_path))
+    out, told = tmp_path / "a.db", tmp_path / "t"
+    command = [visitor, "--first", library, "--out", told, "--calls", "150", "--nap-us", "10000"]
+    done = capture(["--out", out, "--source", "cuda", "--", *command], environment(tmp_path / "keys"))
+    assert done.returncode == 0, done.stderr
+    load, *made = truth(told)
+    (gap,) = [g for g in rows(out, "gaps") if g["pid"] == load["pid"] and g["table_name"] == "cuda_calls"]
+    assert load["before_ns"] <= gap["start_ns"] <= load["after_ns"]
+    end = gap["start_ns"] + gap["duration_ns"]
+    sizes = sorted(row["size_bytes"] for row in rows(out, "cuda_calls") if row["pid"] == load["pid"])
+    assert sizes == sorted(set(sizes))
+    assert {c["size"] for c in made if c["before_ns"] > end} <= set(sizes)
+    assert {c["size"] for c in made if c["after_ns"] < gap["start_ns"]} == set()
 
 
 def test_without_the_kernel_telling_the_passes_find_it(
