@@ -31,7 +31,7 @@ DENIED = "denied by the site policy"
 def test_what_is_denied_is_not_attached_and_the_bundle_says_so(doubles: Path, tmp_path: Path) -> None:
     path, out = tmp_path / "policy.toml", tmp_path / "a.db"
     path.write_text(POLICY)
-    workload = [doubles / "ranks", "--out", tmp_path / "truth", "--steps", "5"]
+    workload: list[str | Path] = [doubles / "ranks", "--out", tmp_path / "truth", "--steps", "5"]
     done = capture(["--policy", path, "--out", out, "--", *workload], environment(tmp_path / "keys"))
     assert done.returncode == 0, done.stderr
     assert verify(out, trust=trust(tmp_path / "keys")).status == "SEALED"

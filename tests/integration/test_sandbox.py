@@ -56,7 +56,7 @@ def test_every_system_call_is_in_the_filter(doubles: Path, tmp_path: Path) -> No
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed")
     out, log = tmp_path / "a.db", tmp_path / "calls"
-    workload = [doubles / "ranks", "--out", tmp_path / "truth", "--steps", "2"]
+    workload: list[str | Path] = [doubles / "ranks", "--out", tmp_path / "truth", "--steps", "2"]
     sources = [x for s in ("cuda", "nccl", "off_cpu", "memory", "engines") for x in ("--source", s)]
     command = [
         sys.executable, "-c", DENY_WRITE_EXECUTE, shutil.which("strace") or "", "-f", "-qq", "-o", log,

@@ -25,7 +25,7 @@ TORTURES = {
     "crashes": Torture(crashes.run, "kill -9 a capture at random moments; the sealed prefix must verify", 300, 8),
     "fuzz": Torture(fuzz.run, "mutate bundles and findings: nothing changed may pass or crash", 20_000, 250),
     "kernels": Torture(
-        kernels.run, "boot Debian's 6.1 and 6.12 in QEMU and capture there (300 MB are fetched)", len(kernels.KERNELS), 0
+        kernels.run, "boot Debian's 6.1 and 6.12 in QEMU, capture there (300 MB are fetched)", len(kernels.KERNELS), 0
     ),
     "nccl-real": Torture(nccl_real.run, "probe the real NCCL wheel (hundreds of MB are fetched)", 1, 0),
     "soak": Torture(soak.run, "minutes at 50,000 calls/s beside another tracer: nothing grows or is lost", 30, 0),

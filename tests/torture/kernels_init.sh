@@ -1,6 +1,6 @@
 #!/bin/sh
-# The first process of a kernel under test: mounts what a host has, runs kernels_guest.py, hands its results to the
-# second disk as a tar archive, and ends the machine.
+# The first process of a kernel under test: mounts what a host has, runs kernels_guest.py, which hands its results to
+# the second disk as a tar archive, and ends the machine.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 NO_COLOR=1
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -17,7 +17,6 @@ ip link set lo up
 ulimit -l unlimited
 cd /src || exit 1
 PYTHONPATH=/src /opt/audit/bin/python -m tests.torture.kernels_guest /results "$(cat /proc/cmdline)" >/dev/ttyS0 2>&1
-tar -cf /dev/vdb -C /results .
 sync
 echo o >/proc/sysrq-trigger
 sleep 60
