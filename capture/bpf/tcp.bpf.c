@@ -10,7 +10,15 @@ RING(ring_tcp_retransmits);
 #define IPPROTO_TCP 6
 
 /* include/net/tcp_states.h */
-enum { TCP_SYN_SENT = 2, TCP_CLOSE = 7, TCP_LISTEN = 10 };
+enum {
+	TCP_ESTABLISHED = 1,
+	TCP_SYN_SENT = 2,
+	TCP_FIN_WAIT1 = 4,
+	TCP_CLOSE = 7,
+	TCP_CLOSE_WAIT = 8,
+	TCP_LAST_ACK = 9,
+	TCP_LISTEN = 10,
+};
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 struct in6_addr {
@@ -71,7 +79,7 @@ struct owner {
 	char comm[TASK_COMM_LEN];
 };
 
-/* By the address of the socket: the thread that connected it, listens on it, or last sent or received through it. */
+/* By the address of the socket: the thread that connected it, listens on it, closed it, or last sent or received. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 32768);
@@ -121,16 +129,31 @@ static __always_inline int learn_user(struct sock *sk)
 	return 0;
 }
 
-/* connect(2) and listen(2) set their states in the thread that calls them; the other states are an interrupt's as well. */
+/* connect(2), listen(2), shutdown(2) and close(2) set a state in the thread that calls them; others an interrupt sets. */
+static __always_inline bool set_by_owner(__s32 before, __s32 state)
+{
+	switch (state) {
+	case TCP_SYN_SENT:
+	case TCP_LISTEN:
+		return true;
+	case TCP_FIN_WAIT1:
+		return before == TCP_ESTABLISHED;
+	case TCP_LAST_ACK:
+		return before == TCP_CLOSE_WAIT;
+	default:
+		return false;
+	}
+}
+
 SEC("tp_btf/inet_sock_set_state")
 int on_inet_sock_set_state(__u64 *ctx)
 {
 	__u64 socket = ctx[0];
-	__s32 state = ctx[2];
+	__s32 before = ctx[1], state = ctx[2];
 
 	if (state == TCP_CLOSE)
 		bpf_map_delete_elem(&owners, &socket);
-	else if ((state == TCP_SYN_SENT || state == TCP_LISTEN) && is_tcp((void *)socket))
+	else if (set_by_owner(before, state) && is_tcp((void *)socket))
 		learn(socket);
 	return 0;
 }
