@@ -129,10 +129,6 @@ class Follower:
         self.tell_unobservable(boottime_ns() - DRIVER_PATIENCE_NS)
         return found
 
-    def followed(self) -> set[int]:
-        """Processes that the programs in the kernel know of now."""
-        return set(self._targets.all())
-
     def traced_runs(self) -> set[Key]:
         """(process, beginning of its program) of those that are traced now."""
         return {(pid, t.began_ns) for pid, t in self._targets.all().items() if t.flags & TRACED}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from gpuaudit.capture import libbpf
 from gpuaudit.capture.selection import Selection
 from tests.doubles.build import build
 from tests.integration.recording import Recording, Row, recording, start, wait_for_line
@@ -131,12 +132,15 @@ def test_the_whole_host_tells_of_traced_processes_and_their_children(doubles: Pa
 
 
 WAVES, CHILDREN = 2, 5_000
+MAPS_OF_THREADS = ("targets", "threads", "open_off_cpu", "open_reclaims", "open_transfers", "open_ioctls")
+"""Maps of the programs that are keyed by the number of a process or thread."""
 
 
 def test_ten_thousand_short_lives(doubles: Path, tmp_path: Path) -> None:
     """Every call of those that called, every fork and end of all; afterwards nothing of them is left with us."""
     crowd, library, go = build("crowd", doubles), doubles / "libcudart.so.13", tmp_path / "go"
-    selection = Selection(sources=frozenset({"cuda", "lifecycle"}), pids=frozenset(), role="workload")
+    sources = frozenset({"cuda", "lifecycle", "off_cpu", "memory", "sockets"})
+    selection = Selection(sources=sources, pids=frozenset(), role="workload")
     resident = []
     everybody: set[int] = set()
     with recording(selection) as r:
@@ -153,7 +157,8 @@ def test_ten_thousand_short_lives(doubles: Path, tmp_path: Path) -> None:
             go.unlink()
             everybody |= check_wave(r, process.pid, made)
             assert open_descriptors() <= descriptors
-            assert not everybody & r.capture.following.followed()
+            for name in MAPS_OF_THREADS:
+                assert not everybody & numbers_in(r, name), name
             r.rows.clear()
             resident.append(resident_bytes())
         assert r.lost() == 0
@@ -179,6 +184,17 @@ def check_wave(r: Recording, parent: int, made: dict[str, int]) -> set[int]:
     codes = {row["pid"]: row["exit_status"] for row in r.of("processes", op="exited", role="workload")}
     assert codes == {pid: index // every % 7 for pid, index in callers.items()}
     return {*children, parent}
+
+
+def numbers_in(r: Recording, name: str) -> set[int]:
+    """Keys of a map, of the one part that has it."""
+    for part in r.capture._parts:
+        try:
+            fd = part.map_fd(name)
+        except KeyError:
+            continue
+        return {int.from_bytes(key, "little") for key in libbpf.map_keys(fd, 4)}
+    raise AssertionError(f"no part has a map called {name}")
 
 
 def open_descriptors() -> int:
