@@ -45,7 +45,9 @@ class NamespaceDesk:
             number = failure or errno.EPIPE
             raise OSError(number, os.strerror(number))
         os.set_inheritable(fds[0], False)
-        return socket.socket(fileno=fds[0])
+        made = socket.socket(fileno=fds[0])
+        made.setblocking(False)
+        return made
 
     def close(self) -> None:
         """End the process."""
