@@ -149,7 +149,8 @@ def test_as_many_as_the_kernel_counts_and_the_owner_s(network: Network, near: st
         rows = r.of("tcp_retransmits", remote_address=far, remote_port=PORT, local_port=end["port"])
     assert segments(rows) == after - before > 0
     assert {(x["pid"], x["comm"], x["uid"]) for x in rows} == {(client.pid, "the client", 0)}
-    assert {(x["local_address"], x["error"]) for x in rows} == {(near, 0)}
+    assert {x["local_address"] for x in rows} == {near}
+    assert {x["error"] for x in rows} in ({0}, {None})  # before Linux 6.15 it is not told
     assert {x["family"] for x in rows} == {socket.AF_INET6 if ":" in far else socket.AF_INET}
     assert {x["state"] for x in rows} <= {ESTABLISHED, FIN_WAIT1}
     assert {x["inode"] for x in rows} == {end["inode"]}
