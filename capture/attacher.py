@@ -95,7 +95,10 @@ class Attacher:
         if plan.scenario is None:
             self._probing = Probing.load(plan.options)
             if "engines" in plan.options.sources:
-                self._engines = EngineDesk(plan.engines, self._traced, namespace_desk(plan.own_process))
+                desk = namespace_desk(plan.own_process)
+                if desk is not None:
+                    self._probing.exclude(desk.pid)
+                self._engines = EngineDesk(plan.engines, self._traced, desk)
         handlers = self._take_signals()
         try:
             plan.output.create(plan.recorder)
