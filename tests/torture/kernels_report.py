@@ -156,13 +156,15 @@ machine is emulated, some forty times slower: nothing is timed there, and a test
 TAIL = """
 ## Not measured here
 
-- **RHEL 9 and its rebuilds (5.14).** Not booted: no registry here has it. What it must do is known by feature.
-  `uprobe_multi` (upstream 6.6) is tried and, where it is refused, perf uprobes are used, as on Debian's 6.1 above. The
-  state argument of `sched_switch` (5.18) has a variant without it. Perf uprobes carry a cookie
-  (`bpf_get_attach_cookie`, upstream 5.15): it is how one pair of programs knows which function it is at. Upstream 5.14
-  lacks it; Red Hat brings the BPF of newer kernels back into its 5.14. Where a kernel has no cookie it refuses the
-  programs, and `audit check` says so in the kernel's words: function probes cannot be had there.
-- **Debian 11 (5.10) and upstream 5.14.** No cookie: refused as above, before anything is attached.
+- **RHEL 9 and its rebuilds (5.14).** Not booted: apt has none of them. What they need is known by feature. `uprobe_multi`
+  (upstream 6.6) is tried and, where it is refused, perf uprobes are used, as on Debian's 6.1 above. The state argument
+  of `sched_switch` (5.18) has a variant without it; `bpf_task_pt_regs` (5.15) is used where the kernel's BTF names it.
+  One thing newer than upstream 5.14 has no variant: `bpf_get_attach_cookie` (5.15), by which one pair of programs knows
+  at which function it is. Red Hat brings the BPF of newer kernels back into its 5.14. A kernel that lacks the cookie
+  refuses the programs, `audit check` says so in the kernel's words, and no source that needs BPF can be recorded there;
+  NVML and engines can.
+- **Debian 11 (5.10) and upstream 5.14.** No cookie: refused as above, before anything is attached. Not booted: the
+  archive of Debian 12 has no such package.
 - **Lockdown.** None of these kernels was booted with secure boot. What confidentiality mode stops is named by
   `capture/obstacles.py`, which is tested on forged files of /sys.
 """
