@@ -15,10 +15,10 @@
 #include <sched.h>
 #include <sys/wait.h>
 
-enum call { MALLOC, FREE, MEMCPY, LAUNCH, SYNCHRONIZE, ALL_REDUCE, INIT, DESTROY, CALLS };
+enum call { MALLOC, FREE, MEMCPY, LAUNCH, SYNCHRONIZE, ALL_REDUCE, INIT, DESTROY, STREAM, CALLS };
 static const char *names[CALLS] = {
 	"cudaMalloc", "cudaFree", "cudaMemcpy", "cudaLaunchKernel", "cudaStreamSynchronize", "ncclAllReduce", NULL,
-	"ncclCommDestroy",
+	"ncclCommDestroy", "cudaStreamCreate",
 };
 static uint64_t counts[CALLS];
 static FILE *truth;
@@ -71,8 +71,10 @@ static void run_rank(int argc, char **argv, int rank, ncclUniqueId id)
 	fprintf(truth, "{\"rank\":%d,\"pid\":%d,\"tid\":%d,\"nranks\":%d,\"late\":%d,\"count\":%ld}\n", rank, getpid(),
 		thread_id(), ranks, rank == late_rank, count);
 	names[INIT] = with_config ? "ncclCommInitRankConfig" : "ncclCommInitRank";
-	if (own_stream && cudaStreamCreate(&stream))
-		die("cudaStreamCreate", NULL);
+	if (own_stream) {
+		begin();
+		end(STREAM, cudaStreamCreate(&stream));
+	}
 	begin();
 	end(INIT, with_config ? ncclCommInitRankConfig(&comm, ranks, id, rank, &config) :
 				ncclCommInitRank(&comm, ranks, id, rank));
