@@ -78,6 +78,11 @@ def kept(reasons: Iterable[Keep]) -> frozenset[str]:
     return frozenset(need.capability for need in NEEDS if need.keep in wanted)
 
 
+def without(held: frozenset[str]) -> list[str]:
+    """What a capture with only these capabilities is like, one sentence for each that it could use and lacks."""
+    return [f"without {n.capability} {n.without}" for n in NEEDS if n.capability not in held and not n.required]
+
+
 def reference() -> str:
     """The table of docs/reference/privileges.md."""
     held = {"start": "until everything runs", "bpf": "to the end, where BPF is used",

@@ -19,6 +19,8 @@ import numpy as np
 from gpuaudit.bundle.errors import HostUnfit
 from gpuaudit.capture import libbpf, obstacles, processes
 from gpuaudit.capture.attach import MECHANISMS, Mechanism, Place, Programs, cookie
+from gpuaudit.capture.capabilities import CapabilitySets
+from gpuaudit.capture.capability_needs import without
 from gpuaudit.capture.discovery import LIBRARY_FILES, Scanner
 from gpuaudit.capture.engine_check import ask_engines
 from gpuaudit.capture.host_samples import HostSamples
@@ -131,7 +133,9 @@ def _privileges() -> CheckResult:
     if not missing and not in_initial_pid_namespace():
         return CheckResult("privileges", False, FOREIGN_PIDS, FOREIGN_PIDS_HINT)
     if not missing:
-        return CheckResult("privileges", True, "CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE are there")
+        lacking = without(CapabilitySets.of().effective)
+        detail = "; ".join(["CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE are there", *lacking])
+        return CheckResult("privileges", True, detail)
     told = ", ".join(f"{name}={value}" for name, value in obstacles.settings())
     detail = f"this process lacks {' and '.join(missing)}{f' ({told})' if told else ''}"
     return CheckResult("privileges", False, detail, "run as root: sudo audit check")

@@ -156,7 +156,7 @@ machine is emulated, some forty times slower: nothing is timed there, and a test
 TAIL = """
 ## Not measured here
 
-- **RHEL 9 and its rebuilds (5.14).** Not booted: apt has none of them. What they need is known by feature. `uprobe_multi`
+- **RHEL 9 and its rebuilds (5.14).** Not booted: apt has none. What they need is known by feature. `uprobe_multi`
   (upstream 6.6) is tried and, where it is refused, perf uprobes are used, as on Debian's 6.1 above. The state argument
   of `sched_switch` (5.18) has a variant without it; `bpf_task_pt_regs` (5.15) is used where the kernel's BTF names it.
   One thing newer than upstream 5.14 has no variant: `bpf_get_attach_cookie` (5.15), by which one pair of programs knows

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpuaudit.capture.capabilities import NAMES, NONE
-from gpuaudit.capture.capability_needs import NEEDS, at_start, kept, reference
+from gpuaudit.capture.capability_needs import NEEDS, at_start, kept, reference, without
 
 REQUIRED = frozenset(need.capability for need in NEEDS if need.required)
 
@@ -21,3 +21,10 @@ def test_every_row_of_the_table_is_a_capability() -> None:
 def test_the_reference_is_this_table() -> None:
     text = (Path(__file__).parents[3] / "docs/reference/privileges.md").read_text("utf-8")
     assert reference() in text
+
+
+def test_what_is_lacking_is_told_one_by_one() -> None:
+    assert without(at_start()) == []
+    told = without(at_start() - {"CAP_SYS_RESOURCE", "CAP_KILL"})
+    assert [t.split()[1] for t in told] == ["CAP_SYS_RESOURCE", "CAP_KILL"]
+    assert all(len(t.split()) > 3 for t in told)
