@@ -31,7 +31,7 @@ FLUSH_TRIES, FLUSH_PAUSE_S = 500, 0.01
 """How long :meth:`BpfCapture.finish` waits for room in the rings: 5 s."""
 
 _FULL = (
-    ("cuda", "calls were not recorded: too many were open at once"),
+    ("cuda", "calls were not recorded: more than 8 of one thread, or of 8,192 threads, were open at once"),
     ("nccl", "communicators have no identity: too many exist at once"),
     ("off_cpu", "off-CPU intervals were not recorded: too many threads were off CPU at once"),
     ("off_cpu", "processes were not followed: too many exist at once"),
@@ -176,7 +176,8 @@ class BpfCapture:
     @property
     def notes(self) -> dict[str, str]:
         """Source → what it lacks on this host although it is recorded."""
-        return {"memory": self._samples.note} if self._samples and self._samples.note else {}
+        readers = {"memory": self._samples, "tcp": self._holders}
+        return {source: reader.note for source, reader in readers.items() if reader and reader.note}
 
     def _configure(self) -> None:
         value = self._settings.pack(selected_only=self._selection.selected_only)
