@@ -25,7 +25,7 @@ ROUNDS = 5
 """The fastest of the rounds counts: whatever disturbs a round makes it slower."""
 
 _RING_BYTES = 4 << 20
-"""29,000 records: all the calls below, so that no record finds the ring full, which would be cheaper."""
+"""20,900 records: all the calls below, so that no record finds the ring full, which would be cheaper."""
 
 _OP = "cudaStreamSynchronize"
 _SLOT_BYTES = 64

@@ -137,9 +137,10 @@ enum verdict {
 };
 
 /*
- * Slow calls are rows, and so is one in so many of the others. Below the budget all are; above it those that change
- * what exists are while half of the ring is free, and the rest is added up. So is what would fill the last quarter of
- * a ring that the recorder is late to drain: that stays for slow calls.
+ * Slow calls are rows, and so is one in so many of the others. Below the budget all are. Above it those are that change
+ * what exists, and those of NCCL, which are few and each mean something to other ranks, while half of the ring is free;
+ * the rest is added up. So is what would fill the last quarter of a ring that the recorder is late to drain: that stays
+ * for slow calls.
  */
 __noinline int judge_call(__u32 table, __u32 flags, struct open_call *call, __u64 now)
 {
@@ -160,7 +161,7 @@ __noinline int judge_call(__u32 table, __u32 flags, struct open_call *call, __u6
 	}
 	if (!c->budget || call->duration_ns >> TOTALS_DOUBLINGS)
 		return ROW;
-	if (flags & OP_STATE)
+	if (flags & OP_STATE || table != TABLE_CUDA_CALLS)
 		return ring_over(table, 2) ? IN_TOTALS : ROW;
 	return within_budget(mine, c->budget, now) && !ring_over(table, 3) ? ROW : IN_TOTALS;
 }

@@ -93,7 +93,8 @@ def bucket(ns: int) -> tuple[int, int]:
 def test_above_the_budget_calls_are_counted_exactly(storm: Path, tmp_path: Path) -> None:
     r = record_storm(storm, tmp_path / "truth")
     check_sums(r, tmp_path / "truth")
-    totals = r.of("call_totals")
+    mine = {made["tid"] for made in truth(tmp_path / "truth")}  # the host may have other workloads
+    totals = [t for t in r.of("call_totals") if t["tid"] in mine]
     check_totals(totals)
     assert {t["op"] for t in totals} == {"cudaMemcpyAsync", "cudaStreamSynchronize", "cudaStreamQuery"}
     assert len({(t["tid"], t["op"], t["low_ns"]) for t in totals}) < len(totals)  # sent more than once
@@ -101,7 +102,7 @@ def test_above_the_budget_calls_are_counted_exactly(storm: Path, tmp_path: Path)
     plenty = {"cudaMalloc", "cudaEventSynchronize"}
     windows: dict[int, int] = defaultdict(int)
     for row in r.of("cuda_calls"):
-        if row["op"] not in plenty and row["duration_ns"] < SLOW_NS:
+        if row["tid"] in mine and row["op"] not in plenty and row["duration_ns"] < SLOW_NS:
             windows[(row["start_ns"] + row["duration_ns"]) // WINDOW_NS] += 1
     budget = BUDGET_PER_S * WINDOW_NS // 1_000_000_000
     assert 0 < max(windows.values()) <= budget + PORTION * (os.cpu_count() or 1)
@@ -115,7 +116,7 @@ def test_what_finds_no_room_among_the_sums_is_a_row(
     monkeypatch.setattr(attach, "CALLS", small)
     r = record_storm(storm, tmp_path / "truth")
     check_sums(r, tmp_path / "truth")
-    assert r.of("call_totals")
+    assert any(r.of("call_totals", tid=made["tid"]) for made in truth(tmp_path / "truth"))
 
 
 CALLER = """
