@@ -23,7 +23,7 @@
 #include <sys/uio.h>
 #include <sys/wait.h>
 
-enum { CHUNK = 1000, MESSAGES = 3, WAIT_MS = 30 };
+enum { CHUNK = 1000, MESSAGES = 3, WAIT_MS = 30, PAIRS = 40 };
 
 struct total {
 	uint64_t calls, errors, not_ready, bytes, sum_ns, max_ns;
@@ -242,6 +242,19 @@ static void stop(const char *point)
 	getchar();
 }
 
+/* Many sockets with little to do, all in one window. */
+static void crowd(void)
+{
+	int pair[2];
+
+	for (int i = 0; i < PAIRS; i++) {
+		if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair))
+			die("socketpair", NULL);
+		SEND(pair[0], send(pair[0], bytes, (size_t)i + 1, 0));
+		RECEIVE(pair[1], recv(pair[1], bytes, CHUNK, 0));
+	}
+}
+
 static void parent(int four, int six, int unix_stream, int datagrams, int go[2])
 {
 	int pair[2];
@@ -256,8 +269,10 @@ static void parent(int four, int six, int unix_stream, int datagrams, int go[2])
 			for (long got = 0; got < MANY_BYTES;)
 				got += many_messages(datagrams, 1, MSG_WAITFORONE);
 		}
-		if (!half)
+		if (!half) {
+			crowd();
 			stop("half");
+		}
 		if (write(go[1], "x", 1) != 1)
 			die("pipe", NULL);
 	}
