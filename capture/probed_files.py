@@ -10,6 +10,7 @@ from pathlib import PurePath
 
 from gpuaudit.capture import libbpf
 from gpuaudit.capture.attach import Attachment, Place, Programs, cookie
+from gpuaudit.capture.obstacles import in_words, obstacles
 from gpuaudit.capture.probes import Library, Probe, op_id
 from gpuaudit.capture.selection import DENIED
 from gpuaudit.capture.source import boottime_ns
@@ -115,7 +116,8 @@ class ProbedFiles:
             # Through the open descriptor: the file that was read is the file that is probed.
             file.attachment = self._programs.attach_functions(f"/proc/self/fd/{fd}", places)
         except OSError as e:
-            file.reason = f"the kernel refused the probes: {e.strerror}"
+            why = in_words(obstacles("probe functions")) if isinstance(e, PermissionError) else ""
+            file.reason = f"the kernel refused the probes: {e.strerror}{why and '; ' + why}"
             return
         self._next += len(wanted)
         file.attached, file.attached_ns = attached, boottime_ns()

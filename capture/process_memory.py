@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes as C
+import errno
 import os
 import struct
 from functools import cache
 from typing import Any, Protocol
+
+from gpuaudit.capture.obstacles import in_words, obstacles
 
 MAX_READ_BYTES = 1 << 20
 """Nothing that is read at once is longer: the longest are line tables, of some hundred kilobytes at most. ours"""
@@ -53,6 +56,9 @@ class ProcessMemory:
         got = _read_system_call()(self._pid, C.byref(here), 1, C.byref(there), 1, 0)
         if got != size:
             number = C.get_errno() if got < 0 else 0
+            if number == errno.EPERM:
+                why = in_words(obstacles("read memory of processes"))
+                raise Unreadable(f"{os.strerror(number)}{why and '; ' + why}")
             raise Unreadable(os.strerror(number) if number else f"only {got} of {size} bytes at {address:#x} are there")
         return buffer.raw
 

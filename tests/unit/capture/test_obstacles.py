@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from gpuaudit.capture.child import child_environment
 from gpuaudit.capture.obstacles import Step, in_words, lockdown_mode, obstacles, settings
 
 NOTHING: frozenset[str] = frozenset()
@@ -97,3 +102,15 @@ def test_a_hostile_proc_is_no_error(tmp_path: Path) -> None:
     root = host(tmp_path, perf_event_paranoid="\x1b[2Jabc" * 10_000, lockdown="nothing of the kind")
     assert names("probe functions", NOTHING, root) == ["CAP_PERFMON"]
     assert lockdown_mode(root) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root and setpriv")
+def test_memory_that_may_not_be_read_names_the_capability() -> None:
+    """For real: init's memory, read without CAP_SYS_PTRACE."""
+    program = (
+        "from gpuaudit.capture.process_memory import ProcessMemory, Unreadable\n"
+        "try:\n    ProcessMemory(1).read(4096, 8)\nexcept Unreadable as e:\n    print(e)\n"
+    )
+    command = ["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-all", sys.executable, "-c", program]
+    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=True)
+    assert "CAP_SYS_PTRACE is lacking, to read memory of processes" in done.stdout
