@@ -7,12 +7,15 @@ communicator 4 (invalid argument): arguments, identities and return codes are re
 from __future__ import annotations
 
 import importlib.metadata
+import re
 from pathlib import Path
 
 import pytest
 
+from gpuaudit.capture.probes import NCCL
 from tests.integration.recording import recording, start
 from tests.integration.test_calls_exact import check_calls
+from tests.integration.test_real_cudart import exported
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf")]
 
@@ -41,3 +44,9 @@ def test_real_nccl(doubles: Path, tmp_path: Path) -> None:
         assert {(row["return_code"], row["comm_handle"]) for row in inits} == {(1, None)}
         assert len({row["comm_id"] for row in inits}) == 3
         assert {row["return_code"] for row in r.of("nccl_calls", pid=process.pid)} == {4}
+    names = exported(nccl)
+    attached = {p["op"] for p in r.of("probes", path=str(nccl)) if p["hits"] is not None}
+    assert attached == {p.op for p in NCCL.probes if p.op in names}
+    left = sorted(n for n in names - attached if re.fullmatch(r"nccl[A-Z]\w*", n))
+    print(f"{nccl.name}: {len(attached)} functions probed, {len(left)} exported but not observed: {', '.join(left)}")
+    assert [n for n in left if re.match(r"nccl(All|Reduce|Broadcast|Gather|Scatter|Send|Recv|Group|CommInit)", n)] == []
