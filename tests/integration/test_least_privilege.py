@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,6 +19,7 @@ import pytest
 from gpuaudit.bundle.verify import verify
 from gpuaudit.capture.capabilities import NONE, CapabilitySets, in_order
 from gpuaudit.capture.capability_needs import NEEDS, at_start, kept
+from gpuaudit.capture.obstacles import sysctl
 from tests.integration.sessions import DEADLINE_S, Session, environment, rows, trust
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf")]
@@ -154,6 +158,26 @@ def test_a_required_one_is_asked_for_by_name(folder: Path, missing: str) -> None
     done = capture_with(folder, at_start() - {missing, "CAP_SYS_ADMIN"})
     assert done[0] == 4
     assert f"needs {missing}, which this process lacks" in done[1]
+
+
+@pytest.mark.parametrize(
+    ("missing", "setting"),
+    [("CAP_BPF", "kernel.unprivileged_bpf_disabled"), ("CAP_PERFMON", "kernel.perf_event_paranoid")],
+)
+def test_the_kernels_own_refusal_names_capability_and_sysctl(folder: Path, missing: str, setting: str) -> None:
+    """As this kernel is set: where the sysctl lets everybody, it is not named."""
+    command = [*limited(at_start() - {missing, "CAP_SYS_ADMIN"}), sys.executable, "-m", "gpuaudit.cli.main", "check"]
+    done = subprocess.run(
+        [*command, "--json"], env=environment(folder / "keys"), capture_output=True, text=True, check=False
+    )  # fmt: skip
+    assert done.returncode == 4
+    (line,) = [r for r in json.loads(done.stdout) if r["name"] == "BPF programs"]
+    assert not line["ok"]
+    assert f"{missing} is lacking, to load BPF programs" in line["detail"]
+    value = sysctl(setting)
+    restricts = value is not None and int(value) > 0
+    assert (f"{setting} is {value}" in line["detail"]) == restricts
+    assert missing in line["hint"]
 
 
 @pytest.mark.parametrize("missing", ["CAP_SETUID", "CAP_SETGID"])
