@@ -13,12 +13,22 @@ from typing import Any
 from gpuaudit.analyze.context import Context
 from gpuaudit.analyze.drafts import derived
 from gpuaudit.analyze.finding import Quantity, SectionTable
-from gpuaudit.analyze.store import quoted
+from gpuaudit.analyze.store import is_text
 
 Cell = Quantity | str | None
 
 MAX_ROWS = 40
 """Rows of one table: the largest; the rest are counted, and stand in the bundle."""
+
+
+MAX_TEXT = 512
+"""Characters of a name from evidence in a cell; a stranger's bundle may hold megabytes (a cell may have 4,096)."""
+
+
+def text(value: object) -> str:
+    """A name from evidence, of bounded length."""
+    told = str(value)
+    return told if len(told) <= MAX_TEXT else told[: MAX_TEXT - 1] + "…"
 
 
 @dataclass(frozen=True)
@@ -28,7 +38,7 @@ class Key:
     name: str
     heading: str
     sql: str
-    show: Callable[[Any], str] = str
+    show: Callable[[Any], str] = text
 
 
 @dataclass(frozen=True)
@@ -71,7 +81,7 @@ def table(context: Context, g: Grouped) -> SectionTable | None:
     if not rows:
         return None
     shown = tuple(_row(context, g, row) for row in rows[:MAX_ROWS])
-    columns = tuple((c.name, c.heading) for c in (*g.keys, *g.values))
+    columns = (*((k.name, k.heading) for k in g.keys), *((v.name, v.heading) for v in g.values))
     return SectionTable(g.id, g.title, columns, shown, g.notes, max(0, len(rows) - MAX_ROWS))
 
 
@@ -88,15 +98,15 @@ def _row(context: Context, g: Grouped, row: Sequence[Any]) -> tuple[Cell, ...]:
 
 
 def _equals(sql: str, value: Any) -> str:
-    if value is None:
-        return f"({sql}) IS NULL"
-    return f"({sql}) = {quoted(value) if isinstance(value, str) else int(value)}"
+    if value is None or isinstance(value, str):
+        return is_text(f"({sql})", value)
+    return f"({sql}) = {int(value)}"
 
 
 def process(context: Context) -> Callable[[Any], str]:
     """How a process id is shown: with its name."""
 
     def show(pid: Any) -> str:
-        return f"{int(pid)} ({context.process_name(int(pid))})"
+        return text(f"{int(pid)} ({context.process_name(int(pid))})")
 
     return show

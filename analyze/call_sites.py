@@ -15,7 +15,7 @@ from fractions import Fraction
 from gpuaudit.analyze.call_meanings import OUTERMOST
 from gpuaudit.analyze.call_totals import OUTER
 from gpuaudit.analyze.context import Context
-from gpuaudit.analyze.store import NOT_OWN, Store, quoted
+from gpuaudit.analyze.store import NOT_OWN, Store, is_text
 from gpuaudit.analyze.words import duration
 
 TABLES = ("cuda_calls", "nccl_calls", "nccl_comms")
@@ -89,7 +89,7 @@ def _site(row: tuple[object, ...], condition: str) -> Site:
     ids = [int(s) for s in stacks] if isinstance(stacks, list) else []
     named = ", ".join(map(str, ids))
     one_of = f"coalesce(python_stack, native_stack) IN ({named})" if len(ids) <= MAX_STACKS else WITH_STACK
-    where = f"op = {quoted(str(op))} AND {NOT_OWN} AND {OUTERMOST} AND {one_of}"
+    where = f"{is_text('op', str(op))} AND {NOT_OWN} AND {OUTERMOST} AND {one_of}"
     where += "" if condition == "true" else f" AND ({condition})"
     return Site(
         str(table), str(op), place, native_text, _int(calls), _int(pids), _int(ns), _int_or_none(longest),
@@ -102,7 +102,7 @@ def sentence(context: Context, condition: str, limit: int = 3) -> str:
     found = sites(context.store, condition, ("cuda_calls",), limit)
     if not found:
         return "not recorded (no stack was taken of them)"
-    shown = [f"{s.op} {duration(s.ns)} in {s.calls} calls at {s.place or NO_FRAMES}" for s in found]
+    shown = [f"{_tail(s.op)} {duration(s.ns)} in {s.calls} calls at {s.place or NO_FRAMES}" for s in found]
     return "; ".join(shown)
 
 

@@ -28,6 +28,9 @@ from gpuaudit.analyze.window import Window
 LATE_RANK = "late_rank"
 """The detector whose thresholds say what is late, also for the charts."""
 
+MAX_NAME = 256
+"""Characters of a process's name; the kernel has 15, and a stranger's bundle may hold anything."""
+
 UNNUMBERED = ""
 """Id of a finding or chain until the analysis numbers them all, gravest first."""
 
@@ -75,7 +78,7 @@ class Context:
     def __post_init__(self) -> None:
         """Read the names of processes; of several names of one process id the last one counts."""
         rows = self.store.sql("SELECT pid, comm FROM processes ORDER BY seen_ns, leaf, row")
-        self.names = {int(pid): str(comm) for pid, comm in rows}
+        self.names = {int(pid): str(comm)[:MAX_NAME] for pid, comm in rows}
 
     @cached_property
     def gpus(self) -> list[GpuTime]:

@@ -16,6 +16,9 @@ from gpuaudit.analyze.store import NOT_OWN
 UNINTERRUPTIBLE = "(prev_state & 2) <> 0 AND (prev_state & 1024) = 0"
 """TASK_UNINTERRUPTIBLE without TASK_NOLOAD (include/linux/sched.h): as a rule it waits for a disk or a page."""
 
+ASLEEP_NS = "greatest(duration_ns::HUGEINT - coalesce(runqueue_ns, 0), 0)"
+"""SQL: time from leaving the CPU to the wake; all of it where the wake was not seen."""
+
 PAGE_BYTES = 4096
 """Base page of x86-64; aarch64 kernels of this field use the same."""
 
@@ -47,11 +50,11 @@ def off_cpu(context: Context) -> list[Grouped]:
                       "sum(runqueue_ns) FILTER (op = 'blocked')::HUGEINT", "ns",
                       "sum of runqueue_ns of intervals that began asleep", "no wake was seen"),
                 Value("asleep", "asleep",
-                      "sum(duration_ns - runqueue_ns) FILTER (op = 'blocked' AND runqueue_ns IS NOT NULL "
+                      f"sum({ASLEEP_NS}) FILTER (op = 'blocked' AND runqueue_ns IS NOT NULL "
                       f"AND NOT ({UNINTERRUPTIBLE}))::HUGEINT", "ns",
                       "sum of duration_ns − runqueue_ns, interruptible sleep", "no such interval with its wake"),
                 Value("uninterruptible", "asleep, uninterruptible",
-                      "sum(duration_ns - coalesce(runqueue_ns, 0)) FILTER "
+                      f"sum({ASLEEP_NS}) FILTER "
                       f"(op = 'blocked' AND {UNINTERRUPTIBLE})::HUGEINT", "ns",
                       "the same in TASK_UNINTERRUPTIBLE, as a rule a disk or a page", "no such interval"),
                 Value("unknown", "asleep, wake not seen", "sum(duration_ns) FILTER (op = 'blocked' AND runqueue_ns IS "
@@ -71,7 +74,7 @@ def off_cpu(context: Context) -> list[Grouped]:
         Grouped(
             "system_calls", "System calls in which threads were blocked", "off_cpu",
             (pid, Key("call", "system call", "syscall", _call_name(context))),
-            (_COUNT, Value("time", "blocked", "sum(duration_ns - coalesce(runqueue_ns, 0))::HUGEINT", "ns",
+            (_COUNT, Value("time", "blocked", f"sum({ASLEEP_NS})::HUGEINT", "ns",
                            "sum of duration_ns − runqueue_ns", "none ended"), _LONGEST),
             '"time"', f"op = 'blocked' AND syscall IS NOT NULL AND {NOT_OWN}",
         ),

@@ -8,6 +8,7 @@ day of four engines polled at 4 Hz is a hundred million rows.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -250,6 +251,19 @@ def quoted(text: str) -> str:
     What is not a plain identifier goes through hexadecimal, so that no quote, NUL or newline is ever part of a query.
     """
     return f"'{text}'" if _PLAIN.match(text) else f"decode(unhex('{text.encode().hex()}'))"
+
+
+MAX_QUOTED = 1_024
+"""Characters of a text that a query spells out; a longer one is told by its digest."""
+
+
+def is_text(expression: str, value: str | None) -> str:
+    """An SQL condition: the expression has this text, of whatever length; or is null."""
+    if value is None:
+        return f"{expression} IS NULL"
+    if len(value) <= MAX_QUOTED:
+        return f"{expression} = {quoted(value)}"
+    return f"sha256({expression}) = '{hashlib.sha256(value.encode()).hexdigest()}'"
 
 
 def _check_times(table: Table, column: str, leaf: int, values: npt.NDArray[Any]) -> None:

@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuaudit.analyze import intervals, severity
+from gpuaudit.analyze.call_meanings import OUTERMOST
+from gpuaudit.analyze.call_totals import OUTER
 from gpuaudit.analyze.context import UNNUMBERED, Context, Found, NotEvaluated, Outcome
 from gpuaudit.analyze.finding import Declaration, Finding, Quantity, Severity, Threshold
 from gpuaudit.analyze.gpu_time import UNKNOWN
@@ -61,8 +63,8 @@ DECLARATION = Declaration(
 
 def evaluate(context: Context) -> Outcome:
     """One finding per process."""
-    calls = " UNION ALL ".join(f"SELECT pid, 1 AS n FROM {t} WHERE {NOT_OWN}" for t in TABLES)
-    calls += f" UNION ALL SELECT pid, count FROM call_totals WHERE {NOT_OWN}"
+    calls = " UNION ALL ".join(f"SELECT pid, 1 AS n FROM {t} WHERE {OUTERMOST} AND {NOT_OWN}" for t in TABLES)
+    calls += f" UNION ALL SELECT pid, count FROM call_totals WHERE {OUTER} AND {NOT_OWN}"
     rows = context.store.sql(f"SELECT pid, sum(n)::HUGEINT FROM ({calls}) GROUP BY pid ORDER BY pid")
     if not rows:
         reason = context.quality.source_reason("cuda") or "no process that maps a probed library made one"
@@ -141,7 +143,11 @@ def _finding(context: Context, seen: _Seen, silence_ns: int) -> Finding | None:
         text="api_silence",
         values={
             "process": f"{pid} ({context.process_name(pid)})",
-            "calls": derived(seen.calls, "count", "rows of the process, and those aggregated in the kernel"),
+            "calls": derived(
+                seen.calls,
+                "count",
+                "calls made inside no other: rows of the process, and those aggregated in the kernel",
+            ),
             "silent": derived(total, "ns", formula),
             "observed": derived(of, "ns", "from the first call to its end or the capture's, less time not observed"),
             "share": derived(Fraction(total, of), "share", "silent / observed"),

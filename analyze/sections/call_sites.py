@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gpuaudit.analyze import call_sites
+from gpuaudit.analyze.aggregates import text
 from gpuaudit.analyze.call_meanings import OUTERMOST
 from gpuaudit.analyze.call_sites import NO_FRAMES, TABLES, WITH_STACK, Site
 from gpuaudit.analyze.context import Context
@@ -20,6 +21,8 @@ MAX_SITES = 40
 """Sites of the table, those with the most time."""
 MAX_STACKS_SHOWN = 8
 """Sites whose stack is written out."""
+MAX_STACK_TEXT = 3_000
+"""Characters of a stack in a cell, which may have 4,096 (``analyze/schema.py``)."""
 STATED = 3
 """Sites that are said in words."""
 
@@ -91,7 +94,8 @@ def _row(context: Context, s: Site, totals: dict[tuple[str, str], int]) -> tuple
     rows = (context.book.where(s.table, s.where),)
     part = call_sites.share(s, totals)
     return (
-        s.op, s.place or NO_FRAMES, s.native or None, derived(s.processes, "count", rows, "processes of the calls"),
+        text(s.op), s.place or NO_FRAMES, s.native or None,
+        derived(s.processes, "count", rows, "processes of the calls"),
         derived(s.calls, "count", rows, "calls with a stack at this site"),
         derived(s.ns, "ns", rows, "sum of duration_ns"),
         derived(s.longest_ns, "ns", rows, "longest duration_ns", "none of them returned within the capture"),
@@ -105,15 +109,28 @@ def _stack(context: Context, s: Site) -> tuple[Cell, ...]:
     python = call_sites.frames(context.store, s.python_stack, "python")
     native = call_sites.frames(context.store, s.native_stack, "native")
     return (
-        s.op, derived(s.longest_ns, "ns", rows, "longest duration_ns", "none of them returned within the capture"),
-        " ← ".join(python) or "no Python frame was recorded", " ← ".join(native) or "no native frame was recorded",
+        text(s.op),
+        derived(s.longest_ns, "ns", rows, "longest duration_ns", "none of them returned within the capture"),
+        _joined(python) or "no Python frame was recorded", _joined(native) or "no native frame was recorded",
     )  # fmt: skip
+
+
+def _joined(frames: list[str]) -> str:
+    """Frames in one text, as many as a cell has room for."""
+    shown, room = [], MAX_STACK_TEXT
+    for frame in frames:
+        room -= len(frame) + 3
+        if room < 0:
+            shown.append("…")
+            break
+        shown.append(frame)
+    return " ← ".join(shown)
 
 
 def _statement(context: Context, s: Site) -> Statement:
     rows = (context.book.where(s.table, s.where),)
     values: dict[str, Quantity | str] = {
-        "op": s.op, "time": derived(s.ns, "ns", rows, "sum of duration_ns"),
+        "op": text(s.op), "time": derived(s.ns, "ns", rows, "sum of duration_ns"),
         "calls": derived(s.calls, "count", rows, "calls with a stack at this site"), "place": s.place or NO_FRAMES,
         "longest": derived(s.longest_ns, "ns", rows, "longest duration_ns", "none returned within the capture"),
     }  # fmt: skip

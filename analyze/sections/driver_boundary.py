@@ -10,7 +10,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from gpuaudit.analyze import intervals
+from gpuaudit.analyze import aggregates, intervals
 from gpuaudit.analyze.context import Context
 from gpuaudit.analyze.drafts import derived
 from gpuaudit.analyze.finding import Quantity, Section, SectionTable
@@ -85,7 +85,7 @@ def _rate(context: Context, pid: int) -> tuple[Cell, ...]:
         return derived(value, unit, rows, formula, why)
 
     return (
-        f"{pid} ({context.process_name(pid)})", q(len(a["a"]), "count", "rows"),
+        aggregates.process(context)(pid), q(len(a["a"]), "count", "rows"),
         q(Fraction(len(a["a"]) * NS_PER_S, span) if span else None, "1/s", "calls / first begin to last end", one),
         q(intervals.measure(inside), "ns", "time in which at least one thread was inside a call"),
         q(int(done.max()) if len(done) else None, "ns", "longest duration_ns", "none returned within the capture"),
@@ -110,7 +110,7 @@ def _numbers(context: Context) -> list[tuple[Cell, ...]]:
             rows = (context.book.where("ioctls", where),)
         done = "none returned within the capture"
         out.append((
-            f"{int(pid)} ({context.process_name(int(pid))})", f"{int(kind):#04x}", str(int(number)),
+            aggregates.process(context)(pid), f"{int(kind):#04x}", str(int(number)),
             derived(int(size), "bytes", rows, "size_bytes of the request"), derived(int(calls), "count", rows, "rows"),
             derived(None if total is None else int(total), "ns", rows, "sum of duration_ns", done),
             derived(None if longest is None else int(longest), "ns", rows, "longest duration_ns", done),

@@ -65,9 +65,9 @@ def _places(context: Context) -> SectionTable | None:
     rows = context.store.sql(f"SELECT pid, {chosen} FROM processes WHERE {told} GROUP BY pid ORDER BY pid")
     if not rows:
         return None
+    named = aggregates.process(context)
     shown = tuple(
-        (f"{int(r[0])} ({context.process_name(int(r[0]))})", *(None if v is None else str(v) for v in r[1:]))
-        for r in rows[: aggregates.MAX_ROWS]
+        (named(r[0]), *(None if v is None else aggregates.text(v) for v in r[1:])) for r in rows[: aggregates.MAX_ROWS]
     )
     return SectionTable("places", "Ranks, containers and jobs", PLACES, shown, (), max(0, len(rows) - len(shown)))
 
@@ -81,7 +81,10 @@ def _observers(context: Context) -> SectionTable | None:
     if not rows:
         return None
     columns = (("process", "process"), ("role", "role"), ("reason", "what shows it"))
-    shown = tuple((f"{pid} ({comm})", str(role), None if why is None else str(why)) for pid, comm, role, why in rows)
+    shown = tuple(
+        (aggregates.text(f"{pid} ({comm})"), str(role), None if why is None else aggregates.text(why))
+        for pid, comm, role, why in rows
+    )
     note = "The recorder's and the attacher's own calls and threads are in no number about the workload."
     return SectionTable("observers", "Who observed", columns, shown[: aggregates.MAX_ROWS], (note,),
                         max(0, len(shown) - aggregates.MAX_ROWS))  # fmt: skip
@@ -97,5 +100,5 @@ def _kills(context: Context) -> list[Statement]:
         told = Quantity(None if held is None else int(held), "bytes", "measured", evidence, "resident_bytes",
                         "" if held is not None else "not recorded")  # fmt: skip
         text = "The kernel killed process {process} for want of memory; it held {held}."
-        out.append(Statement(text, {"process": f"{pid} ({comm})", "held": told}))
+        out.append(Statement(text, {"process": aggregates.text(f"{pid} ({comm})"), "held": told}))
     return out

@@ -5,17 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from gpuaudit.analyze import aggregates, call_totals, intervals
-from gpuaudit.analyze.aggregates import Cell, Grouped, Key, Value, process
+from gpuaudit.analyze.aggregates import Cell, Grouped, Key, Value, process, text
 from gpuaudit.analyze.context import Context
 from gpuaudit.analyze.drafts import derived
 from gpuaudit.analyze.finding import Section, SectionTable
-from gpuaudit.analyze.store import NOT_OWN, quoted
+from gpuaudit.analyze.store import NOT_OWN, is_text
 
 ORDER = 90
 
 ID = "observation"
 TITLE = "How it was observed"
 QUESTION = "How were probes attached, what did they cost, and what could they not see?"
+
+MOST = 1 << 50
+"""A counter or cost beyond it is not evidence; sums of products of two stay within 127 bits."""
 
 EXAMPLES = 12
 """Names of functions that a row spells out; the list of libraries in the appendix has all of them."""
@@ -68,7 +71,8 @@ def _attached(context: Context) -> SectionTable | None:
     rows = context.store.sql(
         "SELECT library, path, mechanism, instruction, count(*), count(*) FILTER (hits > 0), sum(hits)::HUGEINT, "
         "sum(unmatched)::HUGEINT, sum(misses)::HUGEINT, max(expected_cost_ns), "
-        f"sum(hits::HUGEINT * expected_cost_ns)::HUGEINT FROM (SELECT * FROM {LAST}) "
+        f"(sum(least(hits, {MOST})::HUGEINT * least(expected_cost_ns, {MOST})) "
+        f"FILTER (hits IS NOT NULL AND expected_cost_ns IS NOT NULL))::HUGEINT FROM (SELECT * FROM {LAST}) "
         "GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4 NULLS LAST"
     )
     if not rows:
@@ -80,12 +84,12 @@ def _attached(context: Context) -> SectionTable | None:
 
 def _attached_row(context: Context, r: tuple[Any, ...]) -> tuple[Cell, ...]:
     library, path, mechanism, instruction, functions, used, hits, unmatched, missed, cost, time = r
-    where = f"library = {quoted(str(library))} AND path = {quoted(str(path))} AND mechanism = {quoted(str(mechanism))} "
-    where += "AND instruction IS NULL" if instruction is None else f"AND instruction = {quoted(str(instruction))}"
+    told = {"library": library, "path": path, "mechanism": mechanism, "instruction": instruction}
+    where = " AND ".join(is_text(name, value) for name, value in told.items())
     rows = (context.book.where("probes", where),)
     not_counted = "the capture ended before it was counted"
     return (
-        str(library), str(path) or "the kernel", str(mechanism), None if instruction is None else str(instruction),
+        text(library), text(path) or "the kernel", text(mechanism), None if instruction is None else text(instruction),
         derived(int(functions), "count", rows, "probes"), derived(int(used), "count", rows, "probes with a hit"),
         derived(_whole(hits), "count", rows, "sum of hits, of the last row of each probe", not_counted),
         derived(_whole(unmatched), "count", rows, "sum of unmatched", not_counted),
@@ -105,18 +109,18 @@ def _unobserved(context: Context) -> SectionTable | None:
         return None
     cells = []
     for library, path, pids, probes, count, names, reason in rows[: aggregates.MAX_ROWS]:
-        where = f"library = {quoted(str(library))} AND path = {quoted(str(path))}"
+        where = f"{is_text('library', library)} AND {is_text('path', path)}"
         evidence = (context.book.where("libraries", where),)
         listed = [n for n in str(names or "").split(",") if n]
         known = len(listed) if count is None and listed else _whole(count)
         shown = ", ".join(n[:64] for n in listed[:EXAMPLES])
         cells.append((
-            str(library), str(path), derived(int(pids), "count", evidence, "distinct processes"),
+            text(library), text(path), derived(int(pids), "count", evidence, "distinct processes"),
             derived(int(probes), "count", evidence, "most functions probed"),
             derived(known, "count", evidence, "exported functions of the library's name pattern without a row",
-                    str(reason) if reason else "the file's exports were not read"),
+                    text(reason) if reason else "the file's exports were not read"),
             shown + (" …" if len(listed) > EXAMPLES else "") if listed else None,
-            None if reason is None else str(reason),
+            None if reason is None else text(reason),
         ))  # fmt: skip
     return SectionTable("unobserved", "Libraries, and what they export that was not observed", UNOBSERVED, tuple(cells),
                         (), max(0, len(rows) - len(cells)))  # fmt: skip
