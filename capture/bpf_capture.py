@@ -17,7 +17,7 @@ from gpuaudit.capture.follow import Follower
 from gpuaudit.capture.found_libraries import FoundLibraries, Sink, gap_row
 from gpuaudit.capture.host_samples import HostSamples
 from gpuaudit.capture.loading import LoadedPart
-from gpuaudit.capture.parts import ATTACHED_LAST, PARTS, SYSCALLS, Part
+from gpuaudit.capture.parts import ATTACHED_LAST, PARTS, SYSCALLS, TCP, Part
 from gpuaudit.capture.probed_files import ProbedFiles
 from gpuaudit.capture.ring import RingDescription
 from gpuaudit.capture.selection import Selection
@@ -112,7 +112,12 @@ class BpfCapture:
                     loaded.load()
                     if part is SYSCALLS:
                         self._system_calls.configure(loaded)
+                    holders = None
+                    if part is TCP:
+                        holders = SocketHolders(loaded.map_fd("holders"), loaded.map_fd("unknown_holders"))
+                        holders.look()  # before the first packet is seen
                     self._attach_part(loaded, loaded.tracepoints)
+                    self._holders = holders or self._holders
                 except HostUnfit as e:
                     self._tell_refused(part, wanted, e)
                     loaded.close()
@@ -159,10 +164,6 @@ class BpfCapture:
 
     def _begin_reading(self) -> None:
         """What the kernel has in files: the first pass over it."""
-        for part in self._parts:
-            if part.part.name == "tcp":
-                self._holders = SocketHolders(part.map_fd("holders"), part.map_fd("unknown_holders"))
-                self._holders.look()
         if "memory" in self._selection.sources:
             self._samples = HostSamples(self._sink)
             self._read()
