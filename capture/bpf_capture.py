@@ -261,7 +261,11 @@ class BpfCapture:
         followed = self.following.traced_runs()
         if found or not followed <= self._followed:
             for part in self._parts:
-                part.look_at_threads()
+                try:
+                    part.look_at_threads()
+                except HostUnfit as e:  # costs those threads' first interval, not the capture
+                    reason = f"threads that slept already when their process was first followed: {e.message}"
+                    self._gap(part.part.source, reason, boottime_ns(), None)
         self._followed = followed
 
     def _gap(self, source: str, reason: str, start_ns: int, end_ns: int | None) -> None:

@@ -10,6 +10,7 @@ import errno
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -146,8 +147,10 @@ class Link:
         link_fd = self._fd if self._handle is None else _library().bpf_link__fd(self._handle)
         fd, _ = bpf(BPF_ITER_CREATE, struct.pack("<II", link_fd or 0, 0))
         try:
-            while os.read(fd, 4096):  # what the program prints: nothing, so one read goes to the end
-                pass
+            done = False
+            while not done:  # what the program prints: nothing, so one read goes to the end
+                with suppress(BlockingIOError):  # or through a million, and the next one goes on
+                    done = not os.read(fd, 4096)
         finally:
             os.close(fd)
 

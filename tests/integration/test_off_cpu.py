@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
 
 import pytest
 
+from gpuaudit.capture import libbpf
 from tests.integration.recording import recording, start, wait_for_line
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf")]
@@ -108,3 +110,23 @@ def test_a_thread_that_ends_leaves_nothing_open(doubles: Path, tmp_path: Path) -
         mine = [row for row in still_open if row["pid"] == alive.pid]
         assert alive.pid in {row["tid"] for row in mine}
         assert {row["op"] for row in mine} == {"blocked"}
+
+
+def test_sleepers_that_cannot_be_found_cost_no_capture(doubles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel refuses the iterator over threads: a gap says so, and what leaves a CPU from then on is recorded."""
+
+    def refuse(_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(libbpf.Link, "iterate", refuse)
+    cudart = doubles / "libcudart.so.13"
+    with recording() as r:
+        r.capture.prepare([str(cudart)])
+        process = start(doubles / "sleeper", "--cudart", cudart, "--naps", "3")
+        r.run(process)
+        r.finish()
+        gaps = [row for row in r.rows["gaps"] if "slept already" in row["reason"]]
+        assert gaps
+        assert {(row["source"], row["duration_ns"]) for row in gaps} == {("off_cpu", None)}
+        assert os.strerror(errno.EMFILE) in gaps[0]["reason"]
+        assert r.of("off_cpu", pid=process.pid)
