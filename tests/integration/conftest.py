@@ -7,7 +7,6 @@ that cannot (it counts what the whole host did, takes a core for itself, or has 
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,20 +32,15 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def doubles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with every double and workload program, built once: the first of the workers builds, others wait."""
+    """A folder with every double and workload program, built once for each worker.
+
+    Never shared between workers: probes are on files, and count what every process calls in them.
+    """
     if compiler() is None:
         pytest.skip("gcc is not installed")
-    base = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        base = base.parent
-    folder = base / "doubles"
-    with (base / "doubles.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "built").exists():
-            folder.mkdir(exist_ok=True)
-            for name in ("cudart", "nccl", "ranks", "calls", "sleeper", "spin"):
-                build(name, folder)
-            (folder / "built").touch()
+    folder = tmp_path_factory.mktemp("doubles")
+    for name in ("cudart", "nccl", "ranks", "calls", "sleeper", "spin"):
+        build(name, folder)
     return folder
 
 
