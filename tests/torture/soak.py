@@ -102,8 +102,7 @@ def _storm(storm: subprocess.Popen[str], attacher: int, seconds: float) -> tuple
     assert storm.stdout is not None
     unit_ns = float(storm.stdout.readline())
     units, part = round(1e9 / RATE_PER_S / unit_ns * 0.85), RATE_PER_S // 10  # a probed call takes some of the time
-    (recorder,) = processes.children({attacher}) - {attacher}
-    names = {"attacher": attacher, "recorder": recorder}
+    names = {"attacher": attacher, **_children(attacher)}
     samples: dict[str, list[Sample]] = {name: [] for name in names}
     made, start_s, next_s = 0, time.monotonic(), 0.0
     with Progress("soak", round(seconds)) as progress:
@@ -120,6 +119,15 @@ def _storm(storm: subprocess.Popen[str], attacher: int, seconds: float) -> tuple
                 for name, pid in names.items():
                     samples[name].append(_sample(pid))
     return made, samples
+
+
+def _children(attacher: int) -> dict[str, int]:
+    """Name → process of the recorder and the attacher's other helpers."""
+    found = {}
+    for pid in sorted(processes.children({attacher}) - {attacher}):
+        words = Path(processes.PROC, str(pid), "cmdline").read_bytes().decode().split("\0")
+        found[next((w.rpartition(".")[2] for w in words if w.startswith("gpuaudit.")), str(pid))] = pid
+    return found
 
 
 def _sample(pid: int) -> Sample:
