@@ -95,10 +95,7 @@ class Attacher:
         if plan.scenario is None:
             self._probing = Probing.load(plan.options)
             if "engines" in plan.options.sources:
-                desk = namespace_desk(plan.own_process)
-                if desk is not None:
-                    self._probing.exclude(desk.pid)
-                self._engines = EngineDesk(plan.engines, self._traced, desk)
+                self._engines = EngineDesk(plan.engines, self._traced, namespace_desk(plan.own_process))
         handlers = self._take_signals()
         try:
             plan.output.create(plan.recorder)
@@ -163,7 +160,7 @@ class Attacher:
             self._engines.give_away()
         self._channel = Channel(ours, TO_ATTACHER)
         if self._probing:
-            self._probing.exclude(self._recorder.pid)
+            self._probing.exclude(self._recorder.pid, *(self._engines.helpers if self._engines else ()))
         start = StartMessage(
             site=plan.options.site, host_id=str(plan.host_facts["host_id"]), capture_uuid=plan.capture_uuid,
             challenge=plan.options.challenge, public_key=plan.identity.public_key.hex(), open_body=plan.open_body,

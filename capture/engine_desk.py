@@ -108,6 +108,11 @@ class EngineDesk:
             self._namespaces.close()
 
     @property
+    def helpers(self) -> tuple[int, ...]:
+        """Process ids of what we have started for it."""
+        return (self._namespaces.pid,) if self._namespaces else ()
+
+    @property
     def descriptors(self) -> tuple[int, int]:
         """The recorder's ends, to be inherited: for connections and for files; −1 once they are given away."""
         return self.dial.theirs.fileno(), self.files.theirs.fileno()

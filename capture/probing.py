@@ -133,10 +133,11 @@ class Probing:
         """The processes that are recorded now; None for all of the host."""
         return self._bpf.selected() if self._bpf else None
 
-    def exclude(self, pid: int) -> None:
-        """The recorder's own activity is never evidence against the workload."""
+    def exclude(self, *pids: int) -> None:
+        """The activity of the recorder, and of what helps us, is never evidence against the workload."""
         if self._bpf:
-            self._bpf.exclude(pid)
+            for pid in pids:
+                self._bpf.exclude(pid)
 
     def tell_recorder(self, pid: int) -> None:
         """The recorder as a process of this capture, once it runs under its own user."""
