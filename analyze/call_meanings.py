@@ -1,8 +1,9 @@
 """What a recorded call means, whichever library it was made through: CUDA runtime, CUDA driver or HIP.
 
 One table for all analyses: meaning → names. The three libraries name the same thing alike (``cudaMalloc``,
-``cuMemAlloc_v2``, ``hipMalloc``), so that one pattern holds them; ``_v2`` and ``_v3`` are later forms, ``_ptsz`` and
-``_ptds`` the twins of the per-thread default stream. Sources: CUDA Runtime API, CUDA Driver API and HIP reference.
+``cuMemAlloc_v2``, ``hipMalloc``), so that one pattern holds them; ``_v2`` and ``_v3`` are later forms, ``_ptsz``,
+``_ptds`` and ``_spt`` the twins of the per-thread default stream. Sources: CUDA Runtime API, CUDA Driver API and HIP
+reference.
 
 A call that another recorded one made on the same thread has a parent. Three ways to count, and each number is of one:
 
@@ -23,7 +24,7 @@ OUTERMOST = "parent_ns IS NULL"
 FIRST = "(parent_op IS NULL OR NOT regexp_matches(parent_op, '^(__)?(cu|hip)'))"
 """SQL condition, in ``cuda_calls``: no other call of that table made it."""
 
-_LATER = "(_v[2-9])?(_ptsz|_ptds)?"
+_LATER = "(_v[2-9])?(_ptsz|_ptds|_spt)?"
 _VIA = "(__)?(cuda|cu|hip)"
 
 

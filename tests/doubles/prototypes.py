@@ -41,6 +41,7 @@ MEMBERS: dict[str, str] = {
     "CUDA_GRAPH_INSTANTIATE_PARAMS": "flags hUploadStream",
     "cudaExternalMemoryBufferDesc": "offset size flags",
     "CUDA_EXTERNAL_MEMORY_BUFFER_DESC": "offset size flags",
+    "hipExternalMemoryBufferDesc": "offset size flags",
     "CUDA_MEMCPY2D": "WidthInBytes Height",
     "hip_Memcpy2D": "WidthInBytes Height",
     "CUDA_MEMCPY3D": "WidthInBytes Height Depth",

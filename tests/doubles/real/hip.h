@@ -17,8 +17,11 @@ typedef int hipMemoryAdvise;
 typedef int hipStreamCaptureMode;
 typedef int hipJitOption;
 typedef int hipGraphExecUpdateResult;
+typedef int hipMemAllocationHandleType;
+typedef int hipMemPoolAttr;
 typedef int hipDevice_t;
 
+typedef struct ihipCtx_t *hipCtx_t;
 typedef struct ihipStream_t *hipStream_t;
 typedef struct ihipEvent_t *hipEvent_t;
 typedef struct ihipModule_t *hipModule_t;
@@ -34,6 +37,7 @@ typedef struct hipArray *hipArray_t;
 typedef const struct hipArray *hipArray_const_t;
 typedef void *hipDeviceptr_t;
 typedef void *hipExternalSemaphore_t;
+typedef void *hipExternalMemory_t;
 typedef void (*hipHostFn_t)(void *userData);
 typedef void (*hipStreamCallback_t)(hipStream_t stream, hipError_t status, void *userData);
 typedef struct {
@@ -46,6 +50,10 @@ typedef struct HIP_MEMCPY3D HIP_MEMCPY3D;
 typedef struct hipChannelFormatDesc hipChannelFormatDesc;
 typedef struct hipExternalSemaphoreSignalParams hipExternalSemaphoreSignalParams;
 typedef struct hipExternalSemaphoreWaitParams hipExternalSemaphoreWaitParams;
+typedef struct hipExternalMemoryHandleDesc hipExternalMemoryHandleDesc;
+typedef struct hipExternalSemaphoreHandleDesc hipExternalSemaphoreHandleDesc;
+typedef struct hipArrayMapInfo hipArrayMapInfo;
+typedef struct hipMemPoolPtrExportData hipMemPoolPtrExportData;
 typedef struct hipHostNodeParams hipHostNodeParams;
 typedef struct hipKernelNodeParams hipKernelNodeParams;
 typedef struct hipMemsetParams hipMemsetParams;
@@ -98,6 +106,11 @@ typedef struct hipMemPoolProps {
 	void *win32SecurityAttributes;
 	unsigned char reserved[64];
 } hipMemPoolProps;
+typedef struct hipExternalMemoryBufferDesc {
+	unsigned long long offset, size;
+	unsigned int flags;
+} hipExternalMemoryBufferDesc;
+
 
 hipError_t hipMalloc(void **ptr, size_t size);
 hipError_t hipMallocHost(void **ptr, size_t size);
@@ -147,6 +160,27 @@ hipError_t hipMemCreate(hipMemGenericAllocationHandle_t *handle, size_t size, co
 hipError_t hipMemRelease(hipMemGenericAllocationHandle_t handle);
 hipError_t hipMemMap(void *ptr, size_t size, size_t offset, hipMemGenericAllocationHandle_t handle, unsigned long long
 		flags);
+hipError_t hipMemMapArrayAsync(hipArrayMapInfo *mapInfoList, unsigned int count, hipStream_t stream);
+hipError_t hipMemRetainAllocationHandle(hipMemGenericAllocationHandle_t *handle, void *addr);
+hipError_t hipMemExportToShareableHandle(void *shareableHandle, hipMemGenericAllocationHandle_t handle,
+		hipMemAllocationHandleType handleType, unsigned long long flags);
+hipError_t hipMemImportFromShareableHandle(hipMemGenericAllocationHandle_t *handle, void *osHandle,
+		hipMemAllocationHandleType shHandleType);
+hipError_t hipMemPoolSetAttribute(hipMemPool_t mem_pool, hipMemPoolAttr attr, void *value);
+hipError_t hipMemPoolExportToShareableHandle(void *shared_handle, hipMemPool_t mem_pool, hipMemAllocationHandleType
+		handle_type, unsigned int flags);
+hipError_t hipMemPoolExportPointer(hipMemPoolPtrExportData *export_data, void *dev_ptr);
+hipError_t hipIpcGetMemHandle(hipIpcMemHandle_t *handle, void *devPtr);
+hipError_t hipMemPoolImportFromShareableHandle(hipMemPool_t *mem_pool, void *shared_handle, hipMemAllocationHandleType
+		handle_type, unsigned int flags);
+hipError_t hipMemPoolImportPointer(void **dev_ptr, hipMemPool_t mem_pool, hipMemPoolPtrExportData *export_data);
+hipError_t hipImportExternalMemory(hipExternalMemory_t *extMem_out, const hipExternalMemoryHandleDesc *memHandleDesc);
+hipError_t hipImportExternalSemaphore(hipExternalSemaphore_t *extSem_out, const hipExternalSemaphoreHandleDesc
+		*semHandleDesc);
+hipError_t hipDestroyExternalMemory(hipExternalMemory_t extMem);
+hipError_t hipDestroyExternalSemaphore(hipExternalSemaphore_t extSem);
+hipError_t hipExternalMemoryGetMappedBuffer(void **devPtr, hipExternalMemory_t extMem, const
+		hipExternalMemoryBufferDesc *bufferDesc);
 hipError_t hipMemPrefetchAsync(const void *dev_ptr, size_t count, int device, hipStream_t stream);
 hipError_t hipMemAdvise(const void *dev_ptr, size_t count, hipMemoryAdvise advice, int device);
 hipError_t hipMemGetInfo(size_t *free, size_t *total);
@@ -249,6 +283,7 @@ hipError_t hipLaunchByPtr(const void *func);
 hipError_t hipLaunchHostFunc(hipStream_t stream, hipHostFn_t fn, void *userData);
 hipError_t hipStreamAddCallback(hipStream_t stream, hipStreamCallback_t callback, void *userData, unsigned int flags);
 hipError_t hipDeviceSynchronize(void);
+hipError_t hipCtxSynchronize(void);
 hipError_t hipStreamSynchronize(hipStream_t stream);
 hipError_t hipStreamSynchronize_spt(hipStream_t stream);
 hipError_t hipStreamQuery(hipStream_t stream);
@@ -273,6 +308,7 @@ hipError_t hipEventCreate(hipEvent_t *event);
 hipError_t hipIpcOpenEventHandle(hipEvent_t *event, hipIpcEventHandle_t handle);
 hipError_t hipEventCreateWithFlags(hipEvent_t *event, unsigned flags);
 hipError_t hipEventDestroy(hipEvent_t event);
+hipError_t hipIpcGetEventHandle(hipIpcEventHandle_t *handle, hipEvent_t event);
 hipError_t hipEventRecord(hipEvent_t event, hipStream_t stream);
 hipError_t hipEventSynchronize(hipEvent_t event);
 hipError_t hipEventQuery(hipEvent_t event);
@@ -337,6 +373,19 @@ hipError_t hipSetDevice(int deviceId);
 hipError_t hipDeviceReset(void);
 hipError_t hipProfilerStart(void);
 hipError_t hipProfilerStop(void);
+hipError_t hipDeviceEnablePeerAccess(int peerDeviceId, unsigned int flags);
+hipError_t hipDeviceDisablePeerAccess(int peerDeviceId);
+hipError_t hipCtxCreate(hipCtx_t *ctx, unsigned int flags, hipDevice_t device);
+hipError_t hipCtxDestroy(hipCtx_t ctx);
+hipError_t hipCtxDisablePeerAccess(hipCtx_t peerCtx);
+hipError_t hipCtxEnablePeerAccess(hipCtx_t peerCtx, unsigned int flags);
+hipError_t hipDevicePrimaryCtxRetain(hipCtx_t *pctx, hipDevice_t dev);
+hipError_t hipDevicePrimaryCtxRelease(hipDevice_t dev);
+hipError_t hipDevicePrimaryCtxReset(hipDevice_t dev);
+hipError_t hipDevicePrimaryCtxSetFlags(hipDevice_t dev, unsigned int flags);
+hipError_t hipCtxSetCurrent(hipCtx_t ctx);
+hipError_t hipCtxPushCurrent(hipCtx_t ctx);
+hipError_t hipCtxPopCurrent(hipCtx_t *ctx);
 hipError_t hipModuleLoad(hipModule_t *module, const char *fname);
 hipError_t hipModuleLoadData(hipModule_t *module, const void *image);
 hipError_t hipModuleLoadDataEx(hipModule_t *module, const void *image, unsigned int numOptions, hipJitOption *options,

@@ -41,7 +41,7 @@ EXPECTED: dict[str, str] = {
     "direction": "kind p->kind",
     "device": "device dev dstDevice dstDeviceId deviceId location.id poolProps->location.id pool_props->location.id "
     "prop->location.id p->dstDevice",
-    "peer_device": "srcDevice srcDeviceId peerDevice p->srcDevice",
+    "peer_device": "srcDevice srcDeviceId peerDevice peerDeviceId p->srcDevice",
     "source_pointer": "src srcHost srcDevice p->srcPtr.ptr",
     "device_pointer": "*devPtr *ptr *pHost *dptr *pp *pdptr *ptr_out *dev_ptr pitchedDevPtr->ptr devPtr ptr dst dptr p "
     "addr memptr dstDevice dstHost dest hostPtr dev_ptr pitchedDevPtr.ptr p->dstPtr.ptr",
@@ -50,9 +50,9 @@ EXPECTED: dict[str, str] = {
     "instantiateParams->flags",
     "handle": "graph hGraph originalGraph graphExec hGraphExec node hNode event hEvent start hStart memPool mem_pool "
     "pool array hArray mipmappedArray hMipmappedArray extMem extSem dst src dstArray srcArray symbol ctx hCtx greenCtx "
-    "peerContext dstContext pCopy->dstContext handle mcHandle library hmod module kernel state *array "
+    "peerContext peerCtx dstContext pCopy->dstContext handle mcHandle library hmod module kernel state *array "
     "*mipmappedArray *memPool *mem_pool *pool *pool_out *extMem_out *extSem_out *event *phEvent *pGraph *phGraph "
-    "*library *module *phCtx *pctx *pHandle *handle *mcHandle *stateOut",
+    "*library *module *phCtx *pctx *ctx *pHandle *handle *mcHandle *stateOut",
     "other_handle": "end hEnd stop hGraph node hNode event hEvent src srcArray srcContext pCopy->srcContext memHandle "
     "*pGraphExec *phGraphExec *pGraphClone *phGraphClone *pGraphNode *phGraphNode *pMod *pContext *mipmap",
     "count": "count sendcount recvcount",
