@@ -92,7 +92,7 @@ static __always_inline bool within_budget(struct window *mine, __u64 budget, __u
 		mine->number = number;
 		mine->taken = mine->spent = 0;
 	}
-	if (mine->taken) {
+	if (mine->taken && mine->taken < PORTION) { /* not below 0 where two programs take the last one at once */
 		mine->taken--;
 		return true;
 	}
