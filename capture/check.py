@@ -32,6 +32,7 @@ from gpuaudit.capture.parts import PARTS
 from gpuaudit.capture.privileges import FOREIGN_PIDS, FOREIGN_PIDS_HINT, in_initial_pid_namespace, missing_for_bpf
 from gpuaudit.capture.probed_files import ProbedFiles
 from gpuaudit.capture.ring import LossCounters, RingReader
+from gpuaudit.capture.system_calls import IOCTL, SystemCalls, watched_now
 
 BTF = Path("/sys/kernel/btf/vmlinux")
 
@@ -173,6 +174,9 @@ def _part(part: LoadedPart) -> Iterator[CheckResult]:
             yield CheckResult(name, True, "attached and detached")
     if source == "off_cpu":
         yield _wakers(part)
+        yield _sleepers(part)
+    if source == IOCTL:
+        yield _watched_devices()
     yield _rings(part)
 
 
@@ -182,6 +186,22 @@ def _wakers(part: LoadedPart) -> CheckResult:
         "told apart from interrupts" if wakers else "not recorded: interrupts cannot be told apart from wakers here"
     )
     return CheckResult("wakers", True, detail)
+
+
+def _sleepers(part: LoadedPart) -> CheckResult:
+    """The iterator over threads, run once: no process is traced here, so it finds nothing."""
+    try:
+        part.look_at_threads()
+    except HostUnfit as e:
+        return CheckResult("sleeping threads", False, e.message, e.hint)
+    return CheckResult("sleeping threads", True, "those of before the capture can be found")
+
+
+def _watched_devices() -> CheckResult:
+    refused = SystemCalls({IOCTL}).refused
+    majors = ", ".join(str(major) for major in sorted({major for major, _ in watched_now(())}))
+    detail = f"not recorded: {refused.message}" if refused else f"watched on character devices of major number {majors}"
+    return CheckResult("ioctls", True, detail)
 
 
 def _rings(part: LoadedPart) -> CheckResult:

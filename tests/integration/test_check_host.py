@@ -16,7 +16,10 @@ from tests.integration.recording import start, wait_for_line
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf")]
 
-TRACEPOINTS = {"sched_process_fork", "sched_process_exec", "sched_process_exit", "sched_switch", "sched_wakeup"}
+TRACEPOINTS = {
+    "sched_process_fork", "sched_process_exec", "sched_process_exit", "sched_switch", "sched_wakeup",
+    "sched_migrate_task", "sys_enter", "sys_exit",
+}  # fmt: skip
 
 
 def test_everything_bpf_is_tried(doubles: Path, tmp_path: Path) -> None:
