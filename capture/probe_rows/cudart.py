@@ -63,6 +63,7 @@ MEMORY: tuple[Probe, ...] = (
     *changes("cudaDestroyExternalMemory cudaDestroyExternalSemaphore", handle=RDI),
     *changes("cudaExternalMemoryGetMappedBuffer", device_pointer=out(RDI), handle=RSI, size_bytes=at(RDX, 8)),
     *changes("cudaExternalMemoryGetMappedMipmappedArray", other_handle=out(RDI), handle=RSI),
+    *calls("cudaMemGetInfo"),
 )
 """Allocations, and what becomes of them."""
 
@@ -253,6 +254,7 @@ an executable is updated from, or the node."""
 DEVICES: tuple[Probe, ...] = (
     *changes("cudaSetDevice", device=RDI),
     *changes("cudaInitDevice", device=RDI, flags=RSI),
+    *calls("cudaGetDeviceProperties _v2", device=RSI),
     *changes("cudaSetDeviceFlags cudaDeviceSetLimit", flags=RDI),
     *changes("cudaDeviceReset cudaThreadExit cudaSetValidDevices cudaProfilerStart cudaProfilerStop"),
     *changes("cudaDeviceEnablePeerAccess", peer_device=RDI, flags=RSI),
