@@ -108,3 +108,11 @@ def wait_for_line(process: subprocess.Popen[str], text: str) -> None:
 def truth(path: Path) -> list[Row]:
     """What a workload program wrote down."""
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def frames_by_stack(r: Recording) -> dict[int, list[Row]]:
+    """Identity of a stack → its frames, innermost first."""
+    out: dict[int, list[Row]] = defaultdict(list)
+    for row in sorted(r.rows["stack_frames"], key=lambda f: f["depth"]):
+        out[row["stack"]].append(row)
+    return dict(out)

@@ -8,6 +8,7 @@ import os
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ import pytest
 from gpuaudit.capture import loading, stack_source
 from gpuaudit.capture.attach import MECHANISMS, Mechanism
 from gpuaudit.capture.parts import CALLS
+from gpuaudit.capture.selection import Selection
 from gpuaudit.capture.settings import SLOW_NS, Settings
 from gpuaudit.capture.stack_source import NO_ROOM
 from gpuaudit.capture.symbolise import NO_SYMBOL, STRIPPED
 from tests.doubles.build import build
-from tests.integration.recording import Recording, Row, recording, start, wait_for_line
+from tests.integration.recording import Recording, Row, frames_by_stack, recording, start, wait_for_line
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf")]
 
@@ -32,14 +34,17 @@ EVERY_CALL = Settings(sample_every=1, stacks=True)
 
 
 class Run:
-    """One process of the program ``stacks``: driven step by step, its own truth kept."""
+    """One process of the program ``stacks``: driven step by step, its own truth kept. ``r``: who records it."""
 
-    def __init__(self, r: Recording, program: Path, cudart: Path, paths: int) -> None:
-        self.r, self.program = r, program
+    r: Recording
+
+    def __init__(self, program: Path, cudart: Path, paths: int) -> None:
+        self.program = program
         environment = {"DOUBLE_CUDA_KERNEL_US": str(KERNEL_US)}
         self.process = start(program, cudart, str(paths), stdin=subprocess.PIPE, env=environment)
         wait_for_line(self.process, "ready")
         self.truth: dict[str, int] = {}
+        self._frames: dict[int, list[Row]] = {}
 
     def go(self) -> None:
         self._say()
@@ -60,7 +65,9 @@ class Run:
         return self.r.of("cuda_calls", pid=self.process.pid, **wanted)
 
     def frames(self, call: Row) -> list[Row]:
-        return sorted(self.r.of("stack_frames", stack=call["native_stack"]), key=lambda f: f["depth"])
+        if not self._frames:  # asked for when the capture has ended
+            self._frames = frames_by_stack(self.r)
+        return self._frames[call["native_stack"]]
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +86,11 @@ def folder(doubles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def runs(doubles: Path, folder: Path, bpf: None) -> Iterator[dict[str, Run]]:
     cudart = doubles / "libcudart.so.13"
-    with recording(settings=EVERY_CALL) as r:
-        made = {name: Run(r, folder / name, cudart, PATHS) for name in
-                ("stacks", "stacks-fixed", "stacks-stripped", "stacks-deleted")}  # fmt: skip
+    names = ("stacks", "stacks-fixed", "stacks-stripped", "stacks-deleted")
+    made = {name: Run(folder / name, cudart, PATHS) for name in names}
+    with recording(Selection(pids=frozenset(run.process.pid for run in made.values())), settings=EVERY_CALL) as r:
+        for run in made.values():
+            run.r = r
         (folder / "stacks-deleted").unlink()
         r.step()
         for run in made.values():
@@ -179,19 +188,26 @@ def check_every_stack_is_told(r: Recording, pid: int) -> list[Row]:
 def test_every_stack_that_a_call_names_is_told_once(runs: dict[str, Run]) -> None:
     for run in runs.values():
         assert len(check_every_stack_is_told(run.r, run.process.pid)) == 1000 + 1 + 2 + (1 << PATHS)
-    assert not runs["stacks"].r.of("gaps", source="stacks")
+        assert not run.r.of("gaps", source="stacks", pid=run.process.pid)
+
+
+@contextmanager
+def recorded_alone(folder: Path, doubles: Path, paths: int, **options: Any) -> Iterator[Run]:
+    """One process from its first call to its end, and no other of the host, which would take its turn in samples."""
+    run = Run(folder / "stacks", doubles / "libcudart.so.13", paths)
+    with recording(Selection(pids=frozenset({run.process.pid})), **options) as run.r:
+        run.r.step()
+        run.go()
+        run.r.step()
+        run.end()
+        run.r.finish()
+        yield run
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_only_slow_calls_have_stacks(doubles: Path, folder: Path, mechanism: Mechanism) -> None:
     """Without a sample, a call has its stacks when it took the threshold, and only then."""
-    with recording(settings=Settings(stacks=True), mechanism=mechanism) as r:
-        run = Run(r, folder / "stacks", doubles / "libcudart.so.13", 0)
-        r.step()
-        run.go()
-        r.step()
-        run.end()
-        r.finish()
+    with recorded_alone(folder, doubles, 0, settings=Settings(stacks=True), mechanism=mechanism) as run:
         for call in run.calls():
             assert (call["native_stack"] is not None) == (call["duration_ns"] >= SLOW_NS)
         (waited,) = run.calls(op="cudaDeviceSynchronize")
@@ -209,25 +225,14 @@ def test_a_kernel_that_refuses_stacks_leaves_the_calls(
         load(part, data, names, types)
 
     monkeypatch.setattr(loading.LoadedPart, "_load", refuse)
-    with recording(settings=EVERY_CALL) as r:
-        assert "too large" in r.capture.refused["stacks"].message
-        run = Run(r, folder / "stacks", doubles / "libcudart.so.13", 0)
-        r.step()
-        run.go()
-        run.end()
-        r.finish()
+    with recorded_alone(folder, doubles, 0, settings=EVERY_CALL) as run:
+        assert "too large" in run.r.capture.refused["stacks"].message
         assert len(run.calls(size_bytes=1)) == 1000
         assert {c["native_stack"] for c in run.calls()} == {None}
 
 
 def test_one_in_so_many_of_the_fast_calls(doubles: Path, folder: Path) -> None:
-    with recording(settings=Settings(sample_every=10, stacks=True)) as r:
-        run = Run(r, folder / "stacks", doubles / "libcudart.so.13", 0)
-        r.step()
-        run.go()
-        r.step()
-        run.end()
-        r.finish()
+    with recorded_alone(folder, doubles, 0, settings=Settings(sample_every=10, stacks=True)) as run:
         fast = [c for c in run.calls() if c["duration_ns"] < SLOW_NS]
         slow = [c for c in run.calls() if c["duration_ns"] >= SLOW_NS]
         assert all(c["native_stack"] is not None for c in slow)
@@ -235,18 +240,7 @@ def test_one_in_so_many_of_the_fast_calls(doubles: Path, folder: Path) -> None:
         counted = len(run.calls()) // 10  # each CPU counts its own, slow calls included or not
         cpus = os.cpu_count() or 1
         assert counted - cpus - len(slow) <= taken <= counted + cpus
-        check_every_stack_is_told(r, run.process.pid)
-
-
-def test_no_stacks(doubles: Path, folder: Path) -> None:
-    with recording(settings=Settings(sample_every=1)) as r:
-        run = Run(r, folder / "stacks", doubles / "libcudart.so.13", 0)
-        r.step()
-        run.go()
-        run.end()
-        r.finish()
-        assert {(c["native_stack"], c["python_stack"]) for c in run.calls()} == {(None, None)}
-        assert not r.rows["stack_frames"]
+        check_every_stack_is_told(run.r, run.process.pid)
 
 
 def test_what_finds_no_room_has_its_reason(doubles: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,18 +252,13 @@ def test_what_finds_no_room_has_its_reason(doubles: Path, folder: Path, monkeypa
     small: dict[str, Any] = {"maps": {"raw_stacks": size, "known_stacks": known}}
     monkeypatch.setattr("gpuaudit.capture.attach.CALLS", replace(CALLS, **small))
     monkeypatch.setattr(stack_source, "RAW_RING_BYTES", size)
-    with recording(settings=EVERY_CALL) as r:
-        run = Run(r, folder / "stacks", doubles / "libcudart.so.13", 10)
-        r.step()
-        run.go()
-        run.end()
-        r.finish()
-        calls = check_every_stack_is_told(r, run.process.pid)
+    with recorded_alone(folder, doubles, 10, settings=EVERY_CALL) as run:
+        calls = check_every_stack_is_told(run.r, run.process.pid)
         stacks = {c["native_stack"] for c in calls}
         assert len(stacks) == known
         without = sum(c["native_stack"] is None for c in run.calls())
-        (gap,) = r.of("gaps", source="stacks")
+        (gap,) = run.r.of("gaps", source="stacks")
         assert gap["reason"].startswith(f"{without} stacks have no identity")
-        lost = {f["stack"] for f in r.of("stack_frames", reason=NO_ROOM)}
+        lost = {f["stack"] for f in run.r.of("stack_frames", reason=NO_ROOM)}
         assert 0 < len(lost & stacks) < len(stacks)
         assert all(len(run.frames(c)) == 1 for c in calls if c["native_stack"] in lost)

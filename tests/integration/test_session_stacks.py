@@ -62,17 +62,3 @@ def test_a_slow_call_leads_to_its_line(doubles: Path, tmp_path: Path) -> None:
         asked = bundle.open_body["options"]
     assert (asked["stack_threshold_ms"], asked["stack_sample"]) == ("20.0", 0)
     assert "stacks" in asked["sources"]
-
-
-def test_no_stacks_when_not_wanted(doubles: Path, tmp_path: Path) -> None:
-    out = tmp_path / "a.db"
-    command: list[str | Path] = [doubles / "ranks", "--out", tmp_path / "truth", "--steps", "2"]
-    options = ["--source", "cuda", "--source", "stacks", "--no-stacks", "--stack-sample", "1"]
-    done = capture([*options, "--out", out, "--", *command], environment(tmp_path / "keys"))
-    assert done.returncode == 0, done.stderr
-    calls = rows(out, "cuda_calls")
-    assert calls
-    assert {(c["native_stack"], c["python_stack"]) for c in calls} == {(None, None)}
-    assert not rows(out, "stack_frames")
-    with Bundle.open(out) as bundle:
-        assert "stacks" not in bundle.open_body["options"]["sources"]
