@@ -114,6 +114,24 @@ def test_a_runtime_call_and_the_driver_call_inside_it(layers: tuple[Path, Path],
     assert len({c["probe"] for c in calls}) == 4  # each function of each file has its own number
 
 
+def test_a_collective_and_the_driver_call_inside_it(layers: tuple[Path, Path], tmp_path: Path) -> None:
+    """Two libraries, two tables, one link."""
+    driver, nccl = layers[0], build("splits", tmp_path)
+    code = "import ctypes as C, sys; C.CDLL(sys.argv[1], mode=C.RTLD_GLOBAL); n = C.CDLL(sys.argv[2])\n"
+    code += "n.ncclGroupStart(); n.ncclAllReduce(None, None, C.c_size_t(9), 7, 0, None, None); n.ncclGroupEnd()"
+    with recording() as r:
+        assert r.capture.prepare([str(driver), str(nccl)]) == []
+        process = start(sys.executable, "-c", code, driver, nccl)
+        r.run(process)
+        r.finish()
+    (collective,) = r.of("nccl_calls", pid=process.pid)
+    (inner,) = r.of("cuda_calls", pid=process.pid)
+    assert (inner["op"], inner["device_pointer"]) == ("cuMemFree_v2", 9)
+    assert parent(inner) == (collective["start_ns"], "ncclAllReduce")
+    group = r.of("nccl_comms", pid=process.pid)
+    assert [parent(row) for row in (collective, *group)] == [(None, None)] * 3  # a group is no call that is open
+
+
 def test_a_call_that_was_left_is_nobodys_parent(layers: tuple[Path, Path]) -> None:
     """longjmp leaves cudaMemcpy; what is called later from deeper in the stack was not called by it."""
     left, malloc, inner = run_layers(layers, "r.leave_and_go_deeper()")[0]

@@ -10,6 +10,9 @@ struct ncclComm {
 	int rank, ranks;
 };
 
+/* Called by a collective where the process has loaded the driver double. */
+__attribute__((weak)) int cuMemFree_v2(unsigned long long pointer);
+
 static ncclComm_t make(int rank, int ranks)
 {
 	ncclComm_t comm = malloc(sizeof(*comm));
@@ -75,6 +78,8 @@ ncclResult_t ncclAllReduce(const void *send, void *receive, size_t count, ncclDa
 			   ncclComm_t comm, cudaStream_t stream)
 {
 	(void)send, (void)receive, (void)count, (void)type, (void)op, (void)comm, (void)stream;
+	if (cuMemFree_v2)
+		cuMemFree_v2(count);
 	return ncclSuccess;
 }
 
