@@ -17,9 +17,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <signal.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 
@@ -242,6 +244,25 @@ static void stop(const char *point)
 	getchar();
 }
 
+static void nothing(int number)
+{
+	(void)number;
+}
+
+/* A receive that nobody answers and a signal ends: EINTR. The signal comes again in case it came too early. */
+static void interrupted(void)
+{
+	struct itimerval soon = {{0, 5000}, {0, 5000}}, never = {};
+	struct sigaction quiet = {.sa_handler = nothing};
+	int pair[2];
+
+	if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair) || sigaction(SIGALRM, &quiet, NULL))
+		die("socketpair", NULL);
+	setitimer(ITIMER_REAL, &soon, NULL);
+	RECEIVE(pair[1], recv(pair[1], bytes, 1, 0));
+	setitimer(ITIMER_REAL, &never, NULL);
+}
+
 /* Many sockets with little to do, all in one window. */
 static void crowd(void)
 {
@@ -271,6 +292,7 @@ static void parent(int four, int six, int unix_stream, int datagrams, int go[2])
 		}
 		if (!half) {
 			crowd();
+			interrupted();
 			stop("half");
 		}
 		if (write(go[1], "x", 1) != 1)
