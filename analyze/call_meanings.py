@@ -62,20 +62,22 @@ FREE = Meaning("free device memory", "(cuda|hip)Free(Async)?|(cu|hip)MemFree(Asy
 FREE_HOST = Meaning(
     "free pinned host memory", "(cuda|hip)(FreeHost|HostFree|HostUnregister)|cuMem(FreeHost|HostUnregister)"
 )
-COPY = Meaning("copy", f"{_VIA}Memcpy.*")
+COPY = Meaning("copy", f"{_VIA}Memcpy.*|hipDrvMemcpy.*")
 BLOCKING_COPY = Meaning(
     "blocking copy",
     "(cuda|hip)Memcpy((2D|3D)?(ToArray|FromArray|ArrayToArray)?|To(Array|Symbol)|From(Array|Symbol)|WithStream)"
-    "|cuMemcpy(HtoD|DtoH|AtoH|HtoA|2D|2DUnaligned|3D)?|hipMemcpy(HtoD|DtoH|AtoH|HtoA|Param2D)",
+    "|cuMemcpy(HtoD|DtoH|AtoH|HtoA|2D|2DUnaligned|3D)?|hipMemcpy(HtoD|DtoH|AtoH|HtoA|Param2D)"
+    "|hipDrvMemcpy(2DUnaligned|3D)",
 )
 """Returns when the bytes are where they belong (CUDA Runtime API, API synchronisation behaviour); copies from device to
 device and between devices return at once and are not among them."""
-ASYNCHRONOUS_COPY = Meaning("asynchronous copy", f"{_VIA}Memcpy.*Async")
+ASYNCHRONOUS_COPY = Meaning("asynchronous copy", f"{_VIA}Memcpy.*Async|hipDrvMemcpy.*Async")
 SET = Meaning("set memory", f"{_VIA}Memset.*")
 LAUNCH = Meaning(
     "launch a kernel",
     f"{_VIA}Launch(Cooperative)?Kernel(ExC|Ex)?|hip(Ext|Module|ExtModule)LaunchKernel|hipModuleLaunchCooperativeKernel"
-    "|hipDrvLaunchKernelEx",
+    "|hipDrvLaunchKernelEx|(cuda|cu|hip)LaunchCooperativeKernelMultiDevice|hipExtLaunchMultiKernelMultiDevice"
+    "|cuLaunch(Grid(Async)?)?|hipHccModuleLaunchKernel|hipLaunchByPtr",
 )
 GRAPH_LAUNCH = Meaning("launch a graph", f"{_VIA}GraphLaunch")
 STREAM_SYNC = Meaning("wait for a stream", f"{_VIA}StreamSynchronize")
