@@ -92,7 +92,7 @@ def test_the_attacher_wakes_for_a_library_and_seals_the_gap(visitor: Path, tmp_p
     """Through both processes: the gap before the probes has its exact beginning, and no call is missing outside it."""
     library = Path(shutil.copy(visitor.parent / "libcudart.so.13", tmp_path))
     out, told = tmp_path / "a.db", tmp_path / "t"
-    command = [visitor, "--first", library, "--out", told, "--calls", "150", "--nap-us", "10000"]
+    command: list[str | Path] = [visitor, "--first", library, "--out", told, "--calls", "150", "--nap-us", "10000"]
     done = capture(["--out", out, "--source", "cuda", "--", *command], environment(tmp_path / "keys"))
     assert done.returncode == 0, done.stderr
     load, *made = truth(told)
@@ -174,7 +174,7 @@ def test_a_process_that_runs_another_program(visitor: Path, tmp_path: Path) -> N
         "cuda.cudaMalloc(ctypes.byref(ctypes.c_void_p()), ctypes.c_size_t(4711))\n"
         "os.execve(sys.argv[2], sys.argv[2:], {'RANK': '3'})\n"
     )
-    command = [visitor, "--first", library, "--out", tmp_path / "t", "--go-file", tmp_path / "go"]
+    command: list[str | Path] = [visitor, "--first", library, "--out", tmp_path / "t", "--go-file", tmp_path / "go"]
     process = start(sys.executable, "-c", code, library, *command, stdin=subprocess.PIPE)
     wait_for_line(process, "at start")
     with recording() as r:
