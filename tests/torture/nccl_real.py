@@ -12,6 +12,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+COMMS = "SELECT op, return_code, rank, nranks FROM nccl_comms WHERE parent_ns IS NULL ORDER BY start_ns"
+CALLS = "SELECT op, return_code, count, datatype, stream FROM nccl_calls WHERE parent_ns IS NULL ORDER BY start_ns"
+"""The program's own, and not what the library calls inside them."""
+
 AUDIT = [sys.executable, "-m", "gpuaudit.cli.main"]
 
 CALLER = r"""
@@ -62,8 +66,8 @@ def _probe(folder: Path, library: Path) -> list[str]:
     if done.returncode:
         return [f"the capture ended with {done.returncode}: {done.stderr[-500:]}"]
     returned = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
-    comms = _query(out, env, "SELECT op, return_code, rank, nranks FROM nccl_comms ORDER BY start_ns")
-    calls = _query(out, env, "SELECT op, return_code, count, datatype, stream FROM nccl_calls ORDER BY start_ns")
+    comms = _query(out, env, COMMS)
+    calls = _query(out, env, CALLS)
     problems = []
     expected_comms = [{"op": "ncclCommInitRank", "return_code": returned["init"], "rank": 2, "nranks": 3}]
     if comms != expected_comms:
