@@ -6,6 +6,7 @@ what must have come out of it. Without /dev/kvm the machine is emulated, some fo
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -14,7 +15,7 @@ import time
 from pathlib import Path
 
 from tests.torture import kernels_image
-from tests.torture.kernels_image import HOME, Boot, Kernel
+from tests.torture.kernels_image import HOME, Boot, Kernel, boot_files
 from tests.torture.kernels_report import Measured, document, table
 
 KERNELS = (
@@ -45,15 +46,28 @@ def run(count: int, seed: int) -> list[str]:
         all_measured.append(measured)
         problems += [f"{kernel.name} ({boot.release}): {p}" for p in measured.problems()]
         print(table(measured), flush=True)
+    said = locked_down(disk)
+    if "locked down (confidentiality)" not in said:
+        problems.append(f"{KERNELS[0].name}, locked down: what was said does not name it: {said}")
     if count >= len(KERNELS):
-        REPORT.write_text(document(all_measured), encoding="utf-8")
+        REPORT.write_text(document(all_measured, said), encoding="utf-8")
         print(f"written: {REPORT}")
     return problems
 
 
-def boot_and_wait(boot: Boot, disk: Path) -> Path:
-    """Run the machine until it ends itself; the folder with what it left."""
-    folder = HOME / "results" / boot.release
+def locked_down(disk: Path) -> str:
+    """What `audit check` says of BPF on the first kernel, booted with lockdown=confidentiality."""
+    folder = boot_and_wait(boot_files(KERNELS[0]), disk, "lockdown=confidentiality audit_steps=facts,check")
+    try:
+        lines = json.loads((folder / "check.json").read_text("utf-8"))["results"]
+    except (OSError, ValueError, KeyError):
+        return "nothing came out of the machine"
+    return next((str(line["detail"]) for line in lines if line["name"] == "BPF programs"), "it was not tried")
+
+
+def boot_and_wait(boot: Boot, disk: Path, more: str = "") -> Path:
+    """Run the machine until it ends itself; the folder with what it left. ``more``: further words for the kernel."""
+    folder = HOME / "results" / f"{boot.release}{'-' + more.partition(' ')[0] if more else ''}"
     folder.mkdir(parents=True, exist_ok=True)
     out, log = folder / "results.tar", folder / "console.log"
     with out.open("wb") as f:
@@ -63,7 +77,7 @@ def boot_and_wait(boot: Boot, disk: Path) -> Path:
     command = [
         "qemu-system-x86_64", *accelerator, "-smp", "2", "-m", "3072", "-nodefaults", "-display", "none", "-no-reboot",
         "-serial", f"file:{log}", "-kernel", str(boot.image), "-initrd", str(boot.initramfs),
-        "-append", f"console=ttyS0 quiet panic=-1 psi=1 audit_accel={'kvm' if kvm else 'tcg'}",
+        "-append", f"console=ttyS0 quiet panic=-1 psi=1 audit_accel={'kvm' if kvm else 'tcg'} {more}",
         "-drive", f"file={disk},format=raw,if=virtio,snapshot=on", "-drive", f"file={out},format=raw,if=virtio",
     ]  # fmt: skip
     try:

@@ -165,13 +165,12 @@ TAIL = """
   NVML and engines can.
 - **Debian 11 (5.10) and upstream 5.14.** No cookie: refused as above, before anything is attached. Not booted: the
   archive of Debian 12 has no such package.
-- **Lockdown.** None of these kernels was booted with secure boot. What confidentiality mode stops is named by
-  `capture/obstacles.py`, which is tested on forged files of /sys.
+- **Secure boot.** The lockdown above is the kernel's own parameter; with secure boot it is the firmware's.
 """
 
 
-def document(all_measured: list[Measured]) -> str:
-    """docs/reference/kernels.md."""
+def document(all_measured: list[Measured], locked_down: str) -> str:
+    """docs/reference/kernels.md. ``locked_down``: what was said of BPF under lockdown=confidentiality."""
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     parts = [HEAD]
     for m in all_measured:
@@ -196,6 +195,8 @@ def document(all_measured: list[Measured]) -> str:
         problems = list(m.problems())
         if problems:
             parts.append("\nExpected, and not so:\n\n" + "".join(f"- {_cell(p)}\n" for p in problems))
+    parts.append(f"\n## {all_measured[0].boot.kernel.name} with `lockdown=confidentiality`\n")
+    parts.append(f"\n`audit check` says of BPF: {_cell(locked_down)}.\n")
     return "".join(parts) + TAIL
 
 
