@@ -39,7 +39,7 @@ static __always_inline bool followed(__u32 tgid)
 	struct target *t = bpf_map_lookup_elem(&targets, &tgid);
 
 	return t && !(t->flags & TARGET_EXCLUDED) &&
-	       t->flags & (TARGET_TRACED | TARGET_SELECTED | TARGET_KNOWN | TARGET_RELATED);
+	       t->flags & (TARGET_TRACED | TARGET_SELECTED | TARGET_RELATED);
 }
 
 static __always_inline void describe(struct lifecycle_record *r, struct task_struct *task, enum event event)
