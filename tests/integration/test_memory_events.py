@@ -220,7 +220,8 @@ def test_a_thread_that_must_reclaim_says_so(doubles: Path, memory_cgroup: Path, 
         # read ahead of the reader, some pages are pushed out before their turn, and read again
         again = read_counters(memory_cgroup / "memory.stat")["workingset_refault_file"]
         reclaimed = sum(row["reclaimed_pages"] for row in rows)
-        assert pages + again - room <= reclaimed <= pages + again + 1024  # the kernel's own memory counts too
+        # the kernel's own memory counts too, and what it charges in advance
+        assert pages + again - room - 1024 <= reclaimed <= pages + again + 1024
         assert all(before <= row["start_ns"] <= row["start_ns"] + row["duration_ns"] <= after for row in rows)
         assert r.of("reclaims", duration_ns=None) == []
 
