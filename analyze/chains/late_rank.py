@@ -82,7 +82,7 @@ DECLARATION = Declaration(
         ("nccl_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "comm_id", "rank", "nranks", "count",
         "size_bytes",
                         "datatype", "root", "stream", "return_code")),
-        ("cuda_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "stream", "return_code")),
+        ("cuda_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "stream", "handle", "return_code", "parent_ns")),
         ("gaps", ("start_ns", "duration_ns", "source", "table_name", "pid", "reason")),
     ),
     thresholds=THRESHOLDS,
