@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 import xml.etree.ElementTree as ET
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,10 +103,13 @@ def _capture(work: Path) -> dict[str, Any]:
     verified = _run([*AUDIT, "verify", out, "--receipt", f"{out}.receipt", "--json"])
     with Bundle.open(out) as bundle:
         sources = next(json.loads(data) for _, name, data in bundle.artefacts() if name == "sources")
-    made = sum("before_ns" in r for path in work.glob("truth.*") for r in truth(path))
+    made = Counter(r["op"] for path in work.glob("truth.*") for r in truth(path) if "before_ns" in r)
+    recorded = [row for table in CALL_TABLES for row in rows(out, table)]
+    outermost = Counter(row["op"] for row in recorded if row["parent_ns"] is None)
     return {
-        "status": 0, "verify": json.loads(verified.stdout), "sources": sources, "made": made,
-        "recorded": sum(len(rows(out, table)) for table in CALL_TABLES),
+        "status": 0, "verify": json.loads(verified.stdout), "sources": sources, "made": made.total(),
+        "by_op": {op: [n, outermost[op]] for op, n in made.items()},
+        "recorded": len(recorded),
         "probes": rows(out, "probes"), "gaps": rows(out, "gaps"), "lost": sum(r["lost"] for r in rows(out, "losses")),
         "size_bytes": out.stat().st_size,
     }  # fmt: skip

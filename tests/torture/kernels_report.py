@@ -70,8 +70,9 @@ class Measured:
             yield f"audit verify: {capture['verify']['status']}"
         if capture["lost"]:
             yield f"{capture['lost']} records were lost"
-        if capture["recorded"] != capture["made"]:
-            yield f"calls: {capture['made']} were made, {capture['recorded']} are in the evidence"
+        for op, (made, recorded) in capture.get("by_op", {}).items():
+            if made != recorded:
+                yield f"{op}: {made} calls were made, {recorded} are in the evidence"
         wanted = MULTI if self.has_multi else "perf uprobe"
         if wanted not in self.mechanisms():
             yield f"functions were to be probed by {wanted}, found {', '.join(self.mechanisms()) or 'none'}"
@@ -189,8 +190,9 @@ def document(all_measured: list[Measured], locked_down: str) -> str:
         capture = m.steps["capture"]
         if capture.get("status") == 0:
             parts.append(
-                f"\nThe capture: {capture['made']} calls made, {capture['recorded']} recorded, {capture['lost']} "
-                f"records lost, bundle of {capture['size_bytes']:,} bytes {capture['verify']['status']}.\n"
+                f"\nThe capture: {capture['made']} calls by the workload, {capture['recorded']} recorded with those that "
+                f"NCCL itself made, {capture['lost']} records lost, bundle of {capture['size_bytes']:,} bytes "
+                f"{capture['verify']['status']}.\n"
             )
         problems = list(m.problems())
         if problems:
