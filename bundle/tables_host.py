@@ -58,7 +58,8 @@ SOCKET_IO = Table("socket_io", "Sends and receives of traced processes, added up
     col("remote_port", "u16", "", "port of the other end", nullable=True),
     col("count", "u64", "", "calls that returned"), col("errors", "u64", "", "of them, calls that failed"),
     col("not_ready", "u64", "", "of the errors, EAGAIN: nothing to receive, or no room to send", nullable=True),
-    col("size_bytes", "u64", "bytes", "bytes that they sent or received, by their return values"), col("sum_ns", "u64", "ns", "time spent in them"),
+    col("size_bytes", "u64", "bytes", "bytes that they sent or received, by their return values"),
+    col("sum_ns", "u64", "ns", "time spent in them"),
     col("max_ns", "u64", "ns", "longest of them"), CPU, SEQ,
 ), ring=True)  # fmt: skip
 

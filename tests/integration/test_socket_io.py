@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf")]
 AF_UNIX, AF_INET, AF_INET6 = 1, 2, 10
 
 SOCKETS, CROWD, RING_BYTES = 11, 80, 4096
-"""Sockets and directions that the workload uses, and those it uses once; a ring that holds 30 records, fewer than a window."""
+"""Sockets and directions that the workload uses, and those it uses once; a ring of 30 records, fewer than a window."""
 
 WAITED_NS = 30_000_000
 """WAIT_MS of the workload: the receiver of the first stream waits for its sender so long at least."""
