@@ -81,7 +81,7 @@ class Measured:
         tests = self.steps["tests"]
         for name in NEEDED_TESTS:
             if not tests.get(name, {}).get("passed"):
-                yield f"{name}: no test of it passed"
+                yield f"{name}: {'no test of it passed' if name in tests else 'the machine was stopped before it ran'}"
         for name, outcome in tests.items():
             if outcome.get("hung") or "said" in outcome:
                 yield f"{name}: did not end, or could not begin: {str(outcome.get('said', ''))[-300:]}"
@@ -113,9 +113,9 @@ def table(measured: Measured) -> str:
 
 def _attached(measured: Measured) -> Iterator[tuple[str, str]]:
     rows = [r for r in measured.steps["capture"].get("probes", []) if r["duration_ns"] is None]
-    for r in rows:
-        if r["library"] == "kernel":
-            yield f"tracepoint {r['op']}", str(r["mechanism"])
+    for r in {(r["op"], r["mechanism"]): r for r in rows if r["library"] == "kernel"}.values():
+        if r["op"]:
+            yield f"{'tracepoint ' if '_' in r['op'] else ''}{r['op']}", str(r["mechanism"])
     functions = Counter((r["library"], r["mechanism"]) for r in rows if r["library"] != "kernel")
     for (library, mechanism), count in sorted(functions.items(), key=str):
         yield f"{count} functions of {library}", str(mechanism)
@@ -190,8 +190,8 @@ def document(all_measured: list[Measured], locked_down: str) -> str:
         capture = m.steps["capture"]
         if capture.get("status") == 0:
             parts.append(
-                f"\nThe capture: {capture['made']} calls by the workload, {capture['recorded']} recorded with those that "
-                f"NCCL itself made, {capture['lost']} records lost, bundle of {capture['size_bytes']:,} bytes "
+                f"\nThe capture: {capture['made']} calls by the workload, {capture['recorded']} recorded with those "
+                f"that NCCL itself made, {capture['lost']} records lost, bundle of {capture['size_bytes']:,} bytes "
                 f"{capture['verify']['status']}.\n"
             )
         problems = list(m.problems())
