@@ -181,12 +181,13 @@ def test_errors_are_the_ones_the_caller_gets(disks: Disks, tmp_path: Path) -> No
         with recording(BLOCK_IO) as r:
             assert error_of(os.preadv, short, middle - 4096, 8192) == errno.EIO  # its first half can be read
             assert error_of(os.preadv, short, middle, 8192) == errno.EIO
-            assert error_of(os.pwritev, full, 0, 65536) == errno.ENOSPC
+            no_room = error_of(os.pwritev, full, 0, 65536)
+            assert no_room in (errno.ENOSPC, errno.EIO)  # the latter from older loop drivers
             r.finish()
     mine = [(x["sector"] * SECTOR_BYTES, x["size_bytes"], x["error"]) for x in rows_of(r, short, pid=os.getpid())]
     assert mine == [(middle - 4096, 8192, -errno.EIO), (middle, 8192, -errno.EIO)]
     (row,) = rows_of(r, full, op="write")
-    assert (row["sector"], row["size_bytes"], row["error"]) == (0, 65536, -errno.ENOSPC)
+    assert (row["sector"], row["size_bytes"], row["error"]) == (0, 65536, -no_room)
 
 
 def test_the_cgroup_that_is_charged(disks: Disks) -> None:
