@@ -12,6 +12,7 @@ from gpuaudit.analyze.window import Window
 from gpuaudit.analyze.words import duration
 from gpuaudit.bundle import canonical
 from gpuaudit.bundle.errors import BundleInvalid
+from gpuaudit.bundle.tables import RING_TABLES
 
 SOURCE_TABLES = {
     "cuda": ("cuda_calls",), "cudart": ("cuda_calls",), "driver": ("cuda_calls",), "hip": ("cuda_calls",),
@@ -48,6 +49,7 @@ def missing(store: Store, window: Window, sources: Sequence[dict[str, Json]]) ->
         *_unavailable(sources),
         *_gaps(store),
         *_full_rings(store),
+        *_silent(store),
         *_clock(window),
         *_unmatched(store),
     ]
@@ -59,6 +61,27 @@ def missing(store: Store, window: Window, sources: Sequence[dict[str, Json]]) ->
         *_refused(store),
         *_aggregated(store),
     ]
+
+
+def _silent(store: Store) -> list[Reason]:
+    """Holes in the sequence numbers of a CPU beyond the losses that were counted there: the two must agree.
+
+    Only where the counters are at least as new as the rows: those of an interrupted capture can be older.
+    """
+    out: list[Reason] = []
+    for name in (t for t in RING_TABLES if store.row_count(t)):
+        found = store.sql(
+            "SELECT cpu, (top + 1 - n - lost)::HUGEINT FROM "
+            f"(SELECT cpu, count(*)::HUGEINT AS n, max(seq)::HUGEINT AS top FROM {name} GROUP BY cpu) JOIN "
+            f"(SELECT cpu, max(seen) AS seen, max(lost) AS lost FROM losses WHERE table_name = '{name}' GROUP BY cpu) "
+            "USING (cpu) WHERE top < seen AND top + 1 - n > lost ORDER BY cpu"
+        )
+        if found:
+            cpus = ", ".join(str(cpu) for cpu, _ in found[:MAX_NAMED]) + (", …" if len(found) > MAX_NAMED else "")
+            count = sum(int(n) for _, n in found)
+            text = f"{name}: {count} sequence numbers are missing that no counter tells of (CPU {cpus})"
+            out.append(Reason("C", text, (name,)))
+    return out
 
 
 def _imported(store: Store) -> list[Reason]:
