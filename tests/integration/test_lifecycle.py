@@ -80,6 +80,7 @@ def test_every_fork_program_end_and_fatal_signal(tmp_path: Path) -> None:
     assert [row["other_pid"] for row in r.of("lifecycle", op="fork", pid=process.pid)] == list(
         told["children"].values()
     )
+    assert {row["tid"] for row in r.of("lifecycle", op="fork", pid=process.pid)} == {process.pid}
     for name, pid in told["children"].items():
         mine = r.of("lifecycle", pid=pid)
         code, number = ENDS[name]
