@@ -1,7 +1,8 @@
 """Other kernels: boots Debian's in QEMU with the wheel of this tree inside, and runs the capture's tests there.
 
-Nothing here knows what a kernel can do: the guest (:mod:`tests.torture.kernels_guest`) tries, and :meth:`Measured.problems` says
-what must have come out of it. Without /dev/kvm the machine is emulated, some forty times slower than a real one.
+Nothing here knows what a kernel can do: the guest (:mod:`tests.torture.kernels_guest`) tries, and
+:meth:`Measured.problems` says what must have come out of it. Without /dev/kvm the machine is emulated, some forty times
+slower than a real one.
 """
 
 from __future__ import annotations
