@@ -42,7 +42,6 @@ class _Trial:
     lost: int
     cpu_s: float
     events: int
-    size_bytes: int
 
 
 def measure(plan: Plan) -> Figure:
@@ -75,7 +74,6 @@ def measure(plan: Plan) -> Figure:
     return Figure(NAME, TITLE, METHOD, (
         value("events per second without loss", "1/s", [t.rate for t in found]),
         value("recorder: CPU per million events", "s", [t.cpu_s / t.events * 1e6 for t in found]),
-        value("bundle: bytes per event", "bytes", [t.size_bytes / t.events for t in found]),
     ), {"seconds of a trial": f"{seconds:g}", "record": f"{TABLE.record_dtype().itemsize} bytes"})  # fmt: skip
 
 
@@ -113,6 +111,5 @@ def _flow(program: Path, cpus: list[int], out: Path, rate_per_s: float, seconds:
         ring.close()
     if taken + lost != seen:
         raise AuditError(f"{seen} events were written, {taken} came and {lost} were lost")
-    size_bytes = out.stat().st_size
     out.unlink()
-    return _Trial(seen / max(took_s), lost, cpu_s, max(1, taken), size_bytes)
+    return _Trial(seen / max(took_s), lost, cpu_s, max(1, taken))
