@@ -32,13 +32,17 @@ MEMORY_SLACK_BYTES = 16 << 20
 """Between the median of the second and of the last quarter of the samples; one segment's buffers are about that."""
 
 CPU_SLACK = 1.5
-"""Largest ratio of those quarters' CPU: the machine has other work too, and a leak of work would grow for ever."""
+"""Largest ratio of those quarters' CPU per call: the machine has other work too, and a leak of work would grow."""
+
+KEPT = 0.9
+"""Share of the rate that must have been kept: on a machine too busy for it nothing has been shown."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One process at one moment: bytes resident, open descriptors, CPU seconds so far."""
+    """One process at one moment: calls made so far, bytes resident, open descriptors, CPU seconds so far."""
 
+    made: int
     resident_bytes: int
     descriptors: int
     cpu_s: float
@@ -71,11 +75,16 @@ def _soak(folder: Path, seconds: float) -> list[str]:
         storm.stdin.close()
         storm.wait(60)
     problems = [p for name, taken in samples.items() for p in _grown(name, taken)]
+    if made < KEPT * RATE_PER_S * seconds:
+        problems.append(f"the machine kept {made / seconds:,.0f} calls/s of {RATE_PER_S:,}: it has other work")
     if done.events != made or done.lost:
         problems.append(f"{made} calls were made, {done.events} are in the evidence, {done.lost} were lost")
     if tracer is not None and tracer.counted != made:
         problems.append(f"{made} calls were made beside the other tracer, which counted {tracer.counted}")
-    print(f"soak: {made:,} calls in {seconds / 60:.0f} min, {done.size_bytes / 2**20:.0f} MiB sealed", flush=True)
+    print(
+        f"soak: {made:,} calls in {seconds / 60:.0f} min ({made / seconds:,.0f}/s), {done.size_bytes / 2**20:.0f} MiB sealed",
+        flush=True,
+    )
     for name, taken in samples.items():
         print(f"soak: {name}: {_told(taken)}", flush=True)
     return problems
@@ -117,7 +126,7 @@ def _storm(storm: subprocess.Popen[str], attacher: int, seconds: float) -> tuple
                 next_s += SAMPLE_S
                 progress.step(round(SAMPLE_S))
                 for name, pid in names.items():
-                    samples[name].append(_sample(pid))
+                    samples[name].append(_sample(pid, made))
     return made, samples
 
 
@@ -130,13 +139,13 @@ def _children(attacher: int) -> dict[str, int]:
     return found
 
 
-def _sample(pid: int) -> Sample:
+def _sample(pid: int, made: int) -> Sample:
     place = Path(processes.PROC, str(pid))
     pages = int((place / "statm").read_text().split()[1])
     fields = (place / "stat").read_text().rpartition(")")[2].split()
     ticks = int(fields[11]) + int(fields[12])
     descriptors = len(list((place / "fd").iterdir()))
-    return Sample(pages * os.sysconf("SC_PAGE_SIZE"), descriptors, ticks / os.sysconf("SC_CLK_TCK"))
+    return Sample(made, pages * os.sysconf("SC_PAGE_SIZE"), descriptors, ticks / os.sysconf("SC_CLK_TCK"))
 
 
 def _quarters(samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
@@ -153,9 +162,9 @@ def _grown(name: str, samples: list[Sample]) -> list[str]:
         out.append(f"memory of the {name} grew from {before / 2**20:.0f} to {after / 2**20:.0f} MiB")
     if max(s.descriptors for s in late) > max(s.descriptors for s in early):
         out.append(f"descriptors of the {name} grew to {max(s.descriptors for s in late)}")
-    first, last = (q[-1].cpu_s - q[0].cpu_s for q in (early, late))
-    if last > first * CPU_SLACK + 0.5:
-        out.append(f"CPU of the {name} grew from {first:.1f} to {last:.1f} s in the same time")
+    first, last = ((q[-1].cpu_s - q[0].cpu_s) / max(1, q[-1].made - q[0].made) * 1e6 for q in (early, late))
+    if last > first * CPU_SLACK + 0.1:
+        out.append(f"CPU of the {name} grew from {first:.2f} to {last:.2f} s for a million calls")
     return out
 
 
