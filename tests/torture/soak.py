@@ -81,10 +81,8 @@ def _soak(folder: Path, seconds: float) -> list[str]:
         problems.append(f"{made} calls were made, {done.events} are in the evidence, {done.lost} were lost")
     if tracer is not None and tracer.counted != made:
         problems.append(f"{made} calls were made beside the other tracer, which counted {tracer.counted}")
-    print(
-        f"soak: {made:,} calls in {seconds / 60:.0f} min ({made / seconds:,.0f}/s), {done.size_bytes / 2**20:.0f} MiB sealed",
-        flush=True,
-    )
+    sealed = f"{done.size_bytes / 2**20:.0f} MiB sealed"
+    print(f"soak: {made:,} calls in {seconds / 60:.0f} min ({made / seconds:,.0f}/s), {sealed}", flush=True)
     for name, taken in samples.items():
         print(f"soak: {name}: {_told(taken)}", flush=True)
     return problems
