@@ -202,6 +202,7 @@ def _set_dumpable_off() -> None:
 
 
 def _status_fields() -> dict[str, str]:
-    with Path("/proc/self/status").open(encoding="ascii", errors="replace") as f:
-        pairs = (line.rstrip("\n").partition(":") for line in f)
-        return {name: value.strip() for name, _, value in pairs}
+    # Decoded here and not by open(): after the drop the codec's module may lie in a folder closed to this user.
+    text = Path("/proc/self/status").read_bytes().decode("ascii", "replace")
+    pairs = (line.partition(":") for line in text.splitlines())
+    return {name: value.strip() for name, _, value in pairs}

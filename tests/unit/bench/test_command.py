@@ -57,7 +57,7 @@ def test_sealing_is_told_in_ratios(tmp_path: Path) -> None:
     record = TABLES["cuda_calls"].record_dtype().itemsize
     assert figure.parameters == {"events": "20,000", "a record": f"{record} bytes", "segments": "1"}
     size, share = values["bundle: bytes per event"], values["bundle ÷ ring records, bytes"]
-    assert share.median == pytest.approx(size.median / 128)
+    assert share.median == pytest.approx(size.median / record)
     assert 5 < size.median < 60
     assert values["seal ÷ sha256sum, CPU"].repeats == 2
     assert list(tmp_path.iterdir()) == [tmp_path / "records.raw"]
