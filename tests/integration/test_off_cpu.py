@@ -122,7 +122,7 @@ def test_sleepers_that_cannot_be_found_cost_no_capture(doubles: Path, monkeypatc
     cudart = doubles / "libcudart.so.13"
     with recording() as r:
         r.capture.prepare([str(cudart)])
-        process = start(doubles / "sleeper", "--cudart", cudart, "--naps", "3")
+        process = start(doubles / "sleeper", "--cudart", cudart, "--naps", "60")
         r.run(process)
         r.finish()
         gaps = [row for row in r.rows["gaps"] if "slept already" in row["reason"]]
