@@ -109,6 +109,8 @@ def _statistics(book: EvidenceBook, table: str, c: _Counted) -> dict[str, Json]:
     fast: tuple[str, ...] = (book.where("call_totals", f"{own} AND {OUTER}"),) if c.fast else ()
     if c.nested:
         inside += book.present(("call_totals",), f"{own} AND NOT ({OUTER})")
+    if not evidence and not fast:
+        evidence = inside  # none was outermost: that is told by the rows of those that were not
     plus = ", plus those aggregated in the kernel" if c.fast else ""
     none_done = (
         "no call finished within the capture" if c.calls or not c.nested else "every call was made inside another"

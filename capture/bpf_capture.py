@@ -67,6 +67,8 @@ class BpfCapture:
         """Every loaded object, ``calls`` first."""
         self.refused: dict[str, HostUnfit] = {}
         """Source → why the kernel does not let us record it."""
+        self._nothing_to_record: dict[str, str] = {}
+        """Source → why there is nothing of it on this host: no row is missing, and the evidence says why."""
         self._files = ProbedFiles(self._programs, selection.sources, costs_ns or {}, selection.denied)
         self._system_calls = SystemCalls(selection.sources, ioctl_devices)
         self._links: dict[tuple[LoadedPart, str], libbpf.Link] = {}
@@ -103,7 +105,7 @@ class BpfCapture:
             raise HostUnfit(f"the BPF programs cannot be set up: {e.strerror or e}", hint="run audit check") from None
         wanted = set(self._selection.sources)
         if self._system_calls.refused:
-            self.refused[IOCTL] = self._system_calls.refused
+            self._nothing_to_record[IOCTL] = self._system_calls.refused.message
             wanted.remove(IOCTL)
         for part in PARTS:
             if wanted.intersection(part.sources):
@@ -178,7 +180,8 @@ class BpfCapture:
     def notes(self) -> dict[str, str]:
         """Source → what it lacks on this host although it is recorded."""
         readers = {"memory": self._samples, "tcp": self._holders}
-        return {source: reader.note for source, reader in readers.items() if reader and reader.note}
+        lacking = {source: reader.note for source, reader in readers.items() if reader and reader.note}
+        return {**self._nothing_to_record, **lacking}
 
     def _configure(self) -> None:
         value = self._settings.pack(selected_only=self._selection.selected_only)

@@ -63,9 +63,16 @@ DECLARATION = Declaration(
 
 def evaluate(context: Context) -> Outcome:
     """One finding per process."""
-    calls = " UNION ALL ".join(f"SELECT pid, 1 AS n FROM {t} WHERE {OUTERMOST} AND {NOT_OWN}" for t in TABLES)
-    calls += f" UNION ALL SELECT pid, count FROM call_totals WHERE {OUTER} AND {NOT_OWN}"
-    rows = context.store.sql(f"SELECT pid, sum(n)::HUGEINT FROM ({calls}) GROUP BY pid ORDER BY pid")
+    # A launcher that only asked for an identity to hand to its ranks (ncclGetUniqueId) used no GPU.
+    calls = " UNION ALL ".join(
+        f"SELECT pid, 1 AS n, {'comm_handle IS NOT NULL' if t == 'nccl_comms' else 'true'} AS used FROM {t} "
+        f"WHERE {OUTERMOST} AND {NOT_OWN}"
+        for t in TABLES
+    )
+    calls += f" UNION ALL SELECT pid, count, true FROM call_totals WHERE {OUTER} AND {NOT_OWN}"
+    rows = context.store.sql(
+        f"SELECT pid, sum(n)::HUGEINT FROM ({calls}) GROUP BY pid HAVING bool_or(used) ORDER BY pid"
+    )
     if not rows:
         reason = context.quality.source_reason("cuda") or "no process that maps a probed library made one"
         return NotEvaluated(f"no API call was recorded: {reason}")
