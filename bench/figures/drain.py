@@ -14,7 +14,7 @@ import numpy as np
 from bench import compile as compiler
 from bench.producer import RECORDS_PER_RUN, Producer, write
 from bench.result import Figure, Plan, ratio, value
-from bench.ring import CAPACITY, SIZE_BYTES, CallbackDrain, Drain, GeneratedRing, numpy_drain
+from bench.ring import CAPACITY, SIZE_BYTES, TABLE, CallbackDrain, Drain, GeneratedRing, numpy_drain
 from bench.spread import take_turns
 from gpuaudit.bundle.errors import AuditError, HostUnfit
 from gpuaudit.capture.recorder_main import BUSY_RECORDS, SLEEP_MIN_S
@@ -102,7 +102,7 @@ def _measure(plan: Plan, ring: GeneratedRing, producer: Producer, numpy: _Way, c
         value("callback: records per second without loss", "1/s", rates["callback"]),
         value("producer, at full speed", "1/s", [top]),
     ), {
-        "ring": f"{SIZE_BYTES >> 20} MiB, {CAPACITY:,} records of 128 bytes and an 8-byte header",
+        "ring": f"{SIZE_BYTES >> 20} MiB, {CAPACITY:,} records of {TABLE.record_dtype().itemsize} bytes and an 8-byte header",
         "pause of the consumer": f"{SLEEP_MIN_S * 1e3:g} ms after a drain of fewer than {BUSY_RECORDS:,} records",
     }, (remark,) if bounded else ())  # fmt: skip
 

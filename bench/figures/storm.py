@@ -121,6 +121,10 @@ def _values(ns: dict[str, list[float]], turns: _Turns) -> Iterator[Value]:
     for rate in RATES_PER_S:
         words = f"{rate:,} launches/s"
         yield ratio(f"captured ÷ not, elapsed, {words}", ns[f"captured {rate}"], ns[f"bare {rate}"], "lower")
+    slow = RATES_PER_S[0]
+    added = [a - b for a, b in zip(ns[f"captured {slow}"], ns[f"bare {slow}"], strict=True)]
+    if min(added) > 0:
+        yield value("launches a second of one thread to which a capture adds 1 %", "1/s", [1e7 / ns for ns in added])
     for rate in RATES_PER_S:
         words, taken = f"{rate:,} launches/s", turns.captured[rate]
         added = [a - b for a, b in zip(ns[f"captured {rate}"], ns[f"bare {rate}"], strict=True)]
