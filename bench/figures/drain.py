@@ -102,7 +102,8 @@ def _measure(plan: Plan, ring: GeneratedRing, producer: Producer, numpy: _Way, c
         value("callback: records per second without loss", "1/s", rates["callback"]),
         value("producer, at full speed", "1/s", [top]),
     ), {
-        "ring": f"{SIZE_BYTES >> 20} MiB, {CAPACITY:,} records of {TABLE.record_dtype().itemsize} bytes and an 8-byte header",
+        "ring": f"{SIZE_BYTES >> 20} MiB, {CAPACITY:,} records of {TABLE.record_dtype().itemsize} bytes and an 8-byte "
+        "header",
         "pause of the consumer": f"{SLEEP_MIN_S * 1e3:g} ms after a drain of fewer than {BUSY_RECORDS:,} records",
     }, (remark,) if bounded else ())  # fmt: skip
 

@@ -113,9 +113,7 @@ def test_time_spent_is_within_what_the_caller_saw(captured: Captured) -> None:
     (waited,) = (
         key for key, t in captured.truth.items() if t["family"] == AF_INET and t["receive"] and not t["errors"]
     )
-    assert (
-        max(r["max_ns"] for r in captured.rows(waited)) >= WAITED_NS // 2
-    )  # it may wait later than its sender
+    assert max(r["max_ns"] for r in captured.rows(waited)) >= WAITED_NS // 2  # it may wait later than its sender
 
 
 def test_addresses_and_ports_are_those_of_the_socket(captured: Captured) -> None:

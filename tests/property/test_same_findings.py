@@ -46,7 +46,7 @@ def test_cut_into_segments(mode: Mode) -> None:
     assert essence(scene(mode).document()) == essence(scene(mode).document(segments=7))
 
 
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(st.integers(0, 2**32))
 def test_order_of_rows(seed: int) -> None:
     def shuffled(table: str, rows: list[Row]) -> list[Row]:
@@ -56,7 +56,7 @@ def test_order_of_rows(seed: int) -> None:
     assert essence(scene("asynchronous").mapped(shuffled).document()) == essence(scene("asynchronous").document())
 
 
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(st.integers(-(10**11), 10**17))
 def test_origin_of_the_clock(shift: int) -> None:
     def moved(table: str, rows: list[Row]) -> list[Row]:
