@@ -104,7 +104,7 @@ def _statistics(book: EvidenceBook, table: str, c: _Counted) -> dict[str, Json]:
     own = f"op = {quoted(c.op)} AND {NOT_OWN}"
     has_rows = not (c.fast or c.nested) or c.calls > c.fast
     outer = f"{own} AND {OUTERMOST}" if c.nested else own
-    evidence = (book.where(table, outer),) if has_rows else ()
+    evidence: tuple[str, ...] = (book.where(table, outer),) if has_rows else ()
     inside: tuple[str, ...] = book.present((table,), f"{own} AND NOT ({OUTERMOST})") if c.nested else ()
     fast: tuple[str, ...] = (book.where("call_totals", f"{own} AND {OUTER}"),) if c.fast else ()
     if c.nested:
