@@ -13,6 +13,7 @@ from functools import cached_property
 
 from gpuaudit.analyze import collectives, gpu_time, lateness, waits
 from gpuaudit.analyze.catalogue import Catalogue
+from gpuaudit.analyze.causal.detect import Findings, detect
 from gpuaudit.analyze.collectives import Collectives
 from gpuaudit.analyze.evidence import EvidenceBook
 from gpuaudit.analyze.finding import Chain, Finding, Group, RuleOutcome
@@ -116,6 +117,11 @@ class Context:
         from gpuaudit.analyze.inference.run import read_runs  # noqa: PLC0415 - it reads through this class
 
         return read_runs(self)
+
+    @cached_property
+    def causal(self) -> Findings:
+        """Every effect, what explains it, and the chains that come of it."""
+        return detect(self)
 
     @cached_property
     def waiting(self) -> dict[int, list[tuple[str, Intervals]]]:

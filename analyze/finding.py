@@ -231,8 +231,36 @@ class Link:
 
 
 @dataclass(frozen=True)
+class Share:
+    """A row of a table that adds up to an effect: a cause or ``unexplained``, its time, and that over the effect's."""
+
+    label: str
+    time: Quantity
+    share: Quantity
+
+    def to_json(self) -> Json:
+        return {"label": self.label, "time": self.time.to_json(), "share": self.share.to_json()}
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What could be saved had the cause not been: at least ``low``, at most ``high``."""
+
+    low: Quantity
+    high: Quantity
+
+    def to_json(self) -> Json:
+        return {"low": self.low.to_json(), "high": self.high.to_json()}
+
+
+@dataclass(frozen=True)
 class Chain:
-    """A causal chain; ``against`` lists what speaks against it, ``refuted_by`` the observation that would refute it."""
+    """A causal chain; ``against`` lists what speaks against it, ``refuted_by`` the observation that would refute it.
+
+    ``experiment`` would test it, ``gain`` is what it would bring. ``shares`` adds up to the effect that the last links
+    explain (that of a late rank: its lateness); ``code`` are lines of the programs, of the effect and of the culprit,
+    where frames were recorded ("cudaMalloc from train.py:142 in forward()").
+    """
 
     id: str
     detector: str
@@ -248,6 +276,10 @@ class Chain:
     refuted_by: str
     next_step: str
     evidence: tuple[str, ...]
+    experiment: str = ""
+    gain: Gain | None = None
+    shares: tuple[Share, ...] = ()
+    code: tuple[str, ...] = ()
 
     def to_json(self) -> Json:
         return {
@@ -256,7 +288,9 @@ class Chain:
             "subject": dict(self.subject), "links": [x.to_json() for x in self.links],
             "impact": self.impact.to_json(), "confidence": self.confidence, "grade": self.grade,
             "against": list(self.against), "refuted_by": self.refuted_by, "next_step": self.next_step,
-            "evidence": list(self.evidence),
+            "evidence": list(self.evidence), "experiment": self.experiment,
+            "gain": None if self.gain is None else self.gain.to_json(),
+            "shares": [x.to_json() for x in self.shares], "code": list(self.code),
         }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from gpuaudit.analyze.finding import (
     Evidence,
     Finding,
     Fix,
+    Gain,
     Group,
     Json,
     Link,
@@ -25,6 +26,7 @@ from gpuaudit.analyze.finding import (
     Section,
     SectionChart,
     SectionTable,
+    Share,
     Statement,
     number_from_json,
 )  # fmt: skip
@@ -177,7 +179,9 @@ def _chain(x: Json) -> Chain:
     return Chain(
         x["id"], x["detector"], x["severity"], x["text"], _values(x["values"]), dict(x["subject"]),
         tuple(_link(link) for link in x["links"]), quantity(x["impact"]), x["confidence"], x["grade"],
-        tuple(x["against"]), x["refuted_by"], x["next_step"], tuple(x["evidence"]),
+        tuple(x["against"]), x["refuted_by"], x["next_step"], tuple(x["evidence"]), x["experiment"],
+        None if x["gain"] is None else Gain(quantity(x["gain"]["low"]), quantity(x["gain"]["high"])),
+        tuple(Share(s["label"], quantity(s["time"]), quantity(s["share"])) for s in x["shares"]), tuple(x["code"]),
     )  # fmt: skip
 
 

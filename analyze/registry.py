@@ -1,19 +1,22 @@
 """Every rule, chain detector and section: whatever module lies in ``rules``, ``chains`` or ``sections``.
 
-A rule or detector has ``DECLARATION`` and ``evaluate(context) -> Found | NotEvaluated``; a section has ``ORDER`` (where
-it stands, ascending) and ``evaluate(context) -> Section``. Nothing has to be registered anywhere.
+A rule or detector has ``DECLARATION`` and ``evaluate(context) -> Found | NotEvaluated``; a detector of causes has
+``DECLARATION`` and ``DETECTOR`` instead (:mod:`gpuaudit.analyze.causal`), a kind of effect ``KIND`` and
+``effects(context)``; a section has ``ORDER`` (where it stands, ascending) and ``evaluate(context) -> Section``. Nothing
+has to be registered anywhere.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 
-from gpuaudit.analyze import chains, rules, sections
+from gpuaudit.analyze import chains, effects, rules, sections
+from gpuaudit.analyze.causal.model import Effect
 from gpuaudit.analyze.context import Context, Outcome
 from gpuaudit.analyze.finding import Declaration, Section
 
@@ -39,7 +42,25 @@ def _modules(package: ModuleType) -> list[str]:
 
 def _load(name: str) -> Plugin:
     module = importlib.import_module(name)
-    return Plugin(name, module.DECLARATION, module.evaluate)
+    return Plugin(name, module.DECLARATION, getattr(module, "evaluate", None) or _of_causes(module.DECLARATION.id))
+
+
+def _of_causes(name: str) -> Callable[[Context], Outcome]:
+    """What a detector of causes found: all of them are run together, once."""
+    return lambda context: context.causal.outcomes[name]
+
+
+@cache
+def detector_modules() -> tuple[ModuleType, ...]:
+    """Files of ``chains`` that find causes."""
+    modules = [importlib.import_module(name) for name in _modules(chains)]
+    return tuple(m for m in modules if hasattr(m, "DETECTOR"))
+
+
+@cache
+def effect_makers() -> tuple[Callable[[Context], Sequence[Effect]], ...]:
+    """What finds each kind of effect, by name."""
+    return tuple(importlib.import_module(name).effects for name in _modules(effects))
 
 
 @cache

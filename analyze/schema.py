@@ -66,10 +66,12 @@ LINK = record(
         "evidence": IDS,
     }
 )
+SHARE = record({"label": text(), "time": QUANTITY, "share": QUANTITY})
 CHAIN = record(
     {
         **_FINDING, "detector": NAME, "links": array(LINK, 100), "confidence": one_of("high", "medium", "low"),
-        "against": array(text(), 100), "refuted_by": text(), "next_step": text(),
+        "against": array(text(), 100), "refuted_by": text(), "next_step": text(), "experiment": text(),
+        "gain": optional(record({"low": QUANTITY, "high": QUANTITY})), "shares": array(SHARE, 256), "code": TEXTS,
     }
 )  # fmt: skip
 OUTCOME = record({"id": NAME, "state": one_of(*get_args(RuleState)), "reason": text()})

@@ -19,7 +19,7 @@ from gpuaudit.bundle.errors import InputUnusable
 WINDOW_TABLES = (
     "clock", "nvml_samples", "nvml_processes", "cuda_calls", "nccl_calls", "nccl_comms", "off_cpu", "gaps",
     "nvml_health", "nvml_links", "nvml_events", "gpm_samples", "engine_scrapes", "call_totals", "ioctls", "socket_io",
-    "page_allocations", "reclaims", "block_io",
+    "page_allocations", "reclaims", "block_io", "gpu_activities", "user_ranges", "os_calls", "period_totals",
 )  # fmt: skip
 """Tables whose rows tell of time that the capture saw, or says it could not see."""
 

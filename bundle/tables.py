@@ -46,6 +46,7 @@ from gpuaudit.bundle.tables_host import (
     SOCKET_IO,
     TCP_RETRANSMITS,
 )
+from gpuaudit.bundle.tables_imported import IMPORTED_TABLES
 from gpuaudit.bundle.tables_nvml import (
     GPM_SAMPLES,
     NVML_ACCOUNTING,
@@ -136,7 +137,7 @@ TABLES: dict[str, Table] = {
         CLOCK, GAPS, LOSSES, NVML_HEALTH, NVML_LINKS, NVML_ACCOUNTING, NVML_EVENTS, GPM_SAMPLES, ENGINES,
         ENGINE_CONFIG, ENGINE_SCRAPES, ENGINE_SERIES, ENGINE_SAMPLES, CALL_TOTALS, STACK_FRAMES, MIGRATIONS, IOCTLS,
         SOCKET_IO, PAGE_ALLOCATIONS, RECLAIMS, OOM_KILLS, BLOCK_IO, TCP_RETRANSMITS, LIFECYCLE, PRESSURE,
-        PROCESS_SAMPLES, CGROUP_CPU,
+        PROCESS_SAMPLES, CGROUP_CPU, *IMPORTED_TABLES,
     )
 }  # fmt: skip
 """Every table of format version 1, in the order of the documentation."""

@@ -15,9 +15,11 @@ from typing import Literal
 import numpy as np
 
 from gpuaudit.analyze import collectives, imposed, intervals, lateness, severity
+from gpuaudit.analyze.causal.detect import with_causes
 from gpuaudit.analyze.collectives import Collectives
 from gpuaudit.analyze.context import UNNUMBERED, Context, Found, NotEvaluated, Outcome
-from gpuaudit.analyze.finding import Chain, Declaration, Grade, Link, Quantity, Threshold
+from gpuaudit.analyze.effects import late_arrivals
+from gpuaudit.analyze.finding import Chain, Declaration, Gain, Grade, Link, Quantity, Threshold
 from gpuaudit.analyze.imposed import ImposedWait
 from gpuaudit.analyze.lateness import Lateness
 from gpuaudit.analyze.syncs import WAITS
@@ -60,6 +62,10 @@ SHOWN = Threshold(
 
 REFUTED_BY = (
     "GPU timing of the collective kernels that shows the peers' kernels busy, not waiting, before this rank's began"
+)
+EXPERIMENT = (
+    "Run the rank's process alone on its cores (taskset or a cpuset cgroup) with its input read beforehand: a rank "
+    "that is late for its host is then in time, one whose GPU is slow is not."
 )
 NEXT_STEP = (
     "See what the host thread of this rank did before it made the call: off_cpu rows of its thread id (preempted, "
@@ -119,7 +125,7 @@ def evaluate(context: Context) -> Outcome:
     for c in whole:
         if not c.not_evaluated:
             found, left, reason = _of_communicator(context, c)
-            items += found
+            items += [_with_causes(context, x) for x in found]
             scattered += left
             spread += [] if found else _spread(context, c)
             reasons += [reason] if reason else []
@@ -132,6 +138,16 @@ def evaluate(context: Context) -> Outcome:
         return NotEvaluated(why)
     text = "; ".join([looked, *spread, *reasons])
     return Found(items, text) if items or not reasons else NotEvaluated(text)
+
+
+def _with_causes(context: Context, chain: Chain) -> Chain:
+    """What the thread of the late rank did while it was late, as further links."""
+    for e in context.causal.effects:
+        if e.kind == late_arrivals.KIND and (e.subject["comm"], e.subject["rank"]) == (
+            chain.subject["comm"], chain.subject["rank"],
+        ):  # fmt: skip
+            chain = with_causes(context, context.causal, chain, e.key)
+    return chain
 
 
 def _limit(context: Context, threshold: Threshold) -> int | Fraction:
@@ -229,6 +245,17 @@ def _chain(context: Context, c: Collectives, judged: Lateness, late: ImposedWait
         refuted_by=REFUTED_BY,
         next_step=NEXT_STEP,
         evidence=evidence,
+        experiment=EXPERIMENT,
+        gain=Gain(
+            Quantity(
+                late.alone_ns if late.longer_ns is not None and not _refuted(context, late) else 0,
+                "ns",
+                "derived",
+                evidence,
+                "the part of wait after every other observed rank had entered, where a comparison shows it",
+            ),
+            Quantity(late.overlap_ns, "ns", "derived", evidence, "wait: had this rank come with the others"),
+        ),
     )
 
 

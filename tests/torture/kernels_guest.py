@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 AUDIT = [sys.executable, "-P", "-m", "gpuaudit.cli.main"]
-STEP_DEADLINE_S = 900.0
+STEP_DEADLINE_S = 1800.0
 RESULTS_DISK = "/dev/vdb"
 CALL_TABLES = ("cuda_calls", "nccl_calls", "nccl_comms")
 SYSCTLS = ("kernel/perf_event_paranoid", "kernel/unprivileged_bpf_disabled", "kernel/yama/ptrace_scope")

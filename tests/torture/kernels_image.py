@@ -26,7 +26,7 @@ TOOLS = {
 
 USERLAND = (
     "python3", "python3-venv", "libbpf1", "gcc", "libc6-dev", "kmod", "procps", "iproute2", "util-linux", "libcap2-bin",
-    "openssl", "xxd", "strace",
+    "openssl", "xxd", "strace", "nftables",
 )  # fmt: skip
 PYTHON_VERSION = "3.11"
 """Of Debian bookworm, which the user space is."""
@@ -35,8 +35,10 @@ TEST_PACKAGES = ("pytest", "pytest-xdist", "execnet", "pluggy", "iniconfig", "pa
                  "hypothesis",
                  "sortedcontainers")  # fmt: skip
 
-MODULES = ("virtio_pci", "virtio_blk", "ext4", "crc32c_generic", "loop", "null_blk", "sch_netem", "overlay")
-"""For the root disk, and for what the tests of block I/O and of TCP make slow. Those a kernel has built in are none."""
+MODULES = ("virtio_pci", "virtio_blk", "ext4", "crc32c_generic", "loop", "null_blk", "overlay",
+           "veth", "nf_tables", "nft_numgen")  # fmt: skip
+"""For the root disk, for block devices that tests make slow, and for the link on which the tests of TCP lose packets.
+Those a kernel has built in are none."""
 
 DISK_SIZE = "3G"
 

@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.torture.kernels_guest import TESTS
 from tests.torture.kernels_image import Boot
 
 STEPS = ("facts", "check", "capture", "tests", "late")
 MULTI = "uprobe_multi"
-NEEDED_TESTS = ("test_calls_exact", "test_off_cpu", "test_check_host")
-"""Files of tests/integration that must have run; of the others those that this tree has."""
-
 NOT_OF_THE_KERNEL = ("NVML",)
 """Lines of ``audit check`` that no kernel changes: the machine has no GPU."""
 
@@ -79,7 +77,7 @@ class Measured:
 
     def _test_problems(self) -> Iterator[str]:
         tests = self.steps["tests"]
-        for name in NEEDED_TESTS:
+        for name in TESTS:
             if not tests.get(name, {}).get("passed"):
                 yield f"{name}: {'no test of it passed' if name in tests else 'the machine was stopped before it ran'}"
         for name, outcome in tests.items():

@@ -1,0 +1,1 @@
+"""From effects (time somebody lost) and causes (time that can explain it) to chains: every nanosecond allotted once."""

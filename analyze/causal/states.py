@@ -1,0 +1,104 @@
+"""What the threads of effects did while they were off a CPU: the rows of ``off_cpu`` that overlap an effect.
+
+Read once for all effects (:func:`of_effects`), for every detector that joins on the thread. Units: ns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gpuaudit.analyze import intervals
+from gpuaudit.analyze.causal.model import Effect
+from gpuaudit.analyze.intervals import Intervals
+
+if TYPE_CHECKING:
+    from gpuaudit.analyze.context import Context
+
+Chosen = npt.NDArray[np.bool_]
+
+UNKNOWN = -1
+"""Null in the integer columns."""
+
+_COLUMNS = (
+    "start_ns", "end_ns", "prev_state", "next_pid", "wake_ns", "waker_pid", "waker_tid", "cpu_out", "runqueue_ns",
+    "syscall", "cgroup_id", "next_cgroup_id", "priority", "next_priority", "leaf", "row",
+)  # fmt: skip
+_TEXTS = ("op", "comm", "next_comm", "waker_comm")
+
+
+@dataclass(frozen=True)
+class States:
+    """Rows of one thread, in order of time; ``a`` has a column each, null as :data:`UNKNOWN` or an empty text."""
+
+    a: dict[str, npt.NDArray[Any]]
+
+    def __len__(self) -> int:
+        return len(self.a["start_ns"])
+
+    @property
+    def runnable_from(self) -> npt.NDArray[np.int64]:
+        """Since when each row's thread was runnable: from the start where it was preempted, from the wake-up where it
+        slept; its end where the wake-up was not seen."""
+        queue = self.a["runqueue_ns"]
+        woken = np.where(queue == UNKNOWN, self.a["end_ns"], self.a["end_ns"] - queue)
+        out: npt.NDArray[np.int64] = np.where(self.a["op"] == "preempted", self.a["start_ns"], woken)
+        return out
+
+    def time(self, chosen: Chosen) -> Intervals:
+        """Off the CPU, of the chosen rows."""
+        return intervals.from_bounds(self.a["start_ns"][chosen], self.a["end_ns"][chosen])
+
+    def runnable(self, chosen: Chosen) -> Intervals:
+        """Of that, runnable."""
+        return intervals.from_bounds(self.runnable_from[chosen], self.a["end_ns"][chosen])
+
+    def asleep(self, chosen: Chosen) -> Intervals:
+        """Of that, asleep."""
+        return intervals.from_bounds(self.a["start_ns"][chosen], self.runnable_from[chosen])
+
+    def evidence(self, context: Context, chosen: Chosen) -> Callable[[Intervals], tuple[str, ...]]:
+        """The chosen rows that touch a given time."""
+
+        def rows(time: Intervals) -> tuple[str, ...]:
+            touching = chosen & overlapping(self.a["start_ns"], self.a["end_ns"], time)
+            keys = np.stack([self.a["leaf"][touching], self.a["row"][touching]], axis=1).astype(np.int64)
+            pid, tid = int(self.a["pid"][0]), int(self.a["tid"][0])
+            return (context.book.listed("off_cpu", keys, f"pid = {pid} AND tid = {tid}"),)
+
+        return rows
+
+
+def overlapping(starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], time: Intervals) -> Chosen:
+    """Which of the half-open ``[start, end)`` share a moment with ``time``."""
+    if not len(time):
+        return np.zeros(len(starts), dtype=bool)
+    first = np.searchsorted(time[:, 1], starts, side="right")
+    low = time[np.minimum(first, len(time) - 1), 0]
+    out: Chosen = (first < len(time)) & (low < ends) & (starts < ends)
+    return out
+
+
+def of_effects(context: Context, effects: Sequence[Effect]) -> dict[str, States]:
+    """Per effect key the rows of its thread that overlap it; an effect of no single thread has none."""
+    threads = sorted({e.thread for e in effects if e.tid is not None})
+    if not threads or not context.store.row_count("off_cpu"):
+        return {}
+    numbers = ", ".join(f"coalesce({c}::BIGINT, {UNKNOWN}) AS {c}" for c in _COLUMNS)
+    texts = ", ".join(f"coalesce({c}, '') AS {c}" for c in _TEXTS)
+    wanted = ", ".join(f"({pid}, {tid})" for pid, tid in threads)
+    a = context.store.arrays(
+        f"SELECT pid::BIGINT AS pid, tid::BIGINT AS tid, {numbers}, {texts} FROM off_cpu "
+        f"WHERE (pid, tid) IN ({wanted}) AND duration_ns IS NOT NULL ORDER BY pid, tid, start_ns, leaf, row"
+    )
+    out = {}
+    for e in effects:
+        if e.tid is not None:
+            mine = (a["pid"] == e.pid) & (a["tid"] == e.tid) & overlapping(a["start_ns"], a["end_ns"], e.time)
+            if mine.any():
+                out[e.key] = States({k: v[mine] for k, v in a.items()})
+    return out
