@@ -70,7 +70,10 @@ def detect(context: Context) -> Findings:
         mine = [e for e in effects if e.kind in known.detector.kinds]
         if not mine:
             kinds = " or ".join(k.replace("_", " ") for k in sorted(known.detector.kinds))
-            found.outcomes[name] = Found((), f"no {kinds} to explain")
+            looked = any(context.store.row_count(t) for t, _ in known.declaration.inputs)
+            found.outcomes[name] = (
+                Found((), f"no {kinds} to explain") if looked else NotEvaluated("none of its tables was recorded")
+            )
             continue
         causes = known.detector.find(context, mine)
         if isinstance(causes, NotEvaluated):
