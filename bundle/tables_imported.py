@@ -17,8 +17,10 @@ GPU_ACTIVITIES = Table("gpu_activities", "Kernels, copies, memory sets and waits
     col("device", "i32", "", "device ordinal of the recording", nullable=True),
     col("context", "i64", "", "context number", nullable=True),
     col("stream", "i64", "", "stream number; −1 is all streams of a context", nullable=True),
-    col("correlation", "u64", "", "number that ties it to the call that gave it (user_ranges and cuda_calls rows of "
-        "the same number); null where it is not linked", nullable=True),
+    col("correlation", "u64", "", "number that ties it to the call that gave it (the cuda_calls row of the same process "
+        "and number); null where the recording gives none", nullable=True),
+    col("external_id", "u64", "", "number of the operator or range that gave it (correlation of its user_ranges row), "
+        "where the recording has such a number", nullable=True),
     col("size_bytes", "u64", "bytes", "bytes copied or set", nullable=True),
     col("direction", "i32", "", "cudaMemcpyKind: 0 H2H, 1 H2D, 2 D2H, 3 D2D, 4 default, 10 peer", nullable=True),
     col("pageable", "u8", "", "1: the host side of the copy was pageable memory, 0: pinned", nullable=True),
@@ -31,13 +33,15 @@ GPU_ACTIVITIES = Table("gpu_activities", "Kernels, copies, memory sets and waits
     col("collective", "text", "", "name of the collective that the kernel carries out, as recorded", nullable=True),
     col("group_name", "text", "", "process group of the collective", nullable=True),
     col("group_size", "u32", "", "ranks in that group", nullable=True),
+    col("group_ranks", "text", "", "ranks in that group, as recorded", nullable=True),
     col("in_elements", "u64", "", "elements that go in", nullable=True),
     col("out_elements", "u64", "", "elements that come out", nullable=True),
     col("datatype", "text", "", "type of the elements", nullable=True),
 ))  # fmt: skip
 
 USER_RANGES = Table("user_ranges", "Ranges that a program or its framework marked: NVTX, annotations, operators.", (
-    START, DURATION, PID, TID, col("op", "text", "", "nvtx, annotation, operator, python or gpu_annotation"),
+    START, DURATION, PID, col("tid", "u32", "", "thread; null for a range of a stream or of the whole recording",
+    nullable=True), col("op", "text", "", "nvtx, annotation, operator, python or gpu_annotation"),
     col("name", "text", "", "name of the range"),
     col("correlation", "u64", "", "number that ties it to other rows of the recording", nullable=True),
     col("detail", "text", "", "what else the recording says of it, as JSON of at most 4,096 bytes", nullable=True),

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gpuaudit.bundle.columns import ColumnData
+from gpuaudit.bundle.columns import ColumnData, null_column
 from gpuaudit.bundle.table import NUMPY_DTYPE
+from gpuaudit.bundle.tables import TABLES
 
 PREEMPTED, BLOCKED = "preempted", "blocked"
 
@@ -42,7 +43,13 @@ def _event(records: np.ndarray) -> ColumnData:
     return _choice(np.minimum(records["event"], len(LIFECYCLE_EVENTS)), (*LIFECYCLE_EVENTS, "other"))
 
 
+def _no_correlation(records: np.ndarray) -> ColumnData:
+    """Probes see no CUPTI record, whose number it is."""
+    return null_column(TABLES["cuda_calls"].column("correlation"), len(records))
+
+
 _MAKERS: dict[tuple[str, str], Callable[[np.ndarray], ColumnData]] = {
+    ("cuda_calls", "correlation"): _no_correlation,
     ("off_cpu", "op"): _switch,
     ("block_io", "op"): _request,
     ("socket_io", "op"): _direction,
