@@ -114,10 +114,11 @@ def _chains(context: Context, found: Findings) -> list[Chain]:
             known, cause = part.who
             if _worth_telling(context, known, effect, part):
                 late = effect.kind == LATE_ARRIVAL
-                groups.setdefault((known.declaration.id, cause.culprit, effect.pid, late), []).append(
+                pid = 0 if known.detector.one_chain else effect.pid
+                groups.setdefault((known.declaration.id, cause.culprit, pid, late), []).append(
                     _Explained(effect, allotment, part)
                 )
-    return [_chain(context, group) for (*_, late), group in groups.items() if not late]
+    return [_chain(context, found, group) for (*_, late), group in groups.items() if not late]
 
 
 def _worth_telling(context: Context, known: Known, effect: Effect, part: Part[Claimed]) -> bool:
@@ -133,7 +134,12 @@ def links(context: Context, found: Findings, key: str) -> tuple[Link, ...]:
         return ()
     allotment = found.allotments[key]
     parts = [p for p in allotment.parts if _worth_telling(context, p.who[0], effect, p)]
-    return tuple(_link(_Explained(effect, allotment, p)) for p in parts)
+    return _links([_Explained(effect, allotment, p) for p in parts])
+
+
+def _links(group: Sequence[_Explained]) -> tuple[Link, ...]:
+    """A link for each effect, followed by those that go on from its cause."""
+    return tuple(link for x in group for link in (_link(x), *x.part.who[1].further(x.part.allotted)))
 
 
 def _link(x: _Explained) -> Link:
@@ -151,10 +157,11 @@ def _link(x: _Explained) -> Link:
     )
 
 
-def _chain(context: Context, group: Sequence[_Explained]) -> Chain:
+def _chain(context: Context, found: Findings, group: Sequence[_Explained]) -> Chain:
     known, cause = group[0].part.who
     name = known.declaration.id
-    made = tuple(_link(x) for x in group)
+    because = dict.fromkeys(key for x in group for key in x.part.who[1].because)
+    made = (*_links(group), *(link for key in because for link in links(context, found, key)))
     evidence = tuple(dict.fromkeys(e for link in made for e in link.evidence))
     effect_ns = sum(x.effect.length_ns for x in group)
     explained = sum(x.part.allotted_ns for x in group)

@@ -15,7 +15,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from gpuaudit.analyze import intervals, severity
-from gpuaudit.analyze.finding import Quantity, Threshold
+from gpuaudit.analyze.finding import Link, Quantity, Threshold
 from gpuaudit.analyze.intervals import Intervals
 
 if TYPE_CHECKING:
@@ -103,6 +103,10 @@ class Cause:
     gain_low_ns: Callable[[int], int] = lambda _: 0
     refuted: bool = False
     """The data itself speaks against it: confidence is low whatever the share."""
+    because: tuple[str, ...] = ()
+    """Keys of effects that this cause is made of (another rank's lateness): what explains them are the next links."""
+    further: Callable[[Intervals], tuple[Link, ...]] = lambda _: ()
+    """Links that go on from the part that was allotted: what the culprit itself did in that time."""
 
 
 Causes = Mapping[str, Sequence[Cause]]
@@ -126,3 +130,5 @@ class Detector:
     refuted_by: str
     experiment: str
     next_step: str
+    one_chain: bool = False
+    """A culprit holds up many processes at once (the peers of a late rank): one chain tells of them all."""
