@@ -31,22 +31,11 @@ class EvidenceBook:
 
     def where(self, table: str, condition: str = "true") -> str:
         """The id of the entry for all rows of ``table`` (a view's name) that meet an SQL condition."""
-        tail = "ORDER BY leaf" if table in {"leaves", "artefacts"} else "ORDER BY leaf, row"
-        query = f"SELECT * FROM {table} WHERE {condition} {tail}"
-        known = self._by_query.get(query)
-        if known is None:
-            counts = self._store.sql(
-                f"SELECT leaf, count(*) FROM {table} WHERE {condition} GROUP BY leaf ORDER BY leaf"
-            )
-            known = Evidence(
-                f"E{len(self._by_query) + 1}",
-                table,
-                tuple(int(c[0]) for c in counts),
-                sum(int(c[1]) for c in counts),
-                query,
-            )
-            self._by_query[query] = known
-        return known.id
+        known = self._by_query.get(_query(table, condition))
+        if known is not None:
+            return known.id
+        counts = self._store.sql(f"SELECT leaf, count(*) FROM {table} WHERE {condition} GROUP BY leaf ORDER BY leaf")
+        return self._enter(table, condition, [(int(leaf), int(rows)) for leaf, rows in counts])
 
     def present(self, tables: Sequence[str], condition: str) -> tuple[str, ...]:
         """The ids for those of ``tables`` that have a row which meets the condition."""
@@ -65,11 +54,30 @@ class EvidenceBook:
         if not runs:
             return self.where(table, "false")
         terms = [f"leaf = {leaf} AND row BETWEEN {low} AND {high}" for leaf, low, high in runs]
-        return self.where(table, terms[0] if len(terms) == 1 else " OR ".join(f"({t})" for t in terms))
+        condition = terms[0] if len(terms) == 1 else " OR ".join(f"({t})" for t in terms)
+        known = self._by_query.get(_query(table, condition))
+        if known is not None:
+            return known.id
+        counts: dict[int, int] = {}  # the runs are the rows themselves: nothing has to be looked up
+        for leaf, low, high in runs:
+            counts[leaf] = counts.get(leaf, 0) + high - low + 1
+        return self._enter(table, condition, list(counts.items()))
+
+    def _enter(self, table: str, condition: str, counts: Sequence[tuple[int, int]]) -> str:
+        """A new entry; ``counts`` has a leaf and its rows, in the order of leaves."""
+        query = _query(table, condition)
+        leaves, rows = tuple(leaf for leaf, _ in counts), sum(n for _, n in counts)
+        self._by_query[query] = Evidence(f"E{len(self._by_query) + 1}", table, leaves, rows, query)
+        return self._by_query[query].id
 
     def entries(self) -> list[Evidence]:
         """Every entry so far, in the order of their ids."""
         return list(self._by_query.values())
+
+
+def _query(table: str, condition: str) -> str:
+    tail = "ORDER BY leaf" if table in {"leaves", "artefacts"} else "ORDER BY leaf, row"
+    return f"SELECT * FROM {table} WHERE {condition} {tail}"
 
 
 def _runs(keys: RowKeys) -> list[tuple[int, int, int]]:
