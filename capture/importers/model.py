@@ -11,7 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from gpuaudit.capture.importers.reading import Recording
 
 UNREADABLE_TOLD = 20
 """Lines that could not be read are all counted; this many are told with their number and reason."""
@@ -65,6 +68,10 @@ class Told:
     file: int = 0
     series_numbers: Iterator[int] = field(default_factory=count)
     uuids: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    wall_clock: bool = True
+    """Whether its times are wall-clock times; of a recording with an axis of its own they are not."""
+    facts: dict[str, object] = field(default_factory=dict)
+    """What the recording says of itself beside its rows, as canonical JSON can hold it; kept with the import."""
     rows: Counter[str] = field(default_factory=Counter)
     first_ns: int | None = None
     last_ns: int | None = None
@@ -116,11 +123,24 @@ class Reader(Protocol):
         """Hand over every row; InputUnusable when the whole file cannot be one of the format."""
 
 
+class FileReader(Protocol):
+    """Reads one file that is not made of lines: it takes all of :meth:`Recording.blocks`, or digests it otherwise."""
+
+    def __call__(self, recording: Recording, sink: RowSink, request: Request, told: Told) -> None:
+        """Hand over every row; InputUnusable when the whole file cannot be one of the format."""
+
+
+def not_of_lines(name: str, lines: Iterable[Line], sink: RowSink, request: Request, told: Told) -> None:  # noqa: ARG001
+    """``read`` of a format that is read by ``read_file``."""
+    raise AssertionError(f"{name}: the format is not made of lines")
+
+
 @dataclass(frozen=True)
 class Format:
     """One format: its name, the source its rows stand for, how it is recognised, and what reads it.
 
-    ``gpus`` lists the GPUs that the first lines tell of, for leaf 0.
+    ``gpus`` lists the GPUs that the first lines tell of, for leaf 0. ``read_file``, where there is one, reads the file
+    in place of ``read``.
     """
 
     name: str
@@ -128,3 +148,4 @@ class Format:
     recognises: Callable[[Sequence[str]], bool]
     read: Reader
     gpus: Callable[[Sequence[str]], list[dict[str, object]]] = lambda head: []  # noqa: ARG005 - the default ignores it
+    read_file: FileReader | None = None

@@ -24,6 +24,7 @@ MAX_LINE_BYTES = 16 << 20
 MAX_CONTENT_BYTES = 64 << 30
 """Decompressed size of one file: as much as analysis would take (``analyze/store.py``)."""
 
+BLOCK_BYTES = 1 << 20
 HEAD_LINES = 64
 _GZIP_MAGIC = b"\x1f\x8b"
 
@@ -63,13 +64,18 @@ class Recording:
             raise InputUnusable(f"{path} is not an ordinary file", hint="copy its content into a file first")
         self.size_bytes = os.fstat(fd).st_size
         self._hashing = _Hashing(self._file)
+        self.cut = ""
+        """What is wrong with the head as lines: its last one is past the limit, and cut off there."""
 
     def head(self) -> list[str]:
-        """The first lines, at most :data:`HEAD_LINES`; what cannot be decoded is replaced."""
+        """The first lines, at most :data:`HEAD_LINES`; what cannot be decoded is replaced.
+
+        A line past the limit ends the list, cut off: a format that is not made of lines may have one.
+        """
         out: list[str] = []
-        for _, text in self._lines(io.BufferedReader(_Hashing(self._file), 1 << 16)):
+        for _, text in self._lines(io.BufferedReader(_Hashing(self._file), 1 << 16), cut=True):
             out.append(text)
-            if len(out) == HEAD_LINES:
+            if len(out) == HEAD_LINES or self.cut:
                 break
         self._file.seek(0)
         return out
@@ -78,8 +84,19 @@ class Recording:
         """Every line; InputUnusable for a broken archive or content past the limits."""
         buffered = io.BufferedReader(self._hashing, 1 << 20)
         yield from self._lines(buffered)
-        while buffered.read(1 << 20):  # what follows an archive's end belongs to the file that is digested
-            pass
+        _exhaust(buffered)
+
+    def blocks(self) -> Iterator[bytes]:
+        """The content in pieces of at most :data:`BLOCK_BYTES`; InputUnusable as for :meth:`lines`."""
+        buffered = io.BufferedReader(self._hashing, 1 << 20)
+        yield from self._blocks(buffered)
+        _exhaust(buffered)
+
+    def blocks_ahead(self) -> Iterator[bytes]:
+        """The same, before it is read for good, and without taking part in the digest."""
+        self._file.seek(0)
+        yield from self._blocks(io.BufferedReader(_Hashing(self._file), 1 << 20))
+        self._file.seek(0)
 
     @property
     def bytes_read(self) -> int:
@@ -94,20 +111,45 @@ class Recording:
         """Close the file."""
         self._file.close()
 
-    def _lines(self, buffered: io.BufferedReader[_Hashing]) -> Iterator[Line]:
-        source: BinaryIO = buffered
-        if buffered.peek(2)[:2] == _GZIP_MAGIC:
-            source = gzip.GzipFile(fileobj=buffered, mode="rb")  # type: ignore[assignment]
+    def _blocks(self, buffered: io.BufferedReader[_Hashing]) -> Iterator[bytes]:
+        source, total = _content(buffered), 0
+        try:
+            while data := source.read(BLOCK_BYTES):
+                total += len(data)
+                if total > MAX_CONTENT_BYTES:
+                    raise InputUnusable(f"{self.name}: more than {MAX_CONTENT_BYTES} bytes of content")
+                yield data
+        except (EOFError, OSError, zlib.error) as e:
+            reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
+            raise InputUnusable(f"{self.name}: broken after byte {total}: {reason}", hint="copy it again") from None
+
+    def _lines(self, buffered: io.BufferedReader[_Hashing], *, cut: bool = False) -> Iterator[Line]:
+        source = _content(buffered)
         number = total = 0
         try:
             while data := source.readline(MAX_LINE_BYTES + 1):
                 number += 1
                 total += len(data)
                 if len(data) > MAX_LINE_BYTES:
-                    raise InputUnusable(f"{self.name}: line {number} is longer than {MAX_LINE_BYTES} bytes")
+                    self.cut = f"line {number} is longer than {MAX_LINE_BYTES} bytes"
+                    if not cut:
+                        raise InputUnusable(f"{self.name}: {self.cut}")
                 if total > MAX_CONTENT_BYTES:
                     raise InputUnusable(f"{self.name}: more than {MAX_CONTENT_BYTES} bytes of content")
                 yield number, data.decode("utf-8", "replace").rstrip("\r\n").removeprefix("\ufeff")
         except (EOFError, OSError, zlib.error) as e:
             reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
             raise InputUnusable(f"{self.name}: broken after line {number}: {reason}", hint="copy it again") from None
+
+
+def _content(buffered: io.BufferedReader[_Hashing]) -> BinaryIO:
+    """What the file holds, decompressed where it is an archive."""
+    if buffered.peek(2)[:2] == _GZIP_MAGIC:
+        return gzip.GzipFile(fileobj=buffered, mode="rb")  # type: ignore[return-value]
+    return buffered
+
+
+def _exhaust(buffered: io.BufferedReader[_Hashing]) -> None:
+    """What follows an archive's end belongs to the file that is digested."""
+    while buffered.read(1 << 20):
+        pass

@@ -138,6 +138,8 @@ def _format(recording: Recording) -> tuple[Format, list[str]]:
     for form in FORMATS:
         if form.recognises(head):
             return form, head
+    if recording.cut:
+        raise InputUnusable(f"{recording.name}: {recording.cut}")
     raise InputUnusable(
         f"{recording.name} is in no format that can be imported",
         hint=f"there are: {', '.join(f.name for f in FORMATS)}",
@@ -184,6 +186,7 @@ def _read_all(
     recorder = Recorder(writer, limits=LIMITS, now_ns=clock.boot_ns)
     told_of: list[dict[str, object]] = []
     times: list[int] = []
+    axes: dict[bool, str] = {}
     numbers, uuids = count(), _uuids(chosen)
     for number, (recording, form, _) in enumerate(chosen):
         told = Told(form.source, number, numbers, uuids)
@@ -192,15 +195,25 @@ def _read_all(
             if progress is not None:
                 progress(recording.name, recording.bytes_read, recording.size_bytes)
 
-        form.read(recording.name, recording.lines(), _Sink(recorder, clock, tell), request, told)
+        sink = _Sink(recorder, clock, tell)
+        if form.read_file is not None:
+            form.read_file(recording, sink, request, told)
+        else:
+            form.read(recording.name, recording.lines(), sink, request, told)
         if told.first_ns is None or told.last_ns is None:
             why = f": {told.examples[0]}" if told.examples else ""
             raise InputUnusable(
                 f"{recording.name}: no line of it could be read{why}", hint=f"it looks like {form.name}"
             )
+        axes.setdefault(told.wall_clock, recording.name)
+        if len(axes) > 1:
+            raise InputUnusable(
+                f"{axes[True]} tells wall-clock time and {axes[False]} does not, so they have no common axis",
+                hint="import them apart",
+            )
         times += [told.first_ns, told.last_ns]
         told_of.append(_told(recording, form, told))
-    for at in (min(times), max(times)):  # the axis is the wall clock itself
+    for at in (min(times), max(times)) if True in axes else ():  # the axis is the wall clock itself
         recorder.add_records("clock", [{"start_ns": at, "duration_ns": 0, "realtime_ns": at, "monotonic_ns": at}])
     recorder.flush()
     writer.append_artefact("imports", told_of)
@@ -214,7 +227,7 @@ def _told(recording: Recording, form: Format, told: Told) -> dict[str, object]:
         "format": form.name, "source": form.source, "lines": str(told.lines), "unreadable": str(told.unreadable),
         "unreadable_examples": told.examples, "rows": {t: str(n) for t, n in sorted(told.rows.items())},
         "first_ns": str(told.first_ns), "last_ns": str(told.last_ns), "not_carried": told.not_carried,
-        "assumptions": told.assumptions,
+        "assumptions": told.assumptions, "facts": told.facts,
     }  # fmt: skip
 
 
