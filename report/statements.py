@@ -9,9 +9,10 @@ from typing import Any
 from gpuaudit.analyze.finding import Chain, Document, Finding, Quantity
 from gpuaudit.bundle.display import printable
 from gpuaudit.bundle.errors import InputUnusable
+from gpuaudit.report import chains
 from gpuaudit.report.groups import Groups, fixes
 from gpuaudit.report.tables import Column, Table, build
-from gpuaudit.report.text import Text, data, fill, join, link, listed, number, of, prose, words
+from gpuaudit.report.text import Text, data, fill, join, link, listed, number, prose, words
 
 SEVERITIES = ("critical", "warning", "notice")
 
@@ -27,10 +28,7 @@ class Statement:
     title: Text
     sentence: Text
     facts: tuple[tuple[str, Text], ...]
-    links: Table | None
-    against: tuple[Text, ...]
-    refuted_by: Text
-    next_step: Text
+    chain: chains.Told | None = None
     held: Text = ()
     supports: str = ""
     fixes: Table | None = None
@@ -113,8 +111,8 @@ def _finding(
     )
     return Statement(
         anchor, data(finding.id), "Finding", finding.severity, prose(declaration["title"]),
-        _sentence(declaration, finding.text, finding.values), facts, None, (), (), (),
-        held=held.text if held else (), supports=held.primary if held else "", fixes=fixes(finding),
+        _sentence(declaration, finding.text, finding.values), facts, held=held.text if held else (),
+        supports=held.primary if held else "", fixes=fixes(finding),
     )  # fmt: skip
 
 
@@ -131,20 +129,9 @@ def _chain(chain: Chain, anchor: str, declaration: dict[str, Any], links: Eviden
         ("Evidence", links.text(chain.evidence)),
         ("It never claims", prose(declaration["never_claims"])),
     )
-    table = build(
-        "Links of the chain",
-        [Column("effect", wide=True), Column("cause", wide=True), Column("overlap of the effect"), Column("evidence")],
-        [
-            [prose(x.effect), prose(x.cause), of(x.overlap_ns, x.effect_ns, x.explained), links.text(x.evidence)]
-            for x in chain.links
-        ],
-        sortable=False,
-    )
     return Statement(
         anchor, data(chain.id), "Chain", chain.severity, prose(declaration["title"]),
-        _sentence(declaration, chain.text, chain.values), facts, table,
-        tuple(prose(a) for a in chain.against) or (words("nothing was found that does"),),
-        prose(chain.refuted_by), prose(chain.next_step),
+        _sentence(declaration, chain.text, chain.values), facts, chains.told(chain, links.text),
     )  # fmt: skip
 
 

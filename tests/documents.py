@@ -11,9 +11,11 @@ from gpuaudit.analyze.finding import (
     Document,
     Evidence,
     Finding,
+    Gain,
     Link,
     Quantity,
     RuleOutcome,
+    Share,
     Threshold,
 )  # fmt: skip
 
@@ -215,6 +217,13 @@ def _chain() -> Chain:
         ("Device-side lateness was not evaluated: GPU time was not recorded.",),
         "Rank 2 on time while the same thread is preempted for as long.",
         "Keep other work off the CPUs of the training processes (cpuset), and record again.", ("E1", "E2", "E3"),
+        experiment="Pin the rank's thread to a CPU that nothing else may use, and record again.",
+        gain=Gain(q(0, "gpu_ns", "derived"), q(918 * MS, "gpu_ns", "derived")),
+        shares=(
+            Share("Preempted: stress-ng (812)", overlap, q(Fraction(3019, 3060), "share", "derived")),
+            Share("unexplained", q(4_100_000, "ns", "derived"), q(Fraction(41, 3060), "share", "derived")),
+        ),
+        code=("ncclAllReduce from train.py:142 in step()",),
     )  # fmt: skip
 
 

@@ -25,9 +25,45 @@ def test_sentence_of_a_chain_has_its_values_filled_in() -> None:
         "Rank 2 of communicator 9e3779b97f4a7c15 arrived late at 10 of 50 collectives, by 30.2 ms in the median and "
         "31.9 ms at most; the other 3 ranks waited 918 GPU-ms for it in all."
     )
-    assert chain.links is not None
-    assert [row[2] for row in cells(chain.links)] == ["918 ms of 918 ms (100 %)", "302 ms of 306 ms (98.7 %)"]
-    assert plain(chain.refuted_by).startswith("Rank 2 on time")
+    assert chain.chain is not None
+    assert [row[2] for row in cells(chain.chain.links)] == ["918 ms of 918 ms (100 %)", "302 ms of 306 ms (98.7 %)"]
+    below = {title: [plain(line) for line in lines] for title, lines in chain.chain.below}
+    assert below["What would refute it"][0].startswith("Rank 2 on time")
+    assert below["Lines of code"] == ["ncclAllReduce from train.py:142 in step()"]
+    assert below["Experiment that would test it"][0].startswith("Pin the rank's thread")
+    assert below["What it could bring"] == [
+        "at least 0 GPU-ns (the recording does not show what would be saved), at most 918 GPU-ms (all of what it "
+        "explains)"
+    ]
+
+
+def test_the_table_of_shares_ends_in_its_sum() -> None:
+    chain = next(s for s in build_view(document()).statements if s.chain is not None)
+    assert chain.chain is not None
+    assert chain.chain.shares is not None
+    assert cells(chain.chain.shares) == [
+        ["Preempted: stress-ng (812)", "302 ms", "98.7 %"], ["unexplained", "4.10 ms", "1.3 %"],
+        ["the effect, in all", "306 ms", "100 %"],
+    ]  # fmt: skip
+
+
+def test_shares_that_are_not_all_do_not_say_that_they_are() -> None:
+    (chain,) = document().chains
+    view = build_view(document(chains=[replace(chain, shares=chain.shares[:1])]))
+    shown = next(s.chain.shares for s in view.statements if s.chain is not None)
+    assert shown is not None
+    assert cells(shown)[-1] == ["the effect, in all", "302 ms", "98.7 %"]
+
+
+def test_a_chain_of_which_nothing_more_is_known_says_so() -> None:
+    (chain,) = document().chains
+    bare = replace(chain, shares=(), gain=None, experiment="", code=(), against=())
+    told = next(s.chain for s in build_view(document(chains=[bare])).statements if s.chain is not None)
+    assert told.shares is None
+    below = {title: [plain(line) for line in lines] for title, lines in told.below}
+    assert below["Lines of code"] == ["no stack was recorded of these calls"]
+    assert below["What speaks against it"] == ["nothing was found that does"]
+    assert not {"Experiment that would test it", "What it could bring"} & set(below)
 
 
 def test_severe_statements_come_first() -> None:
