@@ -43,7 +43,8 @@ def _program(name: str, *options: str) -> Recipe:
 _NVML = "libnvidia-ml.so.1"
 _NVML_SOURCES = tuple(f"nvml/{name}.c" for name in ("nvml", "lists", "watch", "script"))
 WORKLOADS = (
-    "calls", "crowd", "every_row", "ioctls", "reborn", "sleeper", "spin", "stacks", "transfers", "visitor", "waits",
+    "calls", "crowd", "every_row", "ioctls", "planted", "reborn", "sleeper", "spin", "stacks", "transfers", "visitor",
+    "waits",
 )  # fmt: skip
 """Programs of workload/ that need no library when they start."""
 
@@ -53,6 +54,7 @@ RECIPES: dict[str, Recipe] = {
     "splits": _library("libnccl.so.2", "nccl/splits.c"),
     "values": _library("libcudart.so.12", "cudart/values.c"),
     "storm": _library("libcudart.so.10", "cudart/storm.c"),
+    "inside": _library("libcudart.so.9", "cudart/inside.c"),
     "layered": _library("libcudart.so.11", "cudart/layered.c"),
     "nested": _library("libcudart.so.12", "cudart/nested.c"),
     "nccl": _library("libnccl.so.2", "nccl/nccl.c", "-lrt"),

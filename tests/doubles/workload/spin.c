@@ -2,9 +2,9 @@
  * Burns one CPU. Without --cudart it is the hog; with it, it makes one call first, so that it is a traced process and the
  * hog's victim.
  *
- * With --burst-ms it runs at real-time priority in bursts with pauses as long, so that it takes the CPU from whoever has it.
+ * With --burst-ms it runs at real-time priority (--priority) in bursts with pauses as long, so that it takes the CPU from whoever has it.
  *
- * spin [--cpu N] [--ms 500] [--name spin] [--cudart PATH] [--burst-ms N]
+ * spin [--cpu N] [--ms 500] [--name spin] [--cudart PATH] [--burst-ms N] [--priority 1]
  */
 #include "truth.h"
 #include "cuda_runtime_api.h"
@@ -40,7 +40,7 @@ int main(int argc, char **argv)
 	printf("at spin\n");
 	fflush(stdout);
 	if (burst_us) {
-		struct sched_param priority = {.sched_priority = 1};
+		struct sched_param priority = {.sched_priority = (int)number(argc, argv, "priority", 1)};
 
 		if (sched_setscheduler(0, SCHED_FIFO, &priority))
 			die("sched_setscheduler", NULL);

@@ -1,0 +1,90 @@
+/*
+ * A launcher some of whose launches are slow, for a cause that is planted: inside the slow launch itself, or, for the
+ * twin that must explain nothing, between launches or on another thread of the process, while the slow launches compute.
+ *
+ * planted --cudart PATH --out FILE [--cause none|disk|futex|nap] [--where inside|between|thread] [--calls 1000]
+ *         [--slow 8] [--busy-ms 10] [--hold-ms 20] [--rest-ms 20] [--disk FILE] [--cpu N] [--priority N]
+ *         [--name planted] [--pause-file FILE]
+ *
+ * FILE gets a line for the process, and one for each slow launch: when it began and ended, and the spans of its cause
+ * ("disk", "futex", "nap") and of time in which it had work to do and did not run ("gap").
+ */
+#include "planted.h"
+#include "cuda_runtime_api.h"
+
+#include <dlfcn.h>
+#include <stdatomic.h>
+
+static struct planted *plan;
+static atomic_int ended;
+static int inside_the_call;
+
+static void slow(void *argument)
+{
+	(void)argument;
+	if (inside_the_call)
+		planted_cause(plan);
+	planted_work(plan);
+}
+
+static void *beside(void *argument)
+{
+	struct planted *p = argument;
+
+	pthread_setname_np(pthread_self(), "beside");
+	while (!ended) {
+		planted_ready(p);
+		planted_cause(p);
+		p->count = 0;
+	}
+	return NULL;
+}
+
+int main(int argc, char **argv)
+{
+	const char *path = option(argc, argv, "cudart", NULL), *where = option(argc, argv, "where", "inside");
+	void *library = path ? dlopen(path, RTLD_NOW | RTLD_GLOBAL) : NULL;
+	FILE *out = fopen(option(argc, argv, "out", "planted"), "w");
+	long calls = number(argc, argv, "calls", 1000), slow_calls = number(argc, argv, "slow", 8);
+	uint64_t rest_us = (uint64_t)number(argc, argv, "rest-ms", 20) * 1000u;
+	int aside = !strcmp(where, "thread");
+	void (*next)(void (*)(void *), void *);
+	__typeof__(&cudaLaunchKernel) launch;
+	pthread_t thread;
+
+	if (!library || !out)
+		die("planted", path ? dlerror() : "--cudart PATH is needed");
+	next = (__typeof__(next))dlsym(library, "inside_next");
+	launch = (__typeof__(launch))dlsym(library, "cudaLaunchKernel");
+	plan = planted_new(argc, argv, aside ? "none" : option(argc, argv, "cause", "none"));
+	inside_the_call = !strcmp(where, "inside");
+	pthread_setname_np(pthread_self(), option(argc, argv, "name", "planted"));
+	planted_place(argc, argv);
+	fprintf(out, "{\"pid\":%d,\"tid\":%d}\n", getpid(), thread_id());
+	if (aside && pthread_create(&thread, NULL, beside, planted_new(argc, argv, option(argc, argv, "cause", "none"))))
+		die("pthread_create", NULL);
+	for (long i = 0; i < calls - slow_calls; i++)
+		launch((void *)main, (dim3){1, 1, 1}, (dim3){1, 1, 1}, NULL, 0, NULL);
+	if (option(argc, argv, "pause-file", NULL))
+		pause_for("ready", option(argc, argv, "pause-file", NULL));
+	for (long i = 0; i < slow_calls; i++) {
+		uint64_t before, after;
+
+		nap_us(rest_us);
+		planted_ready(plan);
+		if (!strcmp(where, "between"))
+			planted_cause(plan);
+		plan->count = 0;
+		next(slow, NULL);
+		before = boottime_ns();
+		launch((void *)main, (dim3){1, 1, 1}, (dim3){1, 1, 1}, NULL, 0, NULL);
+		after = boottime_ns();
+		fprintf(out, "{\"before_ns\":%llu,\"after_ns\":%llu,\"spans\":", (unsigned long long)before,
+			(unsigned long long)after);
+		planted_print(out, plan);
+		fprintf(out, "}\n");
+	}
+	ended = 1;
+	fclose(out);
+	return 0;
+}
