@@ -82,6 +82,11 @@ def read_evidence(path: Path, trust: Sequence[Identity]) -> tuple[Verification, 
 
 def analyze_store(store: Store, verification: Verification, options: AnalyzeOptions) -> Document:
     """The findings of evidence that is in a store already; a pure function of its arguments."""
+    return examine(store, verification, options)[0]
+
+
+def examine(store: Store, verification: Verification, options: AnalyzeOptions) -> tuple[Document, Context]:
+    """The same, with what the findings were made from: for what is drawn of them (``analyze/lanes.py``)."""
     catalogue = options.catalogue or Catalogue.load()
     prices = PriceBook.make(catalogue, options.rate, options.prices, options.currency)
     rate = prices.rate
@@ -119,7 +124,7 @@ def analyze_store(store: Store, verification: Verification, options: AnalyzeOpti
         sections=[make(context) for make in section_makers()],
     )
     document.evidence = context.book.entries()
-    return document
+    return document, context
 
 
 def document_bytes(document: Document) -> bytes:
