@@ -4,14 +4,22 @@ Schema ``raw`` holds the decoded columns; the views are those of :func:`gpuaudit
 ``leaves`` (what each sealed leaf says of itself) and ``artefacts`` (named bodies, such as the cost of the recording).
 One thread, no extensions, no files: the same bundle gives the same answers anywhere. Columns are held compressed: a
 day of four engines polled at 4 Hz is a hundred million rows.
+
+Every store of a process is a database of its own in one DuckDB, which it leaves when nobody holds it any more; beside
+them lies one with a view of no rows for each table, for the tables that a store has no rows of: making forty views is
+what a small store would cost most.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import re
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -83,12 +91,13 @@ class Store:
     """Evidence, queryable. Make it with :meth:`from_bundle` or :meth:`from_tables`."""
 
     def __init__(self) -> None:
-        self._con = duckdb.connect(":memory:", config=_CONFIG)
-        self._con.execute("ATTACH ':memory:' AS evidence (COMPRESS)")
-        self._con.execute("USE evidence")
+        self._con, self._name = _instance().cursor(), f"evidence_{next(_numbers)}"
+        self._con.execute(f"ATTACH ':memory:' AS {self._name} (COMPRESS)")
+        self._con.execute(f"SET search_path = '{self._name},{_NOTHING}'")
+        weakref.finalize(self, _leave, self._con, self._name)
         self._uncompressed = 0
         self._rows: dict[str, int] = {}
-        """Rows of each table that has any; the others are a view of nothing, and cost no table."""
+        """Rows of each table that has any."""
         self.leaves: list[Leaf] = []
         self.artefacts: list[Artefact] = []
         self.open_body: dict[str, Any] = {}
@@ -167,7 +176,11 @@ class Store:
         return found[-1] if found else None
 
     def lock(self, memory_bytes: int) -> duckdb.DuckDBPyConnection:
-        """The connection, for a stranger's query: no files, no settings, bounded memory, for good."""
+        """The connection, for a stranger's query: no files, no settings, bounded memory, for good.
+
+        That holds for every store this process has by then; one that is made later has another DuckDB.
+        """
+        _instance.cache_clear()
         for setting in (f"memory_limit='{memory_bytes}B'", "enable_external_access=false", "lock_configuration=true"):
             self._con.execute(f"SET {setting}")
         return self._con
@@ -200,7 +213,7 @@ class Store:
         self._con.unregister("batch")
         self._uncompressed += count
         if self._uncompressed >= COMPRESS_ROWS:
-            self._con.execute("CHECKPOINT evidence")
+            self._con.execute(f"CHECKPOINT {self._name}")
             self._uncompressed = 0
 
     def _finish(self) -> None:
@@ -220,11 +233,31 @@ class Store:
         for a in self.artefacts:
             text = a.body.decode("utf-8", "replace")
             self._con.execute("INSERT INTO raw.artefacts VALUES (?, ?, ?, ?)", [a.leaf, a.name, len(a.body), text])
-        views = [
-            f'CREATE VIEW "{t.name}" AS {_view(t) if t.name in self._rows else _no_rows(t)}' for t in TABLES.values()
-        ]
+        views = [f'CREATE VIEW "{t.name}" AS {_view(t)}' for t in TABLES.values() if t.name in self._rows]
         views += [f"CREATE VIEW {name} AS SELECT * FROM raw.{name}" for name in _EXTRA_TABLES]
         self._con.execute(f"BEGIN; {'; '.join(views)}; COMMIT")
+
+
+_NOTHING = "nothing"
+_numbers = itertools.count()
+
+
+@cache
+def _instance() -> duckdb.DuckDBPyConnection:
+    """The DuckDB of this process, with a view of no rows for every table."""
+    con = duckdb.connect(":memory:", config=_CONFIG)
+    con.execute(f"ATTACH ':memory:' AS {_NOTHING}")
+    for table in TABLES.values():
+        con.execute(f'CREATE VIEW {_NOTHING}."{table.name}" AS {_no_rows(table)}')
+    return con
+
+
+def _leave(con: duckdb.DuckDBPyConnection, name: str) -> None:
+    """Give back the memory of a store that nobody holds; one whose DuckDB is locked keeps it until the process ends."""
+    with contextlib.suppress(duckdb.Error):
+        con.execute(f"USE {_NOTHING}")
+        con.execute(f"DETACH {name}")
+    con.close()
 
 
 def _view(table: Table) -> str:

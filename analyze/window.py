@@ -94,8 +94,9 @@ def read_window(store: Store) -> Window:
     parts = " UNION ALL ".join(
         f"SELECT start_ns::BIGINT AS a, (start_ns + coalesce(duration_ns, 0))::BIGINT AS b FROM {t}"
         for t in WINDOW_TABLES
+        if store.row_count(t)
     )
-    start, end = store.sql(f"SELECT min(a), max(b) FROM ({parts})")[0]
+    start, end = store.sql(f"SELECT min(a), max(b) FROM ({parts})")[0] if parts else (None, None)
     if start is None:
         raise InputUnusable(
             "the bundle holds no event and no sample, so there is no time to analyse",
