@@ -1,0 +1,182 @@
+"""Chain: a call was slow because it was the first of its kind: what it needed was made or loaded then, once.
+
+Effect: slow calls, or the lateness of a rank. Cause: time inside calls of the same thread that are the first of their
+operation in their process, the first launch of a kernel (its code is loaded then, CUDA C++ Programming Guide, lazy
+loading), the first collective of an operation on a communicator (NCCL connects then), or that make a context or load
+code themselves. Only of a process that was seen from its start, or that was watched for :data:`WATCHED` before it
+called anything: of any other the first call in the recording is not the first that it made. Units: ns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gpuaudit.analyze import intervals
+from gpuaudit.analyze.call_meanings import LAUNCH, MODULE_LOAD, OUTERMOST, Meaning, any_of
+from gpuaudit.analyze.call_rows import Rows, pids_of
+from gpuaudit.analyze.causal import model
+from gpuaudit.analyze.causal.model import Cause, Causes, Detector, Effect
+from gpuaudit.analyze.finding import Declaration, Quantity, Threshold
+from gpuaudit.analyze.intervals import Intervals
+from gpuaudit.analyze.lives import lives
+from gpuaudit.analyze.store import NOT_OWN
+
+if TYPE_CHECKING:
+    from gpuaudit.analyze.context import Context, NotEvaluated
+
+WATCHED = Threshold(
+    "watched_ns", 1_000_000_000, "ns",
+    "chosen: a process that uses a GPU calls many times a second, so one that was watched for a second and called "
+    "nothing had most likely not begun",
+)  # fmt: skip
+
+DECLARATION = Declaration(
+    id="cold_start",
+    kind="chain",
+    title="Cold start",
+    question="Were slow calls the first of their kind, which load and set up what later ones find ready?",
+    inputs=(
+        ("cuda_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "function", "parent_ns")),
+        ("nccl_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "comm_handle", "parent_ns")),
+        ("call_totals", ("start_ns", "pid", "op", "count", "nested")),
+        ("processes", ("start_ns", "duration_ns", "pid", "op", "role")),
+    ),
+    thresholds=(*model.THRESHOLDS, WATCHED),
+    texts={
+        "operation": "For {explained} of {effect_time} ({share}) of {effect} the thread was in a call that was the "
+        "first of its operation in the process ({first}): a cold start, and no sign of what later calls take.",
+        "kernel": "For {explained} of {effect_time} ({share}) of {effect} the thread was in the first launch of a "
+        "kernel ({first}), which loads its code: a cold start, and no sign of what later launches take.",
+        "communicator": "For {explained} of {effect_time} ({share}) of {effect} the thread was in the first collective "
+        "of its operation on a communicator ({first}), which connects the ranks: a cold start, and no sign of what "
+        "later ones take.",
+        "loading": "For {explained} of {effect_time} ({share}) of {effect} the thread was making a context or loading "
+        "code ({first} calls), which is done once.",
+    },
+    never_claims="That later calls are slow, or how long a first call has to take: no second one was seen to compare.",
+    assumptions=(
+        "A process that began after the capture did, or that was watched and silent for a second, made no call before "
+        "its first recorded one.",
+    ),
+)  # fmt: skip
+
+MAKES = any_of(
+    MODULE_LOAD,
+    Meaning(
+        "make a context",
+        "(cu|hip)Init|(cu|hip)CtxCreate|(cu|hip)DevicePrimaryCtxRetain|cudaInitDevice|cudaLibraryGetKernel",
+    ),
+)
+"""Calls that make or load what others need."""
+
+_FIRSTS = {
+    "operation": ("cuda_calls", "op", OUTERMOST),
+    "kernel": ("cuda_calls", "function", f"function IS NOT NULL AND {LAUNCH.condition} AND {OUTERMOST}"),
+    "communicator": ("nccl_calls", "comm_handle, op", OUTERMOST),
+}
+"""By kind: table, what a call is the first of in its process, and which calls count."""
+
+_WHAT = {
+    "operation": "first use of an operation", "kernel": "first launch of a kernel",
+    "communicator": "first collective on a communicator", "loading": "making contexts and loading code",
+}  # fmt: skip
+
+_BECAUSE = {
+    "operation": "these calls are the first of their operation in the process",
+    "kernel": "these calls are the first launches of their kernels, whose code is loaded then",
+    "communicator": "these calls are the first of their operation on their communicator, whose ranks connect then",
+    "loading": "its thread made a context or loaded code",
+}
+
+
+def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
+    """Time in first calls, by the thread that made them."""
+    pids = sorted({e.pid for e in effects if e.tid is not None})
+    begun = [p for p in pids if _seen_from_its_start(context, p)]
+    kinds = {kind: _first(context, kind, begun) for kind in _FIRSTS}
+    kinds["loading"] = Rows.read(
+        context, "cuda_calls", f"{pids_of(pids)} AND {MAKES.condition}", ("pid::BIGINT AS pid", "tid::BIGINT AS tid")
+    )
+    return {e.key: list(_causes(context, e, kinds)) for e in effects if e.tid is not None}
+
+
+def _causes(context: Context, e: Effect, kinds: dict[str, Rows]) -> Iterator[Cause]:
+    for kind, rows in kinds.items():
+        mine = rows.of((rows.a["pid"] == e.pid) & (rows.a["tid"] == e.tid))
+        mine = mine.of(mine.touching(e.time))
+        if not len(mine):
+            continue
+        evidence = mine.evidence(context)
+        number = Quantity(len(mine), "count", "derived", evidence(e.time), "calls that are the first of their kind")
+        yield Cause(
+            culprit=_WHAT[kind], time=_alone(context, e, kind, mine), evidence=evidence, text=kind, what=_BECAUSE[kind],
+            values={"first": number}, subject={"kind": kind},
+            against=("a first call happens once: it says nothing of the calls that follow",),
+        )  # fmt: skip
+
+
+def _alone(context: Context, e: Effect, kind: str, rows: Rows) -> Intervals:
+    """Their time; of a collective without what it waited for ranks that had not entered it yet."""
+    if kind != "communicator":
+        return rows.time
+    return intervals.subtract(rows.time, intervals.union(*(t for _, t in context.waiting.get(e.pid, []))))
+
+
+def _first(context: Context, kind: str, pids: Sequence[int]) -> Rows:
+    """The first call of each process and operation, kernel, or communicator and operation."""
+    table, what, which = _FIRSTS[kind]
+    wanted = f"{pids_of(pids)} AND {which} AND {NOT_OWN}"
+    first = f"SELECT pid, {what}, min(start_ns) AS first_ns FROM {table} WHERE {wanted} GROUP BY ALL"
+    if kind == "operation":
+        # An operation that was counted in the kernel before has no first row.
+        counted = f"SELECT pid, op, min(start_ns) FROM call_totals WHERE {pids_of(pids)} AND count > 0 GROUP BY ALL"
+        first = f"SELECT pid, op, min(first_ns) AS first_ns FROM ({first} UNION ALL {counted}) GROUP BY ALL"
+    rows = Rows.read(
+        context, table, f"start_ns = first_ns AND {wanted}", ("pid::BIGINT AS pid", "tid::BIGINT AS tid"),
+        join=f"JOIN ({first}) AS firsts USING (pid, {what})",
+    )  # fmt: skip
+    if kind == "kernel":
+        rows = _before_counting(context, rows, pids)
+    return Rows(table, wanted, rows.a)
+
+
+def _before_counting(context: Context, rows: Rows, pids: Sequence[int]) -> Rows:
+    """Launches that were counted in the kernel do not tell which kernel: after the first of them no row is a first."""
+    counted = context.store.sql(
+        f"SELECT pid, min(start_ns) FROM call_totals WHERE {pids_of(pids)} AND {LAUNCH.condition} AND count > 0 "
+        "GROUP BY pid"
+    )
+    chosen = np.ones(len(rows), dtype=bool)
+    for pid, since in counted:
+        chosen &= (rows.a["pid"] != int(pid)) | (rows.a["start_ns"] < int(since))
+    return rows.of(chosen)
+
+
+def _seen_from_its_start(context: Context, pid: int) -> bool:
+    """The process began within the capture, or was there to be seen for a while before it made its first call."""
+    ((first,),) = context.store.sql(
+        f"SELECT min(start_ns) FROM (SELECT start_ns FROM cuda_calls WHERE pid = {int(pid)} UNION ALL "
+        f"SELECT start_ns FROM nccl_calls WHERE pid = {int(pid)} UNION ALL "
+        f"SELECT start_ns FROM call_totals WHERE pid = {int(pid)})"
+    )
+    if first is None:
+        return False
+    begins = [start for start, _ in lives(context, pid)]
+    within = bool(begins) and min(begins) >= context.window.start_ns
+    return within or int(first) - context.window.start_ns >= context.policy.value(WATCHED, DECLARATION.id)
+
+
+DETECTOR = Detector(
+    precedence=100,
+    kinds=frozenset({"slow_call", "late_arrival"}),
+    scope="same thread",
+    find=find,
+    refuted_by="The same operation, kernel or communicator as slow at its second use in the same process.",
+    experiment="Make each operation once before the time that counts (a warm-up step, CUDA_MODULE_LOADING=EAGER), and "
+    "see whether the slow calls move there.",
+    next_step="Leave the first calls out of what is measured; if start-up itself matters, load code eagerly or keep "
+    "the process running.",
+)

@@ -1,0 +1,82 @@
+"""Detectors that explain calls by calls: cold starts, bursts of allocations, copies; and what they leave alone."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from gpuaudit.analyze.context import Found, NotEvaluated
+from gpuaudit.analyze.finding import Chain, Quantity
+from gpuaudit.analyze.registry import plugins
+from tests.rule_scenes import cold_start
+from tests.scenes import MS, T0, US, S, Scene, collectives
+
+DETECTORS = {p.declaration.id: p.evaluate for p in plugins()}
+
+
+def chains(scene: Scene, detector: str) -> list[Chain]:
+    """What a detector tells of a scene."""
+    outcome = DETECTORS[detector](scene.context())
+    assert isinstance(outcome, Found), outcome
+    return [x for x in outcome.items if isinstance(x, Chain)]
+
+
+def refused(scene: Scene, detector: str) -> str:
+    """Why it could not look."""
+    outcome = DETECTORS[detector](scene.context())
+    assert isinstance(outcome, NotEvaluated), outcome
+    return outcome.reason
+
+
+def number(chain: Chain, name: str) -> Fraction:
+    """A value of a chain."""
+    q = chain.values[name]
+    assert isinstance(q, Quantity)
+    assert q.value is not None
+    return Fraction(q.value)
+
+
+def test_the_first_call_of_a_new_process_is_a_cold_start() -> None:
+    (chain,) = chains(cold_start.launches(), "cold_start")
+    assert number(chain, "effect_time") == number(chain, "explained") == 26 * MS
+    assert chain.text == "kernel"
+    assert sum(s.share.value or 0 for s in chain.shares) == 1
+
+
+def test_the_first_recorded_call_of_a_process_found_running_is_not_its_first() -> None:
+    scene = cold_start.launches(began=T0 - 100 * S)
+    assert len(chains(scene, "cold_start")) == 1, "two seconds of silence before it: it had most likely not begun"
+    for row in scene.rows["cuda_calls"]:
+        row["start_ns"] -= 2 * S - 100 * MS
+    assert chains(scene, "cold_start") == []
+
+
+def test_a_second_slow_launch_of_the_kernel_is_no_cold_start() -> None:
+    scene = cold_start.launches(first=70 * US)
+    scene.rows["cuda_calls"][10]["duration_ns"] = 26 * MS
+    assert chains(scene, "cold_start") == []
+
+
+def test_an_operation_that_was_counted_before_has_no_first_row() -> None:
+    scene = cold_start.launches(function=None)
+    assert [c.text for c in chains(scene, "cold_start")] == ["operation"]
+    scene.add(
+        "call_totals", start_ns=T0 + S, duration_ns=S // 2, pid=7, tid=7, op="cudaLaunchKernel", low_ns=1, high_ns=1024,
+        count=5, sum_ns=1_000, min_ns=100, max_ns=300, size_bytes=0, errors=0, nested=0,
+    )  # fmt: skip
+    assert chains(scene, "cold_start") == []
+
+
+def test_only_the_part_of_a_call_that_loads_code_is_claimed() -> None:
+    (chain,) = chains(cold_start.loading(), "cold_start")
+    assert (chain.text, number(chain, "share")) == ("loading", Fraction(13, 15))
+    assert chain.shares[-1].time.value == 2 * MS
+
+
+def test_a_first_collective_that_waited_for_a_late_rank_was_not_connecting() -> None:
+    scene = collectives("blocking", steps=20, late={2: 300 * MS}, late_steps=[0], gap=500 * MS)
+    for rank in range(4):
+        scene.process(100 + rank, start_ns=T0)
+    for chain in chains(scene, "cold_start"):
+        assert number(chain, "explained") < MS, "only what was left after the last rank had entered"
+    alone = scene.mapped(lambda _, rows: [r for r in rows if r["pid"] == 100] if "pid" in (rows or [{}])[0] else rows)
+    assert [c.text for c in chains(alone, "cold_start")] == ["communicator"]
