@@ -42,6 +42,7 @@ class Column:
     ``ring="op"``: a ``__u32`` index into the probe table, which user space turns into the API's own name.
     ``ring="comm"``: ``char[16]``, NUL-padded. ``ring="address"``: the 16 bytes of an IPv6 address, an IPv4 one as
     ::ffff:a.b.c.d. ``ring="f32"``: the bits of a float. ``in_ring=False``: user space adds the column after the drain.
+    ``always_in_ring``: every BPF record has it, and only rows of imports may lack it, so it needs no bit of validity.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Column:
     nullable: bool = False
     ring: RingType = ""
     in_ring: bool = True
+    always_in_ring: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Table:
     @property
     def nullable_in_ring(self) -> tuple[Column, ...]:
         """Nullable columns of the record, in declared order: bit i of ``valid_mask`` set means column i is valid."""
-        return tuple(c for c in self.columns if c.in_ring and c.nullable)
+        return tuple(c for c in self.columns if c.in_ring and c.nullable and not c.always_in_ring)
 
     def record_fields(self) -> list[tuple[str, str, int]]:
         """(name, numpy dtype, offset) of every field of the BPF record, explicit padding included."""
@@ -136,7 +138,8 @@ DURATION = col(
 )
 PID = col("pid", "u32", "", "process id (thread group id) in the host's PID namespace")
 TID = col("tid", "u32", "", "thread id in the host's PID namespace")
-CPU = col("cpu", "u16", "", "CPU that wrote the record")
+CPU = col("cpu", "u16", "", "CPU that wrote the record; null in imports that do not tell it", nullable=True,
+    always_in_ring=True)  # fmt: skip
 SEQ = col("seq", "u64", "", "sequence number on that CPU in this table; a lost record leaves a hole")
 RETURN_CODE = col("return_code", "i32", "", "what the call returned; null while open", nullable=True)
 

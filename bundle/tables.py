@@ -61,7 +61,8 @@ PROCESSES = Table("processes", "Processes that map a probed library, the workloa
     col("start_ns", "u64", "ns", "start of the process (field 22 of /proc/PID/stat), CLOCK_BOOTTIME"),
     col("duration_ns", "u64", "ns", "life time; null while it lived", nullable=True), PID,
     col("op", "text", "", "why the row exists: found, exited"),
-    col("role", "text", "", "workload, traced, recorder, attacher or observer (another tool that watches)"),
+    col("role", "text", "", "workload, traced, recorder, attacher, observer (another tool that watches), or bystander "
+        "(of an import: a process that it names and that is none of these)"),
     col("parent_pid", "u32", "", "parent", nullable=True), col("uid", "u32", "", "real user id", nullable=True),
     col("comm", "text", "", "kernel's name"), col("exe", "text", "", "executable", nullable=True),
     col("command_line", "text", "", "arguments joined by spaces, at most 4,096 bytes, secrets replaced", nullable=True),
@@ -79,7 +80,7 @@ PROCESSES = Table("processes", "Processes that map a probed library, the workloa
     col("world_size", "u32", "", "number of ranks, from the environment", nullable=True),
     col("rank_source", "text", "", "names of the variables that said so, comma separated", nullable=True),
     col("pid_in_namespace", "u32", "", "process id in its own PID namespace, where that is another", nullable=True),
-    col("reason", "text", "", "observer: what it holds that shows it", nullable=True),
+    col("reason", "text", "", "observer, or recorder of an import: what shows it", nullable=True),
 ))  # fmt: skip
 
 LIBRARIES = Table("libraries", "Libraries mapped by processes that could be probed, and whether they were.", (

@@ -110,5 +110,7 @@ STACK_FRAMES = Table("stack_frames", "Frames of the stacks that calls refer to, 
     col("symbol", "text", "", "function: symbol of the file, or qualified name in Python", nullable=True),
     col("symbol_offset", "u64", "bytes", "distance from the start of the symbol", nullable=True),
     col("line", "u32", "", "executing line (python)", nullable=True),
+    col("first_line", "u32", "", "first line of the function (python), where an import tells no executing line",
+        nullable=True),
     col("reason", "text", "", "why the frame or the rest of the stack could not be named", nullable=True),
 ))  # fmt: skip

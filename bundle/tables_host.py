@@ -6,9 +6,12 @@ from gpuaudit.bundle.table import CPU, DURATION, PID, SEQ, START, TID, Table, co
 
 OFF_CPU = Table("off_cpu", "Intervals in which a thread of a traced process was not on a CPU.", (
     START, DURATION, PID, TID,
-    col("op", "text", "", "preempted (runnable when it left) or blocked (asleep), from prev_state", in_ring=False),
-    col("comm", "text", "", "name of the thread", ring="comm"),
-    col("prev_state", "u32", "", "task state at the switch: 0 is TASK_RUNNING (preempted)"),
+    col("op", "text", "", "preempted (runnable when it left) or blocked (asleep), from prev_state; off where an import "
+        "does not tell the state", in_ring=False),
+    col("comm", "text", "", "name of the thread; null in imports that do not tell it", ring="comm", nullable=True,
+        always_in_ring=True),
+    col("prev_state", "u32", "", "task state at the switch: 0 is TASK_RUNNING (preempted); null in imports that do not "
+        "tell it", nullable=True, always_in_ring=True),
     col("next_pid", "u32", "", "process that ran on this CPU instead (0: idle); null if not seen", nullable=True),
     col("next_tid", "u32", "", "thread that ran on this CPU instead (0: idle); null if not seen", nullable=True),
     col("next_comm", "text", "", "name of the thread that ran instead; null if not seen", ring="comm", nullable=True),
@@ -17,7 +20,7 @@ OFF_CPU = Table("off_cpu", "Intervals in which a thread of a traced process was 
     col("waker_pid", "u32", "", "process that woke it; null if not seen", nullable=True),
     col("waker_tid", "u32", "", "thread that woke it; null if not seen", nullable=True),
     col("waker_comm", "text", "", "name of the thread that woke it", ring="comm", nullable=True),
-    col("cpu_out", "u16", "", "CPU it left"),
+    col("cpu_out", "u16", "", "CPU it left; null in imports that do not tell it", nullable=True, always_in_ring=True),
     col("runqueue_ns", "u64", "ns", "of the interval, the part in which it was runnable and waited for a CPU: all of "
         "it when preempted, from wake_ns on when blocked; null if the wake was not seen", nullable=True),
     col("began_before", "u8", "", "1: the thread was asleep already when its process was first followed, and start_ns "
@@ -81,7 +84,8 @@ RECLAIMS = Table("reclaims", "Direct reclaim: a thread had to free memory itself
 OOM_KILLS = Table("oom_kills", "Processes of the whole host that the kernel chose to kill for want of memory, or found "
     "ending already when it chose.", (
     col("start_ns", "u64", "ns", "when, CLOCK_BOOTTIME"), PID,
-    col("comm", "text", "", "name of the victim", ring="comm"),
+    col("comm", "text", "", "name of the victim; null in imports that do not tell it", ring="comm", nullable=True,
+        always_in_ring=True),
     col("uid", "u32", "", "user of the victim", nullable=True),
     col("resident_bytes", "u64", "bytes", "anonymous, file and shared memory of the victim; the kernel's sum, without "
         "the up to 2 × CPUs (at least 32) pages that each CPU has not added to it yet", nullable=True),
@@ -93,8 +97,11 @@ OOM_KILLS = Table("oom_kills", "Processes of the whole host that the kernel chos
 BLOCK_IO = Table("block_io", "Requests to the block devices of the whole host, from issue to completion. Devices that "
     "pass bios on (device mapper, RAID) have none; the devices below them have.", (
     START, DURATION, PID, TID, col("op", "text", "", "read, write, flush, discard or other", in_ring=False),
-    col("operation", "u32", "", "REQ_OP number of the request"), col("comm", "text", "", "thread that issued it",
-    ring="comm"), col("major", "u32", "", "major number of the device"), col("minor", "u32", "", "minor number"),
+    col("operation", "u32", "", "REQ_OP number of the request"), col("comm", "text", "", "thread that issued it; null "
+    "in imports that do not tell it", ring="comm", nullable=True, always_in_ring=True),
+    col("major", "u32", "", "major number of the device; null in imports that do not tell it", nullable=True,
+        always_in_ring=True),
+    col("minor", "u32", "", "minor number; null likewise", nullable=True, always_in_ring=True),
     col("sector", "u64", "", "first sector (512 bytes)"), col("size_bytes", "u32", "bytes", "length of the request"),
     col("error", "i32", "", "0, or the negative error number; null while open", nullable=True),
     col("queue_ns", "u64", "ns", "time between insertion into the queue and issue", nullable=True),
@@ -113,9 +120,11 @@ TCP_RETRANSMITS = Table("tcp_retransmits", "TCP packets that this host sent agai
     nullable=True), col("uid", "u32", "", "user of the socket", nullable=True),
     col("cgroup_id", "u64", "", "cgroup of the socket", nullable=True),
     col("family", "u16", "", "address family: 2 IPv4, 10 IPv6"),
-    col("state", "u32", "", "TCP state (include/net/tcp_states.h): 1 established, 2 SYN sent, 12 SYN received"),
+    col("state", "u32", "", "TCP state (include/net/tcp_states.h): 1 established, 2 SYN sent, 12 SYN received; null in "
+        "imports that do not tell it", nullable=True, always_in_ring=True),
     col("segments", "u32", "", "segments in the packet; RetransSegs of /proc/net/snmp counts them, unless error says "
-        "that the packet was not made (no memory, no route)"),
+        "that the packet was not made (no memory, no route); null in imports that do not tell them", nullable=True,
+        always_in_ring=True),
     col("error", "i32", "", "0, or the negative error number with which sending it failed; null on kernels that tell "
         "only of those sent (before 6.15)", nullable=True),
     col("local_address", "text", "", "address of this end", ring="address"),
@@ -127,8 +136,8 @@ TCP_RETRANSMITS = Table("tcp_retransmits", "TCP packets that this host sent agai
 LIFECYCLE = Table("lifecycle", "Processes that were forked, began a program, or ended, and the signals that killed.", (
     col("start_ns", "u64", "ns", "when, CLOCK_BOOTTIME"), PID, TID,
     col("op", "text", "", "fork, exec, exit or signal", in_ring=False),
-    col("event", "u32", "", "0 fork, 1 exec, 2 exit, 3 signal"), col("comm", "text", "", "name of the process",
-    ring="comm"),
+    col("event", "u32", "", "0 fork, 1 exec, 2 exit, 3 signal"), col("comm", "text", "", "name of the process; null in "
+    "imports that do not tell it", ring="comm", nullable=True, always_in_ring=True),
     col("other_pid", "u32", "", "fork: the child; signal: the sender, null where the kernel sent it", nullable=True),
     col("other_comm", "text", "", "signal: name of the sender", ring="comm", nullable=True),
     col("exit_code", "i32", "", "exit: status argument of exit(2)", nullable=True),
@@ -157,6 +166,10 @@ PROCESS_SAMPLES = Table("process_samples", "Counters of a traced process, cumula
     col("threads", "u32", "", "threads", nullable=True),
     col("voluntary_switches", "u64", "", "of the main thread: it went to sleep", nullable=True),
     col("involuntary_switches", "u64", "", "of the main thread: it was preempted", nullable=True),
+    col("cpu_cgroup", "text", "", "path of the cgroup whose limits of CPU time hold for it: as cgroup in cgroup_cpu",
+        nullable=True),
+    col("cpu_cgroup_version", "u8", "", "hierarchy that cgroup is in: 1 where the controller cpu is in version 1, else "
+        "2", nullable=True),
 ))  # fmt: skip
 
 CGROUP_CPU = Table("cgroup_cpu", "CPU accounting and throttling of the cgroups of traced processes, cumulative.", (

@@ -57,7 +57,9 @@ OS_CALLS = Table("os_calls", "Calls into the operating system's libraries or ker
 PERIOD_TOTALS = Table("period_totals", "Events that another tool counted over fixed periods, whether it kept rows of "
     "them or not.", (
     col("start_ns", "u64", "ns", "start of the period"), col("duration_ns", "u64", "ns", "length of the period"),
-    PID, col("op", "text", "", "what was counted, by our name for it (cudaMalloc, off_cpu, page_allocation)"),
+    PID, col("tid", "u32", "", "thread, where the tool counted by thread", nullable=True),
+    col("comm", "text", "", "name of that thread or process", nullable=True),
+    col("op", "text", "", "what was counted, by our name for it (cudaMalloc, off_cpu, page_allocation)"),
     col("count", "u64", "", "events"), col("kept", "u64", "", "of them, those said to have rows", nullable=True),
     col("sum_ns", "u64", "ns", "sum of their durations", nullable=True),
     col("min_ns", "u64", "ns", "shortest", nullable=True), col("max_ns", "u64", "ns", "longest", nullable=True),
@@ -78,6 +80,12 @@ STORED_CONCLUSIONS = Table("stored_conclusions", "Conclusions that another tool 
     col("key", "text", "", "the tool's own id of it"), col("severity", "text", "", "as stored"),
     col("op", "text", "", "operation it is about, by our name for it", nullable=True),
     col("summary", "text", "", "as stored"), col("cause", "text", "", "root cause as stored", nullable=True),
+    col("alleged", "text", "", "what it names as contributing, by our names, sorted and comma separated: off_cpu, "
+        "block_io, host_cpu, host_memory, network, other", nullable=True),
+    col("usual_ns", "u64", "ns", "median duration of the operation that it states", nullable=True),
+    col("tail_ns", "u64", "ns", "p99 of the operation that it states", nullable=True),
+    col("ratio", "f64", "", "quotient of the two, as stored", nullable=True),
+    col("alleged_off_cpu_ns", "u64", "ns", "time off a CPU that it states", nullable=True),
     col("detail", "text", "", "the rest as stored, JSON of at most 65,536 bytes", nullable=True),
 ))  # fmt: skip
 
