@@ -105,6 +105,14 @@ class Context:
         return collectives.read_collectives(self.store, self.quality.lost("nccl_calls"), cohort)
 
     @cached_property
+    def aligned(self) -> list[Collectives]:
+        """The same however few ranks were observed: for what needs arrivals side by side and judges nobody late."""
+        if not any(c.not_evaluated for c in self.collectives):
+            return self.collectives
+        few = collectives.Cohort(1, Fraction(0))
+        return collectives.read_collectives(self.store, self.quality.lost("nccl_calls"), few)
+
+    @cached_property
     def late_limits(self) -> lateness.Limits:
         """What makes an arrival late, as the policy has it."""
         return lateness.Limits(

@@ -47,7 +47,12 @@ def _load(name: str) -> Plugin:
 
 def _of_causes(name: str) -> Callable[[Context], Outcome]:
     """What a detector of causes found: all of them are run together, once."""
-    return lambda context: context.causal.outcomes[name]
+
+    def evaluate(context: Context) -> Outcome:
+        """What came of looking for this cause in every effect."""
+        return context.causal.outcomes[name]
+
+    return evaluate
 
 
 @cache

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuaudit.analyze import intervals
+from gpuaudit.analyze.causal.during import THREAD, During, rows_during, thread_key
 from gpuaudit.analyze.causal.model import Effect
 from gpuaudit.analyze.intervals import Intervals
 
@@ -25,8 +26,8 @@ UNKNOWN = -1
 """Null in the integer columns."""
 
 _COLUMNS = (
-    "start_ns", "end_ns", "prev_state", "next_pid", "wake_ns", "waker_pid", "waker_tid", "cpu_out", "runqueue_ns",
-    "syscall", "cgroup_id", "next_cgroup_id", "priority", "next_priority", "leaf", "row",
+    "start_ns", "end_ns", "prev_state", "next_pid", "next_tid", "wake_ns", "waker_pid", "waker_tid", "cpu_out",
+    "runqueue_ns", "syscall", "cgroup_id", "next_cgroup_id", "priority", "next_priority", "leaf", "row",
 )  # fmt: skip
 _TEXTS = ("op", "comm", "next_comm", "waker_comm")
 
@@ -85,20 +86,10 @@ def overlapping(starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], time
 
 def of_effects(context: Context, effects: Sequence[Effect]) -> dict[str, States]:
     """Per effect key the rows of its thread that overlap it; an effect of no single thread has none."""
-    threads = sorted({e.thread for e in effects if e.tid is not None})
-    if not threads or not context.store.row_count("off_cpu"):
-        return {}
-    numbers = ", ".join(f"coalesce({c}::BIGINT, {UNKNOWN}) AS {c}" for c in _COLUMNS)
-    texts = ", ".join(f"coalesce({c}, '') AS {c}" for c in _TEXTS)
-    wanted = ", ".join(f"({pid}, {tid})" for pid, tid in threads)
-    a = context.store.arrays(
-        f"SELECT pid::BIGINT AS pid, tid::BIGINT AS tid, {numbers}, {texts} FROM off_cpu "
-        f"WHERE (pid, tid) IN ({wanted}) AND duration_ns IS NOT NULL ORDER BY pid, tid, start_ns, leaf, row"
-    )
-    out = {}
-    for e in effects:
-        if e.tid is not None:
-            mine = (a["pid"] == e.pid) & (a["tid"] == e.tid) & overlapping(a["start_ns"], a["end_ns"], e.time)
-            if mine.any():
-                out[e.key] = States({k: v[mine] for k, v in a.items()})
-    return out
+    wanted = {e.key: (thread_key(e.pid, e.tid), e.time) for e in effects if e.tid is not None}
+    numbers = {c: f"coalesce(try_cast({c} AS BIGINT), {UNKNOWN})" for c in _NUMBERS}
+    # Still off the CPU when the capture ended: until then, and no wake-up was seen.
+    numbers["end_ns"] = f"coalesce(end_ns, {context.window.end_ns})::BIGINT"
+    texts = {c: f"coalesce({c}, '')" for c in _TEXTS}
+    found = rows_during(context, During("off_cpu", THREAD, {**numbers, **texts}), wanted)
+    return {key: States(columns) for key, columns in found.items()}

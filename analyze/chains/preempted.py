@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from gpuaudit.analyze.causal import model, states
+from gpuaudit.analyze.causal import model, neighbours, states
 from gpuaudit.analyze.causal.model import Cause, Causes, Detector, Effect
 from gpuaudit.analyze.causal.states import States
 from gpuaudit.analyze.finding import Declaration
@@ -76,6 +76,7 @@ def _by_culprit(context: Context, s: States) -> Iterator[Cause]:
             text="preempted" if known else "preempted_unknown",
             what=f"its thread was ready to run and had no CPU, while {culprit} ran there",
             subject={"culprit_pid": str(pid)} if known else {},
+            further=neighbours.follow(context, pid, sorted(set(s.a["next_tid"][chosen].tolist()))),
         )  # fmt: skip
 
 
