@@ -27,6 +27,12 @@ CGROUPS_EVERY_PASSES = 10
 """So often a process is asked again for its cgroup: few ever change it. ours"""
 
 
+def _limited_by(groups: dict[str, str]) -> dict[str, object]:
+    """Which cgroup limits a process's CPU time: in version 1, if the controller is there."""
+    found = next(((groups[c], v) for c, v in (("cpu", 1), ("", 2)) if c in groups), (None, None))
+    return dict(zip(("cpu_cgroup", "cpu_cgroup_version"), found, strict=True))
+
+
 class HostSamples:
     """One pass per :meth:`poll`; what cannot be read at all is told once, as a gap. ``proc``: where /proc lies."""
 
@@ -63,8 +69,8 @@ class HostSamples:
         for pid in self._bounded(chosen, MAX_PROCESSES, "process_samples", "processes", now):
             row = sample(pid, boottime_ns(), self._proc)
             if row is not None:
-                self._sink("process_samples", row)
                 groups = self._groups[pid] = known.get(pid) or cgroups_of(pid, self._proc)
+                self._sink("process_samples", {**row, **_limited_by(groups)})
                 unified |= with_ancestors([groups.get("", "/")])
                 cpu |= with_ancestors([groups.get("cpu", "/")])
         groups_v2 = self._bounded(sorted(unified), MAX_CGROUPS, "pressure", "cgroups", now)

@@ -75,7 +75,7 @@ def test_a_process_is_sampled(proc: Path) -> None:
     assert without_time([row]) == [{
         "pid": 77, "user_ns": 2259 * NS_PER_TICK, "system_ns": 10478 * NS_PER_TICK, "major_faults": 42,
         "minor_faults": 508168, "resident_bytes": 5788 * PAGE_BYTES, "threads": 14, "voluntary_switches": 806,
-        "involuntary_switches": 243,
+        "involuntary_switches": 243, "cpu_cgroup": "/slurm/job_5", "cpu_cgroup_version": 1,
     }]  # fmt: skip
 
 
