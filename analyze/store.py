@@ -17,7 +17,8 @@ import hashlib
 import itertools
 import re
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from gpuaudit.analyze.overlap_join import MACRO
 from gpuaudit.bundle.columns import ColumnData, Rows, row_count
 from gpuaudit.bundle.errors import InputUnusable
 from gpuaudit.bundle.table import NUMPY_DTYPE, SQL_TYPE, Table
@@ -166,6 +168,15 @@ class Store:
         out = self._con.execute(query).fetchnumpy()
         return {name: np.ma.getdata(values) for name, values in out.items()}
 
+    @contextmanager
+    def relation(self, name: str, columns: Mapping[str, npt.NDArray[Any]]) -> Iterator[None]:
+        """Columns of ours under a name that queries can use, for as long as the context lasts."""
+        self._con.register(name, pa.table({k: pa.array(v) for k, v in columns.items()}))
+        try:
+            yield
+        finally:
+            self._con.unregister(name)
+
     def row_count(self, table: str) -> int:
         """Rows of a table."""
         return self._rows.get(TABLES[table].name, 0)
@@ -244,11 +255,13 @@ _numbers = itertools.count()
 
 @cache
 def _instance() -> duckdb.DuckDBPyConnection:
-    """The DuckDB of this process, with a view of no rows for every table."""
+    """The DuckDB of this process, with a view of no rows for every table, and the interval join."""
     con = duckdb.connect(":memory:", config=_CONFIG)
     con.execute(f"ATTACH ':memory:' AS {_NOTHING}")
     for table in TABLES.values():
         con.execute(f'CREATE VIEW {_NOTHING}."{table.name}" AS {_no_rows(table)}')
+    con.execute(f"USE {_NOTHING}")
+    con.execute(MACRO)
     return con
 
 

@@ -25,9 +25,9 @@ Chosen = npt.NDArray[np.bool_]
 UNKNOWN = -1
 """Null in the integer columns."""
 
-_COLUMNS = (
-    "start_ns", "end_ns", "prev_state", "next_pid", "next_tid", "wake_ns", "waker_pid", "waker_tid", "cpu_out",
-    "runqueue_ns", "syscall", "cgroup_id", "next_cgroup_id", "priority", "next_priority", "leaf", "row",
+_NUMBERS = (
+    "pid", "tid", "start_ns", "prev_state", "next_pid", "next_tid", "wake_ns", "waker_pid", "waker_tid", "cpu_out",
+    "cpu", "runqueue_ns", "syscall", "cgroup_id", "next_cgroup_id", "priority", "next_priority",
 )  # fmt: skip
 _TEXTS = ("op", "comm", "next_comm", "waker_comm")
 
