@@ -7,7 +7,7 @@ from fractions import Fraction
 from gpuaudit.analyze.context import Found, NotEvaluated
 from gpuaudit.analyze.finding import Chain, Quantity
 from gpuaudit.analyze.registry import plugins
-from tests.rule_scenes import cold_start
+from tests.rule_scenes import allocation_burst, cold_start
 from tests.scenes import MS, T0, US, S, Scene, collectives
 
 DETECTORS = {p.declaration.id: p.evaluate for p in plugins()}
@@ -80,3 +80,33 @@ def test_a_first_collective_that_waited_for_a_late_rank_was_not_connecting() -> 
         assert number(chain, "explained") < MS, "only what was left after the last rank had entered"
     alone = scene.mapped(lambda _, rows: [r for r in rows if r["pid"] == 100] if "pid" in (rows or [{}])[0] else rows)
     assert [c.text for c in chains(alone, "cold_start")] == ["communicator"]
+
+
+def test_a_slow_release_in_a_burst_of_releases() -> None:
+    (chain,) = chains(allocation_burst.burst(), "allocation_burst")
+    assert (chain.text, chain.values["culprit"]) == ("releases", "burst of releases")
+    assert number(chain, "explained") == number(chain, "effect_time") == 1_900 * US
+    assert (number(chain, "frees"), number(chain, "allocations")) == (Fraction(40), Fraction(0))
+    assert number(chain, "median") == 400 * US
+
+
+def test_as_many_releases_spread_out_are_no_burst() -> None:
+    assert chains(allocation_burst.burst(every=10 * MS), "allocation_burst") == []
+    assert chains(allocation_burst.burst(count=19), "allocation_burst") == []
+
+
+def test_a_burst_of_another_thread_explains_only_what_it_overlaps_and_says_so() -> None:
+    scene = allocation_burst.burst(slow=400 * US, tid=8)
+    (chain,) = chains(_with_a_slow_launch(scene, allocation_burst.BURST - 10 * MS, 20 * MS), "allocation_burst")
+    assert number(chain, "effect_time") == 20 * MS
+    assert 0 < number(chain, "explained") <= 10 * MS
+    assert any("another thread" in text for text in chain.against)
+    later = _with_a_slow_launch(allocation_burst.burst(slow=400 * US, tid=8), allocation_burst.BURST + S, 20 * MS)
+    assert chains(later, "allocation_burst") == []
+
+
+def _with_a_slow_launch(scene: Scene, at: int, took: int) -> Scene:
+    launches = [r for r in scene.rows["cuda_calls"] if r["op"] == "cudaLaunchKernel"]
+    row = min(launches, key=lambda r: abs(r["start_ns"] - at))
+    row["start_ns"], row["duration_ns"] = at, took
+    return scene
