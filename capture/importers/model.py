@@ -14,6 +14,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from gpuaudit.capture.importers.foreign_sqlite import ForeignDatabase
     from gpuaudit.capture.importers.reading import Recording
 
 UNREADABLE_TOLD = 20
@@ -80,6 +81,10 @@ class Told:
     examples: list[str] = field(default_factory=list)
     not_carried: list[str] = field(default_factory=list)
     assumptions: list[str] = field(default_factory=list)
+    sources: set[str] = field(default_factory=set)
+    """Further sources that the file tells of, beside ``source``."""
+    weaknesses: list[dict[str, object]] = field(default_factory=list)
+    """What lowers the grade: ``grade`` (B to D), ``text`` and the ``tables`` it concerns; see :meth:`weak`."""
     _refused_line: int = -1
 
     def at(self, time_ns: int) -> None:
@@ -91,6 +96,10 @@ class Told:
         """Something the import takes for granted; each stands once."""
         if what not in self.assumptions:
             self.assumptions.append(what)
+
+    def weak(self, grade: str, text: str, tables: Sequence[str] = ()) -> None:
+        """The recording cannot support all that complete rows could: why, and what grade that allows at best."""
+        self.weaknesses.append({"grade": grade, "text": text[:400], "tables": list(tables)})
 
     def uuid_of(self, index: int) -> str:
         """UUID of a GPU that this file names by its index alone: the only one another file names there, if any."""
@@ -136,6 +145,14 @@ def not_of_lines(name: str, lines: Iterable[Line], sink: RowSink, request: Reque
 
 
 @dataclass(frozen=True)
+class About:
+    """What a database says of where it was recorded, for leaf 0: GPUs, and facts of the host."""
+
+    gpus: list[dict[str, object]] = field(default_factory=list)
+    host: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Format:
     """One format: its name, the source its rows stand for, how it is recognised, and what reads it.
 
@@ -149,3 +166,6 @@ class Format:
     read: Reader
     gpus: Callable[[Sequence[str]], list[dict[str, object]]] = lambda head: []  # noqa: ARG005 - the default ignores it
     read_file: FileReader | None = None
+    tables: frozenset[str] = frozenset()
+    """Of a format in an SQLite file: tables that it has, and by which it is recognised."""
+    about: Callable[[ForeignDatabase], About] = lambda database: About()  # noqa: ARG005 - the default ignores it

@@ -19,7 +19,8 @@ from gpuaudit.bundle.tool import tool_facts
 from gpuaudit.bundle.writer import BundleWriter
 from gpuaudit.capture import host
 from gpuaudit.capture.importers import dcgmi, engine_series, nvidia_smi
-from gpuaudit.capture.importers.model import Format, Request, Told, unrecorded
+from gpuaudit.capture.importers.foreign_sqlite import ForeignDatabase, is_sqlite
+from gpuaudit.capture.importers.model import About, Format, Request, Told, unrecorded
 from gpuaudit.capture.importers.reading import Recording
 from gpuaudit.capture.output import BUNDLE_NAME, Output
 from gpuaudit.capture.recorder import Recorder, SegmentLimits
@@ -124,7 +125,7 @@ def run_import(options: ImportOptions, *, progress: Progress | None = None) -> I
     output.check()
     recordings = [Recording(path) for path in options.files]
     try:
-        chosen = [(r, *_format(r)) for r in recordings]
+        chosen = [_choose(r) for r in recordings]
         _refuse_repeats(recordings)
         return _import(options, output, chosen, progress)
     finally:
@@ -133,14 +134,39 @@ def run_import(options: ImportOptions, *, progress: Progress | None = None) -> I
         output.close()
 
 
-def _format(recording: Recording) -> tuple[Format, list[str]]:
+@dataclass(frozen=True)
+class Chosen:
+    """A file, its format, and what its beginning says of GPUs and host."""
+
+    recording: Recording
+    form: Format
+    about: About
+
+
+def _choose(recording: Recording) -> Chosen:
     head = recording.head()
+    if is_sqlite(head):
+        return _choose_database(recording)
     for form in FORMATS:
-        if form.recognises(head):
-            return form, head
+        if not form.tables and form.recognises(head):
+            return Chosen(recording, form, About(form.gpus(head)))
     if recording.cut:
         raise InputUnusable(f"{recording.name}: {recording.cut}")
-    raise InputUnusable(
+    raise _no_format(recording)
+
+
+def _choose_database(recording: Recording) -> Chosen:
+    """An SQLite file is told by its tables."""
+    with ForeignDatabase(recording.path) as database:
+        for form in FORMATS:
+            if form.tables and form.tables <= database.tables:
+                database.check()
+                return Chosen(recording, form, form.about(database))
+    raise _no_format(recording)
+
+
+def _no_format(recording: Recording) -> InputUnusable:
+    return InputUnusable(
         f"{recording.name} is in no format that can be imported",
         hint=f"there are: {', '.join(f.name for f in FORMATS)}",
     )
@@ -150,9 +176,6 @@ def _refuse_repeats(recordings: Sequence[Recording]) -> None:
     names = [r.path.resolve() for r in recordings]
     if len(set(names)) != len(names):
         raise UsageError("a file is named twice", hint="name each recording once")
-
-
-Chosen = tuple[Recording, Format, list[str]]
 
 
 def _import(options: ImportOptions, output: Output, chosen: list[Chosen], progress: Progress | None) -> ImportResult:
@@ -188,7 +211,7 @@ def _read_all(
     times: list[int] = []
     axes: dict[bool, str] = {}
     numbers, uuids = count(), _uuids(chosen)
-    for number, (recording, form, _) in enumerate(chosen):
+    for number, (recording, form) in enumerate((c.recording, c.form) for c in chosen):
         told = Told(form.source, number, numbers, uuids)
 
         def tell(recording: Recording = recording) -> None:
@@ -217,7 +240,7 @@ def _read_all(
         recorder.add_records("clock", [{"start_ns": at, "duration_ns": 0, "realtime_ns": at, "monotonic_ns": at}])
     recorder.flush()
     writer.append_artefact("imports", told_of)
-    writer.append_artefact("sources", _sources(chosen, told_of))
+    writer.append_artefact("sources", _sources(told_of))
     return told_of, recorder.totals()
 
 
@@ -227,14 +250,19 @@ def _told(recording: Recording, form: Format, told: Told) -> dict[str, object]:
         "format": form.name, "source": form.source, "lines": str(told.lines), "unreadable": str(told.unreadable),
         "unreadable_examples": told.examples, "rows": {t: str(n) for t, n in sorted(told.rows.items())},
         "first_ns": str(told.first_ns), "last_ns": str(told.last_ns), "not_carried": told.not_carried,
-        "assumptions": told.assumptions, "facts": told.facts,
+        "assumptions": told.assumptions, "facts": told.facts, "weaknesses": told.weaknesses,
+        "sources": sorted({form.source, *told.sources}),
     }  # fmt: skip
 
 
-def _sources(chosen: list[Chosen], told_of: list[dict[str, object]]) -> list[dict[str, object]]:
+def _listed(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
+
+
+def _sources(told_of: list[dict[str, object]]) -> list[dict[str, object]]:
     """State of every source: one that a file told of was recorded by others; the rest was not recorded."""
-    told = {form.source for _, form, _ in chosen}
-    partly = {str(t["source"]) for t in told_of if t["unreadable"] != "0"}
+    told = {str(s) for t in told_of for s in _listed(t["sources"])}
+    partly = {str(s) for t in told_of if t["unreadable"] != "0" for s in _listed(t["sources"])}
     return [
         {
             "source": s,
@@ -251,8 +279,8 @@ def _sources(chosen: list[Chosen], told_of: list[dict[str, object]]) -> list[dic
 def _uuids(chosen: list[Chosen]) -> dict[int, list[str]]:
     """UUIDs of the GPUs that the beginnings of the files name, by index."""
     out: dict[int, list[str]] = {}
-    for _, form, head in chosen:
-        for gpu in form.gpus(head):
+    for gpus in (c.about.gpus for c in chosen):
+        for gpu in gpus:
             index, uuid = int(str(gpu["index"])), str(gpu["uuid"])
             if uuid != unrecorded(index) and uuid not in out.setdefault(index, []):
                 out[index].append(uuid)
@@ -262,18 +290,21 @@ def _uuids(chosen: list[Chosen]) -> dict[int, list[str]]:
 def _open_body(options: ImportOptions, chosen: list[Chosen]) -> dict[str, object]:
     gpus: dict[tuple[object, object], dict[str, object]] = {}
     uuids = _uuids(chosen)
-    for _, form, head in chosen:
-        for gpu in form.gpus(head):
+    told = [c.about.host for c in chosen if c.about.host]
+    facts = told[0] if told and all(h == told[0] for h in told) else {}
+    for about in (c.about for c in chosen):
+        for gpu in about.gpus:
             index = int(str(gpu["index"]))
             if gpu["uuid"] != unrecorded(index) or len(uuids.get(index, ())) != 1:
                 gpus.setdefault((gpu["index"], gpu["uuid"]), gpu)
+    given = {"hostname": options.hostname} if options.hostname != NOT_RECORDED else {}
     return {
         "host": {
-            "hostname": options.hostname, "kernel": NOT_RECORDED, "machine": NOT_RECORDED, "cpus": 0, "host_id": "",
-            "boot_id": IMPORT_BOOT_ID,
+            "kernel": NOT_RECORDED, "machine": NOT_RECORDED, "cpus": 0, "host_id": "", "boot_id": IMPORT_BOOT_ID,
+            "hostname": NOT_RECORDED, **facts, **given,
         },
         "gpus": [gpus[k] for k in sorted(gpus, key=str)],
-        "options": {"site": options.site, "files": [r.name for r, _, _ in chosen]},
-        "sources": [{"source": f.source, "state": "imported", "reason": r.name} for r, f, _ in chosen],
+        "options": {"site": options.site, "files": [c.recording.name for c in chosen]},
+        "sources": [{"source": c.form.source, "state": "imported", "reason": c.recording.name} for c in chosen],
         "imported": {"files": len(chosen)}, "synthetic": False, "tool": tool_facts(),
     }  # fmt: skip
