@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpuaudit.analyze.query import run_queries
 from gpuaudit.bundle.errors import AuditError, HostUnfit
+from gpuaudit.bundle.reader import Bundle
+from gpuaudit.bundle.verify import verify
 
-LIMIT_S = 60.0
+LIMIT_S = 120.0
 """A capture that has not begun or ended by then is given up."""
 
 SETTLE_S = 1.0
@@ -87,17 +90,27 @@ class Capture:
         return (pipe.read() if pipe else "").strip().rpartition("\n")[2][-300:]
 
 
-def read(bundle: Path) -> Captured:
-    """What a bundle says it holds, and what making it cost."""
-    totals, counted, cost = run_queries(bundle, [
-        # the last word of each table and CPU; the counters are cumulative
-        "SELECT table_name, SUM(written)::BIGINT, SUM(lost)::BIGINT FROM (SELECT table_name, cpu, MAX(written) AS "
-        "written, MAX(lost) AS lost FROM losses GROUP BY ALL) GROUP BY 1",
-        "SELECT COALESCE(SUM(count), 0)::BIGINT FROM call_totals",
-        "SELECT row->>'name', (row->>'value')::BIGINT FROM (SELECT unnest(body::JSON[]) AS row FROM artefacts "
-        "WHERE name = 'cost')",
-    ])  # fmt: skip
+def read(path: Path) -> Captured:
+    """What a bundle holds and says, and what making it cost, once its seal is verified.
+
+    Not by SQL: half an hour of calls is more rows than a query may take.
+    """
+    verification = verify(path, decode=False)
+    rows: Counter[str] = Counter()
+    lost: dict[tuple[str, int], int] = {}
+    with Bundle.open(path) as bundle:
+        bundle.check_root(verification.root_b64)
+        for header in bundle.headers:
+            rows[header.table or ""] += header.rows or 0
+        for _, losses in bundle.segments("losses"):  # the counters are cumulative: the last word of each table and CPU
+            names = losses["table_name"]
+            dictionary = names.dictionary or ()
+            for table, cpu, n in zip(names.values, losses["cpu"].values, losses["lost"].values, strict=True):
+                at = (dictionary[int(table)], int(cpu))
+                lost[at] = max(lost.get(at, 0), int(n))
+        counted = sum(int(totals["count"].values.sum()) for _, totals in bundle.segments("call_totals"))
+        cost = [json.loads(body) for _, name, body in bundle.artefacts() if name == "cost"][-1]
     return Captured(
-        bundle.stat().st_size, {str(t): int(str(n)) for t, n, _ in totals.rows}, int(str(counted.rows[0][0])),
-        sum(int(str(n)) for *_, n in totals.rows), {str(n): int(str(v)) for n, v in cost.rows},
+        path.stat().st_size, dict(rows), counted, sum(lost.values()),
+        {str(row["name"]): int(row["value"]) for row in cost},
     )  # fmt: skip

@@ -69,6 +69,9 @@ def _soak(folder: Path, seconds: float) -> list[str]:
         with _other_tracer(library) as tracer:
             capture.begin()
             made, samples = _storm(storm, capture.pid, seconds)
+            print(f"soak: {made:,} calls in {seconds / 60:.0f} min ({made / seconds:,.0f}/s)", flush=True)
+            for name, taken in samples.items():
+                print(f"soak: {name}: {_told(taken)}", flush=True)
             done = capture.end()
     finally:
         assert storm.stdin is not None
@@ -81,10 +84,7 @@ def _soak(folder: Path, seconds: float) -> list[str]:
         problems.append(f"{made} calls were made, {done.events} are in the evidence, {done.lost} were lost")
     if tracer is not None and tracer.counted != made:
         problems.append(f"{made} calls were made beside the other tracer, which counted {tracer.counted}")
-    sealed = f"{done.size_bytes / 2**20:.0f} MiB sealed"
-    print(f"soak: {made:,} calls in {seconds / 60:.0f} min ({made / seconds:,.0f}/s), {sealed}", flush=True)
-    for name, taken in samples.items():
-        print(f"soak: {name}: {_told(taken)}", flush=True)
+    print(f"soak: {done.events:,} calls in {done.size_bytes / 2**20:.0f} MiB sealed, {done.lost} lost", flush=True)
     return problems
 
 
@@ -108,7 +108,7 @@ def _storm(storm: subprocess.Popen[str], attacher: int, seconds: float) -> tuple
     assert storm.stdin is not None
     assert storm.stdout is not None
     unit_ns = float(storm.stdout.readline())
-    units, part = round(1e9 / RATE_PER_S / unit_ns * 0.85), RATE_PER_S // 10  # a probed call takes some of the time
+    units, part = round(1e9 / RATE_PER_S / unit_ns * 0.5), RATE_PER_S // 10  # two tracers take some of the time
     names = {"attacher": attacher, **_children(attacher)}
     samples: dict[str, list[Sample]] = {name: [] for name in names}
     made, start_s, next_s = 0, time.monotonic(), 0.0
