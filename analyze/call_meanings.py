@@ -86,6 +86,9 @@ DEVICE_SYNC = Meaning(
     "|(cu|hip)CtxSynchronize",
 )  # fmt: skip
 EVENT_SYNC = Meaning("wait for an event", f"{_VIA}EventSynchronize")
+STREAM_QUERY = Meaning("ask whether a stream is done", f"{_VIA}StreamQuery")
+EVENT_QUERY = Meaning("ask whether an event is done", f"{_VIA}EventQuery")
+"""Neither waits, and neither stands in :data:`MEANINGS`: asked again and again, they are a wait of the host's own."""
 EVENT_RECORD = Meaning("record an event", f"{_VIA}EventRecord(WithFlags)?")
 STREAM_WAIT = Meaning("make a stream wait for an event", f"{_VIA}StreamWaitEvent")
 GRAPH_MAKE = Meaning("make or update a graph", f"{_VIA}(Graph(Instantiate.*|ExecUpdate|Clone)|StreamEndCapture)")

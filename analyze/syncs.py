@@ -1,8 +1,10 @@
 """Synchronisation calls: where the host waits for a collective that returned at once.
 
-Without events, the first synchronisation after it on its thread and stream, or of the device. In a process that makes
+Without events, the first synchronisation after it on its thread and stream, or of the device, or the first blocking
+copy to or from the host where the stream is the default one, on which such copies are made. In a process that makes
 streams wait for events, or waits for events itself, the order of its streams tells (``stream_order.py``), whichever
-thread waits.
+thread waits. A collective that none of these waits for is waited for by the host's own polling where the same thread
+asks for its stream, or for an event recorded on it, until that is done: from the first question to the last answer.
 """
 
 from __future__ import annotations
@@ -14,10 +16,14 @@ import numpy.typing as npt
 
 from gpuaudit.analyze import stream_order
 from gpuaudit.analyze.call_meanings import (
+    BLOCKING_COPY,
     DEVICE_SYNC,
+    EVENT_QUERY,
     EVENT_RECORD,
     EVENT_SYNC,
+    FIRST,
     OUTERMOST,
+    STREAM_QUERY,
     STREAM_SYNC,
     STREAM_WAIT,
     any_of,
@@ -33,11 +39,43 @@ NONE = -1
 WAITS = any_of(STREAM_SYNC, DEVICE_SYNC, EVENT_SYNC)
 """What waits for the work of a stream, of all streams of the device, or before an event."""
 
+CARRIERS = any_of(WAITS, BLOCKING_COPY, STREAM_QUERY, EVENT_QUERY)
+"""Every call in which a wait may be found to lie."""
+
+_DEFAULT_STREAM_COPY = (
+    f"({BLOCKING_COPY.condition} AND direction IN (1, 2) AND coalesce(stream, 0) = 0 AND NOT "
+    "regexp_matches(op, '_pt[ds]s?z?$') AND pid IN (SELECT pid FROM nccl_calls WHERE stream = 0))"
+)
+"""Copies between host and device on the legacy default stream, which wait for what was given to it before (CUDA Runtime
+API, API synchronisation behaviour); of processes that give it collectives."""
+
+NOT_READY = 600
+"""cudaErrorNotReady, CUDA_ERROR_NOT_READY and hipErrorNotReady."""
+
+_POLLS = f"""
+WITH q AS (
+  SELECT tid::BIGINT AS tid, {STREAM_QUERY.condition} AS of_stream, coalesce(stream::VARCHAR, '') AS stream,
+    coalesce(handle::VARCHAR, '') AS event, return_code = 0 AS done, start_ns::BIGINT AS start_ns,
+    end_ns::BIGINT AS end_ns, leaf::BIGINT AS leaf, row::BIGINT AS row
+  FROM cuda_calls WHERE pid = {{pid}} AND {any_of(STREAM_QUERY, EVENT_QUERY).condition} AND {FIRST}
+    AND return_code IN (0, {NOT_READY}) AND duration_ns IS NOT NULL
+), runs AS (
+  SELECT *, coalesce(sum(done::BIGINT) OVER (PARTITION BY tid, of_stream, stream, event
+    ORDER BY start_ns, leaf, row ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS run FROM q
+)
+SELECT tid, CASE WHEN of_stream THEN {stream_order.STREAM_SYNC} ELSE {stream_order.EVENT_SYNC} END::BIGINT AS kind,
+  stream, event, min(start_ns) AS began, max(start_ns) AS start_ns, max(end_ns) AS end_ns,
+  arg_max(leaf, start_ns) AS leaf, arg_max(row, start_ns) AS row
+FROM runs GROUP BY tid, of_stream, stream, event, run HAVING bool_or(done) ORDER BY start_ns, leaf, row
+"""
+"""Questions asked again and again until the answer was yes: each run of them is one wait."""
+
 _SUCCEEDED = "(return_code IS NULL OR return_code = 0)"
 
 _STEP = (
     f"CASE WHEN {EVENT_RECORD.condition} THEN {stream_order.RECORD} WHEN {STREAM_WAIT.condition} "
-    f"THEN {stream_order.WAIT} WHEN {STREAM_SYNC.condition} THEN {stream_order.STREAM_SYNC} "
+    f"THEN {stream_order.WAIT} WHEN {STREAM_SYNC.condition} OR {BLOCKING_COPY.condition} "
+    f"THEN {stream_order.STREAM_SYNC} "
     f"WHEN {EVENT_SYNC.condition} THEN {stream_order.EVENT_SYNC} ELSE {stream_order.DEVICE_SYNC} END"
 )
 
@@ -49,9 +87,10 @@ class Syncs:
         self._store = store
         self._all = store.arrays(
             f"SELECT pid::BIGINT AS pid, tid::BIGINT AS tid, {DEVICE_SYNC.condition} AS device, "
-            f"coalesce(stream::VARCHAR, '') AS stream, start_ns::BIGINT AS start_ns, coalesce(end_ns, "
-            f"{NONE})::BIGINT AS end_ns, "
-            f"leaf::BIGINT AS leaf, row::BIGINT AS row FROM cuda_calls WHERE {any_of(STREAM_SYNC, DEVICE_SYNC).first} "
+            f"CASE WHEN {_DEFAULT_STREAM_COPY} THEN '0' ELSE coalesce(stream::VARCHAR, '') END AS stream, "
+            f"start_ns::BIGINT AS start_ns, coalesce(end_ns, {NONE})::BIGINT AS end_ns, "
+            f"leaf::BIGINT AS leaf, row::BIGINT AS row FROM cuda_calls WHERE {FIRST} "
+            f"AND ({any_of(STREAM_SYNC, DEVICE_SYNC).condition} OR {_DEFAULT_STREAM_COPY}) "
             f"AND {NOT_OWN} AND {_SUCCEEDED} ORDER BY pid, tid, start_ns, leaf, row"
         )
         ordering = store.sql(
@@ -64,7 +103,7 @@ class Syncs:
     def following(self, pid: int, calls: dict[str, npt.NDArray[Any]]) -> tuple[Array, Array, RowKeys]:
         """Start, end and key of the synchronisation that waits for each call, :data:`NONE` where none does."""
         if pid in self._ordering:
-            return self._by_order(pid, calls)
+            return self._with_polls(pid, calls, *self._by_order(pid, calls))
         n = len(calls["start_ns"])
         start, end = np.full(n, NONE, dtype=np.int64), np.full(n, NONE, dtype=np.int64)
         keys = np.full((n, 2), NONE, dtype=np.int64)
@@ -78,15 +117,58 @@ class Syncs:
                 mine, hit = mine[at < len(syncs)], syncs[at[at < len(syncs)]]
                 start[mine], end[mine] = self._all["start_ns"][hit], self._all["end_ns"][hit]
                 keys[mine] = np.stack([self._all["leaf"][hit], self._all["row"][hit]], axis=1)
+        return self._with_polls(pid, calls, start, end, keys)
+
+    def _with_polls(
+        self, pid: int, calls: dict[str, npt.NDArray[Any]], start: Array, end: Array, keys: RowKeys
+    ) -> tuple[Array, Array, RowKeys]:
+        """The same, and polling of the same thread for each call that nothing else waits for."""
+        without = (start == NONE) & (calls["end_ns"] != NONE)
+        if not without.any():
+            return start, end, keys
+        polls = self._store.arrays(_POLLS.format(pid=int(pid)))
+        for tid in np.unique(calls["tid"][without]).tolist():
+            asked = {k: v[polls["tid"] == tid] for k, v in polls.items()}
+            if not len(asked["tid"]):
+                continue
+            mine = np.flatnonzero(without & (calls["tid"] == tid))
+            hit = self._first_of(pid, {k: v[mine] for k, v in calls.items()}, asked)
+            at, found = mine[hit != NONE], hit[hit != NONE]
+            start[at] = np.maximum(asked["began"][found], calls["end_ns"][at])
+            end[at] = asked["end_ns"][found]
+            keys[at] = np.stack([asked["leaf"][found], asked["row"][found]], axis=1)
         return start, end, keys
+
+    def _first_of(self, pid: int, calls: dict[str, npt.NDArray[Any]], waits: dict[str, npt.NDArray[Any]]) -> Array:
+        """For each call the first of ``waits`` that is for it, by the order of streams and events."""
+        marks = self._store.arrays(
+            f"SELECT CASE WHEN {EVENT_RECORD.condition} THEN {stream_order.RECORD} ELSE {stream_order.WAIT} "
+            "END::BIGINT AS kind, coalesce(stream::VARCHAR, '') AS stream, coalesce(handle::VARCHAR, '') AS event, "
+            f"start_ns::BIGINT AS start_ns FROM cuda_calls WHERE pid = {int(pid)} AND {OUTERMOST} AND {_SUCCEEDED} "
+            f"AND {any_of(EVENT_RECORD, STREAM_WAIT).condition} ORDER BY start_ns, leaf, row"
+        )
+        n = len(calls["end_ns"])
+        steps = [
+            (int(t), stream_order.COLLECTIVE, i, s, "") for i, (t, s) in enumerate(_pairs(calls, "end_ns", "stream"))
+        ]
+        for group in (marks, waits):
+            steps += [
+                (int(t), int(k), i, str(s), str(e))
+                for i, (t, k, s, e) in enumerate(_pairs(group, "start_ns", "kind", "stream", "event"))
+            ]
+        steps.sort(key=lambda x: x[0])
+        found = stream_order.synchronisations(((k, i, s, e) for _, k, i, s, e in steps), n)
+        return np.array(found, dtype=np.int64)
 
     def _by_order(self, pid: int, calls: dict[str, npt.NDArray[Any]]) -> tuple[Array, Array, RowKeys]:
         """The same by what streams and events say; a call takes effect when it returned, a wait when it began."""
         steps = self._store.arrays(
-            f"SELECT ({_STEP})::BIGINT AS kind, coalesce(stream::VARCHAR, '') AS stream, coalesce(handle::VARCHAR, '') "
+            f"SELECT ({_STEP})::BIGINT AS kind, CASE WHEN {_DEFAULT_STREAM_COPY} THEN '0' ELSE "
+            "coalesce(stream::VARCHAR, '') END AS stream, coalesce(handle::VARCHAR, '') "
             f"AS event, start_ns::BIGINT AS start_ns, coalesce(end_ns, {NONE})::BIGINT AS end_ns, "
             f"leaf::BIGINT AS leaf, row::BIGINT AS row FROM cuda_calls WHERE pid = {int(pid)} "
-            f"AND {OUTERMOST} AND {_SUCCEEDED} AND {any_of(WAITS, EVENT_RECORD, STREAM_WAIT).condition} "
+            f"AND {OUTERMOST} AND {_SUCCEEDED} AND ({any_of(WAITS, EVENT_RECORD, STREAM_WAIT).condition} OR "
+            f"{_DEFAULT_STREAM_COPY}) "
             "ORDER BY start_ns, leaf, row"
         )
         ended = np.flatnonzero(calls["end_ns"] != NONE)
@@ -104,3 +186,8 @@ class Syncs:
         columns = np.stack([steps[c] for c in ("start_ns", "end_ns", "leaf", "row")], axis=1).reshape(-1, 4)
         out[ended[hit != NONE]] = columns[hit[hit != NONE]]
         return out[:, 0], out[:, 1], out[:, 2:]
+
+
+def _pairs(columns: dict[str, npt.NDArray[Any]], *names: str) -> list[tuple[Any, ...]]:
+    """Rows of the named columns."""
+    return list(zip(*(columns[n].tolist() for n in names), strict=True))

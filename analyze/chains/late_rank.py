@@ -22,7 +22,7 @@ from gpuaudit.analyze.effects import late_arrivals
 from gpuaudit.analyze.finding import Chain, Declaration, Gain, Grade, Link, Quantity, Threshold
 from gpuaudit.analyze.imposed import ImposedWait
 from gpuaudit.analyze.lateness import Lateness
-from gpuaudit.analyze.syncs import WAITS
+from gpuaudit.analyze.syncs import CARRIERS
 from gpuaudit.analyze.words import duration
 
 SYSTEMATIC_SHARE = Threshold(
@@ -321,7 +321,7 @@ def _evidence(context: Context, c: Collectives, late: ImposedWait) -> tuple[str,
         return arrivals, own, ()
     pids = ", ".join(str(c.pids[p]) for p in peers)
     low, high = int(c.arrival[:, late.at].min()), int(c.sync_end[peers][:, late.at].max())
-    wide = f"{WAITS.condition} AND pid IN ({pids}) AND start_ns BETWEEN {low} AND {max(low, high)}"
+    wide = f"{CARRIERS.condition} AND pid IN ({pids}) AND start_ns BETWEEN {low} AND {max(low, high)}"
     return arrivals, own, (book.listed("cuda_calls", keys, wide),)
 
 
