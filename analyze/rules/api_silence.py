@@ -8,22 +8,13 @@ process's time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from fractions import Fraction
 
-import numpy as np
-import numpy.typing as npt
-
-from gpuaudit.analyze import intervals, severity
-from gpuaudit.analyze.call_meanings import OUTERMOST
-from gpuaudit.analyze.call_totals import OUTER
+from gpuaudit.analyze import intervals, severity, silence
 from gpuaudit.analyze.context import UNNUMBERED, Context, Found, NotEvaluated, Outcome
 from gpuaudit.analyze.finding import Declaration, Finding, Quantity, Severity, Threshold
-from gpuaudit.analyze.gpu_time import UNKNOWN
-from gpuaudit.analyze.host_time import unseen
 from gpuaudit.analyze.intervals import Intervals
-from gpuaudit.analyze.lives import lives
-from gpuaudit.analyze.store import NOT_OWN, Store
+from gpuaudit.analyze.silence import TABLES, Seen
 from gpuaudit.analyze.words import duration
 
 SILENCE = Threshold(
@@ -31,8 +22,6 @@ SILENCE = Threshold(
     "chosen: shorter pauses are usual around checkpoints, evaluation and data loading, and five seconds are a twelfth "
     "of the default capture of 60 s",
 )  # fmt: skip
-
-TABLES = ("cuda_calls", "nccl_calls", "nccl_comms")
 
 DECLARATION = Declaration(
     id="api_silence",
@@ -63,16 +52,7 @@ DECLARATION = Declaration(
 
 def evaluate(context: Context) -> Outcome:
     """One finding per process."""
-    # A launcher that only asked for an identity to hand to its ranks (ncclGetUniqueId) used no GPU.
-    calls = " UNION ALL ".join(
-        f"SELECT pid, 1 AS n, {'comm_handle IS NOT NULL' if t == 'nccl_comms' else 'true'} AS used FROM {t} "
-        f"WHERE {OUTERMOST} AND {NOT_OWN}"
-        for t in TABLES
-    )
-    calls += f" UNION ALL SELECT pid, count, true FROM call_totals WHERE {OUTER} AND {NOT_OWN}"
-    rows = context.store.sql(
-        f"SELECT pid, sum(n)::HUGEINT FROM ({calls}) GROUP BY pid HAVING bool_or(used) ORDER BY pid"
-    )
+    rows = silence.callers(context)
     if not rows:
         reason = context.quality.source_reason("cuda") or "no process that maps a probed library made one"
         return NotEvaluated(f"no API call was recorded: {reason}")
@@ -81,13 +61,13 @@ def evaluate(context: Context) -> Outcome:
         return NotEvaluated(
             f"the capture covers {duration(context.window.length_ns)}, less than the {duration(silence_ns)} it takes"
         )
-    blind = _lossy(context.store)
-    unplaced = sum(context.quality.lost(t) for t in TABLES) - blind[1]
+    lost, _ = silence.lossy(context.store)
+    unplaced = silence.unplaced_losses(context)
     if unplaced > 0:
         return NotEvaluated(
             f"{unplaced} records were lost at times that are not known, so silence cannot be told from loss"
         )
-    seen = [_observe(context, int(pid), int(n), blind[0]) for pid, n in rows]
+    seen = [silence.observe(context, pid, n, lost) for pid, n in rows]
     long = [s for s in seen if intervals.measure(s.observed) >= silence_ns]
     reason = f"{len(long)} of {len(seen)} processes evaluated"
     if len(long) < len(seen):
@@ -96,42 +76,9 @@ def evaluate(context: Context) -> Outcome:
     return Found(items, reason) if long else NotEvaluated(reason)
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """A process after its first call: rows, time inside calls, time for which it could be seen, and when it lived."""
-
-    pid: int
-    calls: int
-    starts: npt.NDArray[np.int64]
-    inside: Intervals
-    observed: Intervals
-
-
-def _observe(context: Context, pid: int, count: int, lossy: Intervals) -> _Seen:
-    lived_at = lives(context, pid)
-    end = max((b for _, b in lived_at), default=0)
-    calls = " UNION ALL ".join(
-        f"SELECT start_ns::BIGINT AS a, coalesce(end_ns, {end})::BIGINT AS b FROM {t} WHERE pid = {pid}"
-        for t in (*TABLES, "call_totals")
-    )
-    a = context.store.arrays(f"SELECT a, greatest(b, a + 1) AS b FROM ({calls}) ORDER BY a, b")
-    inside = intervals.from_bounds(a["a"], a["b"])
-    lived_at = lived_at or [(0, int(a["b"].max()))]  # nothing is known of it but its calls
-    lived = intervals.union(inside, *(_from_first(a["a"], start, end) for start, end in lived_at))
-    blind = intervals.union(unseen(context, pid), lossy, context.window.asleep)
-    return _Seen(pid, count, a["a"], inside, intervals.subtract(lived, blind))
-
-
-def _from_first(starts: npt.NDArray[np.int64], begin: int, end: int) -> Intervals:
-    """From the first call within a life to the end of that life."""
-    mine = starts[(starts >= begin) & (starts < end)]
-    return intervals.single(int(mine[0]), end) if len(mine) else intervals.EMPTY
-
-
-def _finding(context: Context, seen: _Seen, silence_ns: int) -> Finding | None:
+def _finding(context: Context, seen: Seen, silence_ns: int) -> Finding | None:
     pid = seen.pid
-    silent = intervals.subtract(seen.observed, seen.inside)
-    silent = silent[silent[:, 1] - silent[:, 0] >= silence_ns]
+    silent = seen.silent(silence_ns)
     if not len(silent):
         return None
     total, of = intervals.measure(silent), intervals.measure(seen.observed)
@@ -174,13 +121,8 @@ def _finding(context: Context, seen: _Seen, silence_ns: int) -> Finding | None:
 
 def _gpu_busy(context: Context, pid: int, silent: Intervals) -> Quantity:
     """Time of the silence in which a GPU that NVML listed the process on ran something: work of calls not recorded."""
-    told, busy, evidence = intervals.EMPTY, intervals.EMPTY, []
-    for gpu in context.gpus:
-        mine = np.array([pid in who for who in gpu.holders], dtype=bool) & (gpu.utilization != UNKNOWN)
-        if mine.any():
-            told = intervals.union(told, gpu.time(mine))
-            busy = intervals.union(busy, gpu.time(mine & (gpu.utilization > 0)))
-            evidence += [context.book.where(t, gpu.where) for t in ("nvml_samples", "nvml_processes")]
+    told, busy, where = silence.gpu_told(context, pid)
+    evidence = [context.book.where(t, w) for w in where for t in ("nvml_samples", "nvml_processes")]
     formula = "silent time covered by samples with utilisation above 0 that list the process"
     if not intervals.measure(intervals.intersect(silent, told)):
         return Quantity(None, "ns", "derived", (), formula, "no NVML sample in that time lists the process")
@@ -193,16 +135,3 @@ def _severity(context: Context, silent: int, busy: Quantity, observed: int) -> S
         grave = severity.of_share(silent, observed, context.policy, DECLARATION.id)
         return "warning" if grave == "critical" else grave
     return severity.of_share(silent - int(busy.value), observed, context.policy, DECLARATION.id)
-
-
-def _lossy(store: Store) -> tuple[Intervals, int]:
-    """Time between two readings of the loss counters that differ, and how many losses that places."""
-    tables = ", ".join(f"'{t}'" for t in TABLES)
-    rows = store.arrays(
-        "SELECT a, b, n FROM (SELECT coalesce(lag(start_ns) OVER w, 0)::BIGINT AS a, start_ns::BIGINT AS b, "
-        "greatest(least(lost::HUGEINT - coalesce(lag(lost) OVER w, 0), 1::HUGEINT << 40), 0)::BIGINT AS n "
-        f"FROM losses WHERE table_name IN ({tables}) WINDOW w AS (PARTITION BY table_name, cpu ORDER BY "
-        f"start_ns, leaf, row)) "
-        "WHERE n > 0 ORDER BY a, b"
-    )
-    return intervals.from_bounds(rows["a"], rows["b"]), int(rows["n"].sum())

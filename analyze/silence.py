@@ -1,0 +1,108 @@
+"""Silence of a process at the API: time after its first recorded call in which it was inside none.
+
+Time in which the source could not see, in which records were lost or the host was suspended, is cut out first. A
+launcher that only asked for an identity to hand to its ranks (ncclGetUniqueId) used no GPU, and is not looked at.
+Units: ns of the process's time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from gpuaudit.analyze import intervals
+from gpuaudit.analyze.call_meanings import OUTERMOST
+from gpuaudit.analyze.call_totals import OUTER
+from gpuaudit.analyze.context import Context
+from gpuaudit.analyze.gpu_time import UNKNOWN
+from gpuaudit.analyze.host_time import unseen
+from gpuaudit.analyze.intervals import Intervals
+from gpuaudit.analyze.lives import lives
+from gpuaudit.analyze.store import NOT_OWN, Store
+
+TABLES = ("cuda_calls", "nccl_calls", "nccl_comms")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A process after its first call: rows, time inside calls, and time for which it could be seen."""
+
+    pid: int
+    calls: int
+    starts: npt.NDArray[np.int64]
+    inside: Intervals
+    observed: Intervals
+
+    def silent(self, least_ns: int) -> Intervals:
+        """Stretches of at least so long inside no call."""
+        found = intervals.subtract(self.observed, self.inside)
+        return found[found[:, 1] - found[:, 0] >= least_ns]
+
+
+def callers(context: Context) -> list[tuple[int, int]]:
+    """(process, calls made inside no other) of the workload's processes that used a GPU, by process id."""
+    calls = " UNION ALL ".join(
+        f"SELECT pid, 1 AS n, {'comm_handle IS NOT NULL' if t == 'nccl_comms' else 'true'} AS used FROM {t} "
+        f"WHERE {OUTERMOST} AND {NOT_OWN}"
+        for t in TABLES
+    )
+    calls += f" UNION ALL SELECT pid, count, true FROM call_totals WHERE {OUTER} AND {NOT_OWN}"
+    rows = context.store.sql(
+        f"SELECT pid, sum(n)::HUGEINT FROM ({calls}) GROUP BY pid HAVING bool_or(used) ORDER BY pid"
+    )
+    return [(int(pid), int(n)) for pid, n in rows]
+
+
+def unplaced_losses(context: Context) -> int:
+    """Records that were lost at times that are not known: with any, silence cannot be told from loss."""
+    return sum(context.quality.lost(t) for t in TABLES) - lossy(context.store)[1]
+
+
+def observe(context: Context, pid: int, count: int, lost: Intervals) -> Seen:
+    """What was seen of a process; ``lost`` is time in which records were lost."""
+    lived_at = lives(context, pid)
+    end = max((b for _, b in lived_at), default=0)
+    calls = " UNION ALL ".join(
+        f"SELECT start_ns::BIGINT AS a, coalesce(end_ns, {end})::BIGINT AS b FROM {t} WHERE pid = {pid}"
+        for t in (*TABLES, "call_totals")
+    )
+    a = context.store.arrays(f"SELECT a, greatest(b, a + 1) AS b FROM ({calls}) ORDER BY a, b")
+    inside = intervals.from_bounds(a["a"], a["b"])
+    lived_at = lived_at or [(0, int(a["b"].max()))]  # nothing is known of it but its calls
+    lived = intervals.union(inside, *(_from_first(a["a"], start, end) for start, end in lived_at))
+    blind = intervals.union(unseen(context, pid), lost, context.window.asleep)
+    return Seen(pid, count, a["a"], inside, intervals.subtract(lived, blind))
+
+
+def gpu_told(context: Context, pid: int) -> tuple[Intervals, Intervals, list[str]]:
+    """Time in which a GPU that NVML listed the process on told its utilisation, of it that above 0, and GPU
+    conditions (SQL) of those rows."""
+    told, busy, where = intervals.EMPTY, intervals.EMPTY, []
+    for gpu in context.gpus:
+        mine = np.array([pid in who for who in gpu.holders], dtype=bool) & (gpu.utilization != UNKNOWN)
+        if mine.any():
+            told = intervals.union(told, gpu.time(mine))
+            busy = intervals.union(busy, gpu.time(mine & (gpu.utilization > 0)))
+            where.append(gpu.where)
+    return told, busy, where
+
+
+def lossy(store: Store) -> tuple[Intervals, int]:
+    """Time between two readings of the loss counters that differ, and how many losses that places."""
+    tables = ", ".join(f"'{t}'" for t in TABLES)
+    rows = store.arrays(
+        "SELECT a, b, n FROM (SELECT coalesce(lag(start_ns) OVER w, 0)::BIGINT AS a, start_ns::BIGINT AS b, "
+        "greatest(least(lost::HUGEINT - coalesce(lag(lost) OVER w, 0), 1::HUGEINT << 40), 0)::BIGINT AS n "
+        f"FROM losses WHERE table_name IN ({tables}) WINDOW w AS (PARTITION BY table_name, cpu ORDER BY "
+        f"start_ns, leaf, row)) "
+        "WHERE n > 0 ORDER BY a, b"
+    )
+    return intervals.from_bounds(rows["a"], rows["b"]), int(rows["n"].sum())
+
+
+def _from_first(starts: npt.NDArray[np.int64], begin: int, end: int) -> Intervals:
+    """From the first call within a life to the end of that life."""
+    mine = starts[(starts >= begin) & (starts < end)]
+    return intervals.single(int(mine[0]), end) if len(mine) else intervals.EMPTY
