@@ -69,6 +69,8 @@ class Told:
     file: int = 0
     series_numbers: Iterator[int] = field(default_factory=count)
     uuids: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    pids: dict[tuple[int, int | None], int] = field(default_factory=dict)
+    """Shared by the files of one import: (process id and rank, as recorded) → the process id that stands for it."""
     wall_clock: bool = True
     """Whether its times are wall-clock times; of a recording with an axis of its own they are not."""
     facts: dict[str, object] = field(default_factory=dict)

@@ -73,9 +73,11 @@ class Recording:
         A line past the limit ends the list, cut off: a format that is not made of lines may have one.
         """
         out: list[str] = []
+        size = 0
         for _, text in self._lines(io.BufferedReader(_Hashing(self._file), 1 << 16), cut=True):
             out.append(text)
-            if len(out) == HEAD_LINES or self.cut:
+            size += len(text)
+            if len(out) == HEAD_LINES or size > MAX_LINE_BYTES or self.cut:
                 break
         self._file.seek(0)
         return out

@@ -18,7 +18,7 @@ from gpuaudit.bundle.errors import InputUnusable, UsageError
 from gpuaudit.bundle.tool import tool_facts
 from gpuaudit.bundle.writer import BundleWriter
 from gpuaudit.capture import host
-from gpuaudit.capture.importers import dcgmi, engine_series, nvidia_smi
+from gpuaudit.capture.importers import dcgmi, engine_series, kineto, nvidia_smi
 from gpuaudit.capture.importers.foreign_sqlite import ForeignDatabase, is_sqlite
 from gpuaudit.capture.importers.model import About, Format, Request, Told, unrecorded
 from gpuaudit.capture.importers.reading import Recording
@@ -26,7 +26,7 @@ from gpuaudit.capture.output import BUNDLE_NAME, Output
 from gpuaudit.capture.recorder import Recorder, SegmentLimits
 from gpuaudit.capture.source import SELECTABLE_SOURCES
 
-FORMATS: tuple[Format, ...] = (engine_series.FORMAT, nvidia_smi.FORMAT, dcgmi.FORMAT)
+FORMATS: tuple[Format, ...] = (engine_series.FORMAT, nvidia_smi.FORMAT, dcgmi.FORMAT, kineto.FORMAT)
 """In the order in which a file is shown to them."""
 
 NOT_RECORDED = "not recorded"
@@ -211,8 +211,9 @@ def _read_all(
     times: list[int] = []
     axes: dict[bool, str] = {}
     numbers, uuids = count(), _uuids(chosen)
+    pids: dict[tuple[int, int | None], int] = {}
     for number, (recording, form) in enumerate((c.recording, c.form) for c in chosen):
-        told = Told(form.source, number, numbers, uuids)
+        told = Told(form.source, number, numbers, uuids, pids)
 
         def tell(recording: Recording = recording) -> None:
             if progress is not None:
