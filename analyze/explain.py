@@ -8,17 +8,25 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpuaudit.analyze import explain_chain
+from gpuaudit.analyze.context import Context
+from gpuaudit.analyze.drawn_lanes import draw
+from gpuaudit.analyze.explain_chain import Line
 from gpuaudit.analyze.finding import Chain, Document, Finding, Quantity, Section, SectionTable
+from gpuaudit.analyze.lanes import drawing
 from gpuaudit.analyze.load import quantity
 from gpuaudit.analyze.registry import plugins
-from gpuaudit.analyze.run import AnalyzeOptions, analyze
+from gpuaudit.analyze.run import AnalyzeOptions, examine, read_evidence
 from gpuaudit.analyze.words import amount, duration, filled, marked, sentence
 from gpuaudit.bundle.display import printable
+from gpuaudit.bundle.errors import UsageError
 
 if TYPE_CHECKING:
     from gpuaudit.bundle.keys import Identity
@@ -35,26 +43,64 @@ ROWS_SHOWN = 12
 _SEVERITY = {"critical": "CRITICAL", "warning": "WARNING", "notice": "NOTICE"}
 
 
-def explain(path: Path | str, *, trust: Sequence[Identity] = (), width: int | None = None) -> str:
-    """The text for a bundle; errors are those of :func:`gpuaudit.analyze.run.analyze`."""
-    document = analyze(path, AnalyzeOptions(trust=trust))
-    columns = width if width is not None else shutil.get_terminal_size((100, 24)).columns
-    return explain_document(document, min(max(columns, WIDTHS[0]), WIDTHS[1]))
+@dataclass(frozen=True)
+class Asked:
+    """What to say: all of a bundle or the finding or chain of one ``id``, with ``timeline`` also drawn.
+
+    ``width`` is that of the terminal unless given; ``colour`` is for lanes alone, which have their role as a word too.
+    """
+
+    id: str = ""
+    timeline: bool = False
+    width: int | None = None
+    colour: bool = False
+
+
+def explain(path: Path | str, asked: Asked | None = None, *, trust: Sequence[Identity] = ()) -> str:
+    """The text for a bundle; errors are those of :func:`gpuaudit.analyze.run.analyze`, UsageError for an unknown id."""
+    asked = asked or Asked()
+    verification, store = read_evidence(Path(path), trust)
+    document, context = examine(store, verification, AnalyzeOptions(trust=trust))
+    columns = asked.width if asked.width is not None else shutil.get_terminal_size((100, 24)).columns
+    width = min(max(columns, WIDTHS[0]), WIDTHS[1])
+    text = explain_item(document, asked.id, width) if asked.id else explain_document(document, width)
+    return text + _drawn(context, document, asked, width) if asked.timeline else text
+
+
+def _drawn(context: Context, d: Document, asked: Asked, width: int) -> str:
+    """The lanes of the chain that is asked for, or of every chain."""
+    chosen = [c for c in d.chains if asked.id in ("", c.id)]
+    if not chosen:
+        return "\nNo chain to draw: " + ("a finding has no lanes.\n" if asked.id else "none was found.\n")
+    origin = int(d.window["start_ns"])
+    return "".join(
+        f"\n{c.id} {c.detector}\n{draw(drawing(context, c), origin, width, colour=asked.colour)}" for c in chosen
+    )
 
 
 def explain_document(document: Document, width: int) -> str:
     """The same for a document that is at hand; names from evidence are made inert."""
+    return _set(_paragraphs(document), width)
+
+
+def explain_item(document: Document, id: str, width: int) -> str:
+    """One finding or chain by its id, below what the evidence is; UsageError where there is none of that id."""
+    items: list[Finding | Chain] = [*document.chains, *document.findings]
+    chosen = [x for x in items if x.id == id]
+    if not chosen:
+        known = ", ".join(x.id for x in items) or "nothing was found"
+        raise UsageError(f"the bundle has no finding or chain {printable(id, 40)!r}", hint=f"there are: {known}")
+    return _set(chain(_what(document), [(0, "")], _item(document, chosen[0], 0)), width)
+
+
+def _set(paragraphs: Iterable[Line], width: int) -> str:
     lines: list[str] = []
-    for indent, text in _paragraphs(document):
+    for indent, text in paragraphs:
         shown = printable(text, 4000)
         lines += textwrap.wrap(
             shown, width, initial_indent=" " * indent, subsequent_indent=" " * (indent + 2), break_on_hyphens=False
         ) or [""]
     return "\n".join(lines) + "\n"
-
-
-Line = tuple[int, str]
-"""Indentation and text of one paragraph."""
 
 
 def _paragraphs(d: Document) -> Iterator[Line]:
@@ -98,34 +144,30 @@ def _utc(ns: str | None) -> str:
 def _found(d: Document) -> Iterator[Line]:
     items: list[Finding | Chain] = [*d.chains, *d.findings]
     items.sort(key=lambda x: list(_SEVERITY).index(x.severity))
-    held = {f: (g.primary, reason) for g in d.groups for f, reason in g.supporting}
     if not items:
         asked = [o for o in d.outcomes if o.state != "not evaluated"]
         clear = f"{len(asked)} of {len(d.outcomes)} rules and detectors could be evaluated, without a finding"
         yield 0, f"Found: nothing. {clear}." if asked else "Found: nothing, because no rule could be evaluated."
     else:
         yield 0, f"Found: {len(items)}"
-    declared = {p.declaration.id: p.declaration for p in plugins()}
     for x in items:
-        declaration = declared[x.detector if isinstance(x, Chain) else x.rule]
-        yield 2, f"{x.id} {_SEVERITY[x.severity]} {declaration.title} (evidence grade {x.grade})"
-        yield 4, sentence(x, declaration)
-        if isinstance(x, Chain):
-            yield from _chain(x)
-        else:
-            yield from _fixes(x)
-            if x.id in held:
-                yield 4, f"It only supports {held[x.id][0]}: {held[x.id][1]}"
-        yield 4, f"It does not say: {declaration.never_claims}"
-        yield 4, f"Rows: audit show FINDINGS {x.id} --bundle BUNDLE"
+        yield from _item(d, x, 2)
 
 
-def _chain(c: Chain) -> Iterator[Line]:
-    for link in c.links:
-        explained = f"{amount(link.overlap_ns)} of {amount(link.effect_ns)} ({amount(link.explained)})"
-        yield 4, f"Explained: {explained} of the time in which {link.effect}"
-    yield 4, f"Confidence {c.confidence}. Against it: {'; '.join(c.against) or 'nothing found'}"
-    yield 4, f"Next: {c.next_step}"
+def _item(d: Document, x: Finding | Chain, indent: int) -> Iterator[Line]:
+    declaration = {p.declaration.id: p.declaration for p in plugins()}[x.detector if isinstance(x, Chain) else x.rule]
+    held = {f: (g.primary, reason) for g in d.groups for f, reason in g.supporting}
+    yield indent, f"{x.id} {_SEVERITY[x.severity]} {declaration.title} (evidence grade {x.grade})"
+    indent += 2
+    yield indent, sentence(x, declaration)
+    if isinstance(x, Chain):
+        yield from explain_chain.lines(x, indent)
+    else:
+        yield from _fixes(x)
+        if x.id in held:
+            yield indent, f"It only supports {held[x.id][0]}: {held[x.id][1]}"
+    yield indent, f"It does not say: {declaration.never_claims}"
+    yield indent, f"Rows: audit show FINDINGS {x.id} --bundle BUNDLE"
 
 
 def _fixes(f: Finding) -> Iterator[Line]:

@@ -281,6 +281,14 @@ class Chain:
     shares: tuple[Share, ...] = ()
     code: tuple[str, ...] = ()
 
+    @property
+    def shared_effect(self) -> str:
+        """The effect that the shares add up to: that of the last link of as much time; empty where none has."""
+        if any(s.time.value is None for s in self.shares):
+            return ""
+        total = sum((Fraction(s.time.value) for s in self.shares if s.time.value is not None), Fraction(0))
+        return next((x.effect for x in reversed(self.links) if self.shares and x.effect_ns.value == total), "")
+
     def to_json(self) -> Json:
         return {
             "id": self.id, "detector": self.detector, "severity": self.severity, "text": self.text,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import sys
 from collections.abc import Iterable, Sequence
 
 import click
@@ -19,6 +21,11 @@ PIECE_BYTES = 1 << 15
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 force_option = click.option("--force", is_flag=True, help="Replace an existing output that has other content.")
+
+
+def coloured() -> bool:
+    """Whether stdout may have colours: a terminal that knows them, and NO_COLOR not set (no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
 
 
 def print_json(value: object) -> None:

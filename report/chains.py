@@ -67,17 +67,11 @@ def shares(chain: Chain) -> Table | None:
         words("the effect, in all"), _sum([s.time for s in chain.shares]), _sum([s.share for s in chain.shares]),
     ])  # fmt: skip
     return build(
-        f"Where the time went, each moment once: {_effect_of(chain, rows[-1][1])}",
+        f"Where the time went, each moment once: {inert(chain.shared_effect) or 'the effect'}",
         [Column("cause", wide=True), Column("time", numeric=True), Column("share of the effect", numeric=True)],
         rows,
         sortable=False,
     )
-
-
-def _effect_of(chain: Chain, total: Text | Quantity) -> str:
-    """The effect that the shares add up to: the last link of as much time."""
-    same = [x.effect for x in chain.links if isinstance(total, Quantity) and x.effect_ns.value == total.value]
-    return inert(same[-1]) if same else "the effect"
 
 
 def _sum(parts: list[Quantity]) -> Quantity:
