@@ -105,6 +105,12 @@ class Context:
         return collectives.read_collectives(self.store, self.quality.lost("nccl_calls"), cohort)
 
     @cached_property
+    def observers(self) -> frozenset[int]:
+        """Processes that watched: the recorder, what attached its probes, and other tools that observe."""
+        rows = self.store.sql("SELECT DISTINCT pid FROM processes WHERE role IN ('recorder', 'attacher', 'observer')")
+        return frozenset(int(pid) for (pid,) in rows)
+
+    @cached_property
     def aligned(self) -> list[Collectives]:
         """The same however few ranks were observed: for what needs arrivals side by side and judges nobody late."""
         if not any(c.not_evaluated for c in self.collectives):

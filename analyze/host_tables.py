@@ -219,6 +219,5 @@ def _signal(number: Any) -> str:
 
 
 def _call_name(context: Context) -> Callable[[Any], str]:
-    host = context.store.open_body.get("host")
-    machine = str(host.get("machine", "x86_64")) if isinstance(host, dict) else "x86_64"
-    return lambda number: system_calls.name(int(number), machine if machine in {"x86_64", "aarch64"} else "x86_64")
+    machine = system_calls.machine(context.store.open_body)
+    return lambda number: system_calls.name(int(number), machine)

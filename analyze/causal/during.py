@@ -30,8 +30,10 @@ WITH candidates AS NOT MATERIALIZED (
   SELECT leaf::UBIGINT * 4294967296 + row AS id, {key} AS k, ({start})::BIGINT AS a, ({end})::BIGINT AS b
   FROM {table} WHERE {condition}
 ), pairs AS MATERIALIZED (SELECT DISTINCT l, r FROM overlapping('wanted_time', 'candidates'))
-SELECT pairs.l AS wanted, {columns}, leaf::BIGINT AS leaf, row::BIGINT AS row FROM pairs JOIN {table}
-ON leaf = (r // 4294967296)::UINTEGER AND row = (r % 4294967296)::UINTEGER ORDER BY wanted, {start}, leaf, row
+SELECT pairs.l AS wanted, ({start})::BIGINT AS start_ns, ({end})::BIGINT AS end_ns, {columns}, leaf::BIGINT AS leaf,
+  row::BIGINT AS row
+FROM pairs JOIN {table} ON leaf = (r // 4294967296)::UINTEGER AND row = (r % 4294967296)::UINTEGER
+ORDER BY pairs.l, 2, leaf, row
 """
 
 
@@ -47,15 +49,24 @@ class During:
     end: str = "end_ns"
 
 
+DEVICE = "major::UBIGINT * 4294967296 + minor"
+
+
 def thread_key(pid: int, tid: int) -> int:
     """The number of :data:`THREAD`."""
     return (pid << 32) + tid
 
 
+def device_key(major: int, minor: int) -> int:
+    """The number of :data:`DEVICE`."""
+    return (major << 32) + minor
+
+
 def rows_during(context: Context, what: During, wanted: Mapping[str, tuple[int, Intervals]]) -> dict[str, Columns]:
     """Per name of ``wanted`` (key and set of time) the rows, in order of time; a name without rows is left out.
 
-    Each has the columns asked for, ``leaf`` and ``row``. A row that meets several sets is given for each.
+    Each has the columns asked for, ``start_ns`` and ``end_ns`` of its interval, ``leaf`` and ``row``. A row that meets
+    several sets is given for each.
     """
     names = sorted(n for n, (_, time) in wanted.items() if len(time))
     if not names or not context.store.row_count(what.table):

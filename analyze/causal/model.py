@@ -34,6 +34,9 @@ HIGH = Threshold(
 )
 MEDIUM = Threshold("medium_confidence_share", Fraction(1, 4), "share", "chosen: a quarter of the effect is a real part")
 
+WAITED_FOR = "waited_for"
+"""Kind of an effect that the core makes of a cause with a ``thread``: the time in which that thread was waited for."""
+
 THRESHOLDS = (LEAST_SHARE, LEAST_NS, HIGH, MEDIUM, *severity.THRESHOLDS)
 """Of every detector of causes, beside its own."""
 
@@ -107,6 +110,10 @@ class Cause:
     """Keys of effects that this cause is made of (another rank's lateness): what explains them are the next links."""
     further: Callable[[Intervals], tuple[Link, ...]] = lambda _: ()
     """Links that go on from the part that was allotted: what the culprit itself did in that time."""
+    thread: tuple[int, int] | None = None
+    """The thread (process and thread id) that was waited for: what explains its time becomes further links."""
+    observer: bool = False
+    """The recorder's or another observer's doing: a row in the table of shares, and never a chain."""
 
 
 Causes = Mapping[str, Sequence[Cause]]

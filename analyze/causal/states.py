@@ -5,7 +5,7 @@ Read once for all effects (:func:`of_effects`), for every detector that joins on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,20 +13,24 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuaudit.analyze import intervals
+from gpuaudit.analyze.causal import recorded
 from gpuaudit.analyze.causal.during import THREAD, During, rows_during, thread_key
 from gpuaudit.analyze.causal.model import Effect
 from gpuaudit.analyze.intervals import Intervals
 
 if TYPE_CHECKING:
-    from gpuaudit.analyze.context import Context
+    from gpuaudit.analyze.context import Context, NotEvaluated
 
 Chosen = npt.NDArray[np.bool_]
 
 UNKNOWN = -1
 """Null in the integer columns."""
 
+TASK_UNINTERRUPTIBLE, TASK_NOLOAD = 0x2, 0x400
+"""Bits of ``prev_state``; as a rule the first without the second waits for a disk or a page."""
+
 _NUMBERS = (
-    "pid", "tid", "start_ns", "prev_state", "next_pid", "next_tid", "wake_ns", "waker_pid", "waker_tid", "cpu_out",
+    "pid", "tid", "prev_state", "next_pid", "next_tid", "wake_ns", "waker_pid", "waker_tid", "cpu_out",
     "cpu", "runqueue_ns", "syscall", "cgroup_id", "next_cgroup_id", "priority", "next_priority",
 )  # fmt: skip
 _TEXTS = ("op", "comm", "next_comm", "waker_comm")
@@ -59,8 +63,26 @@ class States:
         return intervals.from_bounds(self.runnable_from[chosen], self.a["end_ns"][chosen])
 
     def asleep(self, chosen: Chosen) -> Intervals:
-        """Of that, asleep."""
+        """Of that, asleep; where the state was not recorded (op ``off``), all that is not known to be runnable."""
         return intervals.from_bounds(self.a["start_ns"][chosen], self.runnable_from[chosen])
+
+    @property
+    def uninterruptible(self) -> Chosen:
+        """Rows of threads that slept in TASK_UNINTERRUPTIBLE without TASK_NOLOAD (include/linux/sched.h)."""
+        state = self.a["prev_state"]
+        out: Chosen = (state != UNKNOWN) & ((state & TASK_UNINTERRUPTIBLE) != 0) & ((state & TASK_NOLOAD) == 0)
+        return out
+
+    @property
+    def unknown(self) -> Chosen:
+        """Rows of imports that do not tell in what state the thread left the CPU."""
+        out: Chosen = (self.a["op"] != "preempted") & (self.a["prev_state"] == UNKNOWN)
+        return out
+
+    def in_calls(self, numbers: Collection[int]) -> Chosen:
+        """Rows of threads that left the CPU in one of these system calls."""
+        out: Chosen = np.isin(self.a["syscall"], sorted(numbers))
+        return out
 
     def evidence(self, context: Context, chosen: Chosen) -> Callable[[Intervals], tuple[str, ...]]:
         """The chosen rows that touch a given time."""
@@ -88,8 +110,11 @@ def of_effects(context: Context, effects: Sequence[Effect]) -> dict[str, States]
     """Per effect key the rows of its thread that overlap it; an effect of no single thread has none."""
     wanted = {e.key: (thread_key(e.pid, e.tid), e.time) for e in effects if e.tid is not None}
     numbers = {c: f"coalesce(try_cast({c} AS BIGINT), {UNKNOWN})" for c in _NUMBERS}
-    # Still off the CPU when the capture ended: until then, and no wake-up was seen.
-    numbers["end_ns"] = f"coalesce(end_ns, {context.window.end_ns})::BIGINT"
     texts = {c: f"coalesce({c}, '')" for c in _TEXTS}
     found = rows_during(context, During("off_cpu", THREAD, {**numbers, **texts}), wanted)
     return {key: States(columns) for key, columns in found.items()}
+
+
+def unrecorded(context: Context) -> NotEvaluated | None:
+    """Why nobody can say what a thread did off its CPU, where so."""
+    return recorded.unrecorded(context, "off_cpu", "interval off a CPU")

@@ -1,0 +1,216 @@
+"""Chain: a thread slept while its process waited for a disk.
+
+Effect: slow calls, the lateness of a rank, or the wait for a thread that was itself waited for. Cause: time in which
+the same thread slept (uninterruptibly, or in a call that waits for requests given before; where an import does not
+record the state of threads: was off its CPU) and a request to a block device, issued by its own process, was pending:
+from its insertion into the queue to its completion. While it slept in a call that writes or syncs, also requests that
+the kernel made on behalf of its process. Sleep in a call that never waits for a disk is no cause. Units: ns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gpuaudit.analyze import intervals, system_calls
+from gpuaudit.analyze.causal import model, recorded, states
+from gpuaudit.analyze.causal.during import DEVICE, PROCESS, Columns, During, device_key, rows_during
+from gpuaudit.analyze.causal.model import Cause, Causes, Detector, Effect
+from gpuaudit.analyze.causal.states import States
+from gpuaudit.analyze.finding import Declaration
+from gpuaudit.analyze.intervals import Intervals
+from gpuaudit.analyze.words import duration
+
+if TYPE_CHECKING:
+    from gpuaudit.analyze.context import Context, NotEvaluated
+
+DECLARATION = Declaration(
+    id="blocking_io",
+    kind="chain",
+    title="Waiting for a disk",
+    question="Did a thread sleep while a request of its own process to a disk was pending, and its calls were slow?",
+    inputs=(
+        ("block_io", ("start_ns", "duration_ns", "pid", "tid", "op", "comm", "major", "minor", "queue_ns", "for_pid")),
+        ("off_cpu", ("start_ns", "duration_ns", "pid", "tid", "op", "prev_state", "syscall", "runqueue_ns")),
+        ("cuda_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "parent_ns")),
+        ("nccl_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "parent_ns")),
+    ),
+    thresholds=model.THRESHOLDS,
+    texts={
+        "blocking_io": "For {explained} of {effect_time} ({share}) of {effect} the thread slept in {calls} while "
+        "{requests} on {culprit} were pending.",
+        "blocking_io_unknown": "For {explained} of {effect_time} ({share}) of {effect} the thread was off its CPU "
+        "(asleep or not was not recorded) while {requests} on {culprit} were pending.",
+    },
+    never_claims="Which file was read or written, or that the disk was slow: only that the thread slept while requests "
+    "of its process were pending. Requests of other processes, the recorder's among them, are never its cause.",
+    assumptions=("A thread that sleeps uninterruptibly while its process has a request pending waits for it.",),
+)  # fmt: skip
+
+MAX_OTHERS = 3
+"""Other users of a disk that are named, those with most pending time first."""
+
+INSERTED = "start_ns::BIGINT - least(coalesce(queue_ns, 0), start_ns)::BIGINT"
+"""SQL: when a request was put into the queue, or issued where it went past it."""
+
+COLUMNS = {
+    "major": "coalesce(major::BIGINT, -1)", "minor": "coalesce(minor::BIGINT, -1)", "op": "op",
+    "comm": "coalesce(comm, '')", "pid": "pid::BIGINT", "for_pid": "coalesce(for_pid::BIGINT, -1)",
+}  # fmt: skip
+
+OWN = During("block_io", PROCESS, COLUMNS, start=INSERTED)
+ON_BEHALF = During(
+    "block_io", "for_pid::UBIGINT", COLUMNS, "for_pid IS NOT NULL AND for_pid IS DISTINCT FROM pid", INSERTED
+)
+ON_DEVICE = During("block_io", DEVICE, COLUMNS, "major IS NOT NULL", INSERTED)
+
+
+@dataclass(frozen=True)
+class _Sleep:
+    """Of one effect: when its thread may have waited for a disk, and which rows say so."""
+
+    states: States
+    any_request: states.Chosen
+    written: states.Chosen
+    """Of them, those in calls that wait for pages to be written by whatever thread."""
+
+    @property
+    def pid(self) -> int:
+        return int(self.states.a["pid"][0])
+
+
+def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
+    """Sleep of each effect's thread while requests of its process were pending, by disk."""
+    why = states.unrecorded(context) or recorded.unrecorded(context, "block_io", "request to a disk")
+    if why is not None:
+        return why
+    machine = system_calls.machine(context.store.open_body)
+    sleeps = {key: _sleep(s, machine) for key, s in states.of_effects(context, effects).items()}
+    own = rows_during(context, OWN, {k: (x.pid, x.states.asleep(x.any_request)) for k, x in sleeps.items()})
+    behalf = rows_during(context, ON_BEHALF, {k: (x.pid, x.states.asleep(x.written)) for k, x in sleeps.items()})
+    causes = {
+        key: [
+            *_by_device(context, x.states, x.any_request, own.get(key), machine),
+            *_by_device(context, x.states, x.written, behalf.get(key), machine),
+        ]
+        for key, x in sleeps.items()
+    }
+    return _with_others(context, causes, {key: x.pid for key, x in sleeps.items()})
+
+
+def _sleep(s: States, machine: str) -> _Sleep:
+    def called(names: frozenset[str]) -> states.Chosen:
+        return s.in_calls(system_calls.numbers(names, machine))
+
+    slept = (s.a["op"] == "blocked") & (s.uninterruptible | called(system_calls.ASYNCHRONOUS_IO))
+    chosen = (slept | s.unknown) & ~called(system_calls.NO_DISK)
+    return _Sleep(s, chosen, chosen & (called(system_calls.WRITING) | s.unknown))
+
+
+def _by_device(
+    context: Context, s: States, chosen: states.Chosen, requests: Columns | None, machine: str
+) -> Iterator[Cause]:
+    if requests is None:
+        return
+    asleep = s.asleep(chosen)
+    for major, minor in sorted(set(zip(requests["major"].tolist(), requests["minor"].tolist(), strict=True))):
+        mine = (requests["major"] == major) & (requests["minor"] == minor)
+        pending = intervals.from_bounds(requests["start_ns"][mine], requests["end_ns"][mine])
+        time = intervals.intersect(asleep, pending)
+        if not len(time):
+            continue
+        touched = chosen & states.overlapping(s.a["start_ns"], s.a["end_ns"], time)
+        told = _requests(requests, mine)
+        disk = f"disk {major}:{minor}" if major >= 0 else "a disk (device not recorded)"
+        calls = _calls(s, touched, machine)
+        known = not s.unknown[touched].all()
+        slept = f"slept in {calls}" if known else "was off its CPU"
+        yield Cause(
+            culprit=disk, time=time, evidence=_evidence(context, s, chosen, requests, mine),
+            text="blocking_io" if known else "blocking_io_unknown",
+            what=f"its thread {slept} while {told} on {disk} were pending",
+            values={"requests": told, "calls": calls},
+            subject={"device": f"{major}:{minor}"} if major >= 0 else {},
+        )  # fmt: skip
+
+
+def _requests(requests: Columns, mine: states.Chosen) -> str:
+    """What was asked for, and by which threads: "reads by python3"."""
+    ops = sorted({f"{op}s" if op in {"read", "write"} else f"{op} requests" for op in requests["op"][mine].tolist()})
+    names = sorted({c for c in requests["comm"][mine].tolist() if c})
+    by = f" by {', '.join(names[:MAX_OTHERS])}" if names else " of its process"
+    return " and ".join(ops) + by
+
+
+def _calls(s: States, touched: states.Chosen, machine: str) -> str:
+    """In which system calls it slept, by how much, the most first; a page fault is in none."""
+    slept = s.runnable_from - s.a["start_ns"]
+    numbers = np.unique(s.a["syscall"][touched]).tolist()
+    by_time = sorted(numbers, key=lambda n: (-int(slept[touched & (s.a["syscall"] == n)].sum()), n))
+    return " and ".join(
+        "a page fault" if n == states.UNKNOWN else system_calls.name(n, machine) for n in by_time[:MAX_OTHERS]
+    )
+
+
+def _evidence(
+    context: Context, s: States, chosen: states.Chosen, requests: Columns, mine: states.Chosen
+) -> Callable[[Intervals], tuple[str, ...]]:
+    off = s.evidence(context, chosen)
+
+    def rows(time: Intervals) -> tuple[str, ...]:
+        touching = mine & states.overlapping(requests["start_ns"], requests["end_ns"], time)
+        keys = np.stack([requests["leaf"][touching], requests["row"][touching]], axis=1).astype(np.int64)
+        pid = int(s.a["pid"][0])
+        return (*off(time), context.book.listed("block_io", keys, f"(pid = {pid} OR for_pid = {pid})"))
+
+    return rows
+
+
+def _with_others(context: Context, causes: Mapping[str, list[Cause]], pids: Mapping[str, int]) -> Causes:
+    """What others had pending on the same disks meanwhile: a request may have waited behind theirs."""
+    wanted = {}
+    for key, found in causes.items():
+        for n, c in enumerate(found):
+            major, _, minor = c.subject.get("device", "").partition(":")
+            if minor:
+                wanted[_at(key, n)] = (device_key(int(major), int(minor)), c.time)
+    rows = rows_during(context, ON_DEVICE, wanted)
+    return {
+        key: [
+            replace(c, against=tuple(_others(c.time, rows[_at(key, n)], pids[key]))) if _at(key, n) in rows else c
+            for n, c in enumerate(found)
+        ]
+        for key, found in causes.items()
+    }
+
+
+def _at(key: str, n: int) -> str:
+    return f"{key} {n}"
+
+
+def _others(time: Intervals, rows: Columns, own: int) -> Iterator[str]:
+    theirs = (rows["pid"] != own) & (rows["for_pid"] != own)
+    told = []
+    for pid in np.unique(rows["pid"][theirs]).tolist():
+        his = theirs & (rows["pid"] == pid)
+        pending = intervals.from_bounds(rows["start_ns"][his], rows["end_ns"][his])
+        ns = intervals.measure(intervals.intersect(time, pending))
+        told.append((-ns, pid, str(rows["comm"][his][0]) or "a process"))
+    for ns, pid, comm in sorted(told)[:MAX_OTHERS]:
+        yield f"for {duration(-ns)} of it requests of {comm} ({pid}) were pending on the same disk too"
+
+
+DETECTOR = Detector(
+    precedence=30,
+    kinds=frozenset({"slow_call", "late_arrival", model.WAITED_FOR}),
+    scope="same thread, and a request of its process",
+    find=find,
+    refuted_by="The same calls as slow with the files in memory already (read once before), or on another disk.",
+    experiment="Read the files once before the run so that they are in the page cache (or put them on a RAM disk), and "
+    "capture again.",
+    next_step="See what is read or written there (audit query, block_io of the process; lsof), and prefetch it, or move "
+    "it off the thread that gives work to the GPU.",
+)

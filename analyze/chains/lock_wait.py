@@ -1,0 +1,94 @@
+"""Chain: a thread slept on a futex, a semaphore or a file lock until another thread woke it.
+
+Effect: slow calls, the lateness of a rank, or the wait for a thread that was itself waited for. Cause: the time in
+which the same thread slept in such a system call, from leaving the CPU to being woken, by the thread that woke it. A
+sleep that no thread ended (a time-out, or a wake-up that was not seen) is no cause: it stays unexplained. What the
+other thread did in that time is looked at in the same way, and told by the next links. Units: ns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gpuaudit.analyze import system_calls
+from gpuaudit.analyze.causal import model, states
+from gpuaudit.analyze.causal.model import Cause, Causes, Detector, Effect
+from gpuaudit.analyze.causal.states import States
+from gpuaudit.analyze.finding import Declaration
+
+if TYPE_CHECKING:
+    from gpuaudit.analyze.context import Context, NotEvaluated
+
+DECLARATION = Declaration(
+    id="lock_wait",
+    kind="chain",
+    title="Waiting for a lock",
+    question="Did a thread sleep until another one let it go on, while its calls were slow?",
+    inputs=(
+        ("off_cpu", ("start_ns", "duration_ns", "pid", "tid", "op", "syscall", "wake_ns", "waker_pid", "waker_tid",
+                     "waker_comm", "runqueue_ns")),
+        ("cuda_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "parent_ns")),
+        ("nccl_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "parent_ns")),
+    ),
+    thresholds=model.THRESHOLDS,
+    texts={
+        "lock_wait": "For {explained} of {effect_time} ({share}) of {effect} the thread slept in {calls} until "
+        "{culprit} woke it.",
+    },
+    never_claims="That the thread which woke it held a lock all that time: it ended the wait, and may have waited for "
+    "something itself, such as the GPU.",
+    assumptions=("Who made the thread runnable is who it waited for.",),
+)  # fmt: skip
+
+
+def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
+    """Sleep of each effect's thread in calls that wait for another thread, by the one that ended it."""
+    why = states.unrecorded(context)
+    if why is not None:
+        return why
+    numbers = system_calls.numbers(system_calls.LOCKS, system_calls.machine(context.store.open_body))
+    seen = states.of_effects(context, effects)
+    return {key: list(_by_waker(context, s, numbers)) for key, s in seen.items()}
+
+
+def _by_waker(context: Context, s: States, numbers: frozenset[int]) -> Iterator[Cause]:
+    a = s.a
+    machine = system_calls.machine(context.store.open_body)
+    # The idle task (0) is not a thread that anybody waits for: an interrupt came while nothing ran.
+    waited = (a["op"] == "blocked") & s.in_calls(numbers) & (a["waker_pid"] > 0) & (a["waker_tid"] > 0)
+    for pid, tid in sorted(set(zip(a["waker_pid"][waited].tolist(), a["waker_tid"][waited].tolist(), strict=True))):
+        chosen = waited & (a["waker_pid"] == pid) & (a["waker_tid"] == tid)
+        time = s.asleep(chosen)
+        if not len(time):
+            continue
+        calls = sorted({system_calls.name(int(n), machine) for n in np.unique(a["syscall"][chosen])})
+        culprit = _named(context, int(a["pid"][0]), pid, tid, str(a["waker_comm"][chosen][-1]))
+        yield Cause(
+            culprit=culprit, time=time, evidence=s.evidence(context, chosen),
+            what=f"its thread slept in {' and '.join(calls)} until {culprit} woke it",
+            values={"calls": " and ".join(calls)}, subject={"culprit_pid": str(pid), "culprit_tid": str(tid)},
+            thread=(pid, tid), observer=pid in context.observers,
+        )  # fmt: skip
+
+
+def _named(context: Context, own: int, pid: int, tid: int, comm: str) -> str:
+    name = comm or "a thread without a recorded name"
+    if pid == own:
+        return f"{name} (thread {tid} of its own process)"
+    return f"{name} (thread {tid} of {context.process_name(pid)} {pid})"
+
+
+DETECTOR = Detector(
+    precedence=40,
+    kinds=frozenset({"slow_call", "late_arrival", model.WAITED_FOR}),
+    scope="same thread",
+    find=find,
+    refuted_by="The same calls as slow with the other thread stopped from taking the lock, or with nothing to hand on.",
+    experiment="Take the other thread out of the way (one worker fewer, the interpreter's lock not shared: a process "
+    "instead of a thread), and capture again.",
+    next_step="See what the other thread was doing in that time (the next links, or audit query, off_cpu and "
+    "cuda_calls of its tid), and hold the lock for less.",
+)
