@@ -12,6 +12,7 @@ from fractions import Fraction
 from functools import cached_property
 
 from gpuaudit.analyze import collectives, gpu_time, lateness, waits
+from gpuaudit.analyze.barriers import Barriers, read_barriers
 from gpuaudit.analyze.catalogue import Catalogue
 from gpuaudit.analyze.causal.detect import Findings, detect
 from gpuaudit.analyze.collectives import Collectives
@@ -117,6 +118,11 @@ class Context:
             return self.collectives
         few = collectives.Cohort(1, Fraction(0))
         return collectives.read_collectives(self.store, self.quality.lost("nccl_calls"), few)
+
+    @cached_property
+    def barriers(self) -> dict[int, Barriers]:
+        """Per process its collectives, and where its host waits for each."""
+        return read_barriers(self.store)
 
     @cached_property
     def late_limits(self) -> lateness.Limits:

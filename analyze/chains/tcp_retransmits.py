@@ -1,0 +1,226 @@
+"""Chain: TCP packets of the ranks were sent again inside a slow collective.
+
+Effect: slow calls that are a collective, or in which the host waits for one (``barriers.py``). Join: a packet that was
+sent again within such a call, on a socket of the same process or of another observed rank of the same communicator,
+whose other end is not a followed process outside the communicator. Cause: the time before that moment, since when the
+data may have been on their way: at most 200 ms (the least time after which Linux resends without acknowledgements),
+twice as much for each further resend of the connection in a row, never before the call, before the packet sent again
+before it, before the last observed rank had entered the collective, or before the socket was last seen to move. Only
+when packets were sent again is recorded, not when they were lost. Units: ns.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gpuaudit.analyze import intervals
+from gpuaudit.analyze.barriers import Barriers
+from gpuaudit.analyze.causal import model
+from gpuaudit.analyze.causal.model import Cause, Causes, Detector, Effect
+from gpuaudit.analyze.finding import Declaration, Quantity, Threshold
+from gpuaudit.analyze.intervals import Intervals
+from gpuaudit.analyze.sockets import End, Sockets, read_sockets
+from gpuaudit.analyze.store import quoted
+
+if TYPE_CHECKING:
+    from gpuaudit.analyze.context import Context, NotEvaluated
+
+LEAST_RESEND = Threshold(
+    "least_resend_ns", 200_000_000, "ns",
+    "TCP_RTO_MIN of Linux (include/net/tcp.h), HZ / 5: the timer resends no earlier; it doubles each time (RFC 6298, "
+    "5.5)",
+)  # fmt: skip
+LONGEST_RESEND = Threshold(
+    "longest_resend_ns", 120_000_000_000, "ns", "TCP_RTO_MAX of Linux (include/net/tcp.h), 120 s"
+)
+BACKOFF = Threshold(
+    "backoff_times", 3, "ratio",
+    "chosen: resends of one connection are in a row if the next comes within three times the doubled wait of the one "
+    "before; past that it is another loss",
+)  # fmt: skip
+
+DECLARATION = Declaration(
+    id="tcp_retransmits",
+    kind="chain",
+    title="TCP packets sent again",
+    question="Were packets of the ranks' connections sent again while a collective was slow?",
+    inputs=(
+        ("tcp_retransmits", ("start_ns", "pid", "inode", "segments", "local_address", "local_port", "remote_address",
+                             "remote_port")),
+        ("socket_io", ("start_ns", "duration_ns", "pid", "inode", "local_address", "local_port", "remote_address",
+                       "remote_port")),
+        ("nccl_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "comm_handle", "comm_id", "stream")),
+        ("cuda_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "stream", "handle")),
+    ),
+    thresholds=(LEAST_RESEND, LONGEST_RESEND, BACKOFF, *model.THRESHOLDS),
+    texts={
+        "tcp_retransmits": "For {explained} of {effect_time} ({share}) of {effect} data to {culprit} were on their "
+        "way that TCP then sent again: {packets} packets.",
+    },
+    never_claims="That the packets carried the collective: a process may have other connections to the same host; nor "
+    "which device on the way lost them.",
+    assumptions=(
+        "Data that are sent again after a timeout were sent first at least the least timeout before.",
+        "Where acknowledgements showed the loss (fast retransmit), less time was lost than is claimed.",
+    ),
+)  # fmt: skip
+
+UNPROVEN = "when the lost packets had first been sent is not recorded: the time claimed is the most that Linux's timer "
+UNPROVEN += "can have waited"
+OTHER_END = "who is at the other end was not observed: the connection may have carried something else"
+
+
+@dataclass(frozen=True)
+class Resent:
+    """One packet that was sent again: when, on which connection, whose, and the rows."""
+
+    at: int
+    end: End
+    owners: frozenset[int]
+    leaf: int
+    row: int
+    before: int
+    """When the connection's last packet before it was sent again; −1 without one."""
+    reach_ns: int
+
+
+@dataclass
+class _Found:
+    pieces: list[tuple[int, int]] = field(default_factory=list)
+    resent: list[Resent] = field(default_factory=list)
+
+
+def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
+    """Packets sent again within the effects that are collectives, by where they went."""
+    why = context.quality.source_reason("tcp")
+    if not context.store.row_count("tcp_retransmits"):
+        return _unseen(why) if why else {}
+    sockets = read_sockets(context.store)
+    resent = _resent(context, sockets)
+    out: dict[str, list[Cause]] = {}
+    for e in effects:
+        of_process = context.barriers.get(e.pid)
+        if of_process is None:
+            continue
+        own = e.parts[of_process.carries(e.parts)]
+        if len(own):
+            out[e.key] = list(_causes(context, sockets, resent, of_process, own))
+    return out
+
+
+def _unseen(why: str) -> NotEvaluated:
+    from gpuaudit.analyze.context import NotEvaluated  # noqa: PLC0415 - it imports what imports this
+
+    return NotEvaluated(why)
+
+
+def _resent(context: Context, sockets: Sockets) -> list[Resent]:
+    """Every packet, with how far back it reaches, in order of time."""
+    rows = context.store.sql(
+        "SELECT start_ns, pid, inode, local_address, local_port, remote_address, remote_port, leaf, row "
+        "FROM tcp_retransmits WHERE coalesce(error, 0) = 0 ORDER BY start_ns, leaf, row"
+    )
+    least, longest, times = (
+        int(context.policy.value(t, DECLARATION.id)) for t in (LEAST_RESEND, LONGEST_RESEND, BACKOFF)
+    )
+    last: dict[End, tuple[int, int]] = {}
+    out = []
+    for at, pid, inode, local, local_port, remote, remote_port, leaf, row in rows:
+        end = (str(local), int(local_port), str(remote), int(remote_port))
+        before, reach = last.get(end, (-1, least))
+        gap, following = int(at) - before, min(2 * reach, longest)
+        in_a_row = before >= 0 and reach <= gap <= times * following
+        reach = following if in_a_row else least
+        last[end] = (int(at), reach)
+        owners = sockets.owners(None if pid is None else int(pid), None if inode is None else int(inode), end)
+        out.append(Resent(int(at), end, owners, int(leaf), int(row), before, reach))
+    return out
+
+
+def _causes(
+    context: Context, sockets: Sockets, resent: Sequence[Resent], b: Barriers, own: Intervals
+) -> Iterator[Cause]:
+    found: dict[str, _Found] = defaultdict(_Found)
+    times = np.array([r.at for r in resent], dtype=np.int64)
+    for start, end in own.tolist():
+        ranks, peers, entered = _members(context, b, start, end)
+        for r in resent[np.searchsorted(times, start) : np.searchsorted(times, end)]:
+            if sockets.between(r.owners, r.end, ranks, peers):
+                mine = found[r.end[2]]
+                low = max(start, entered, r.at - r.reach_ns, r.before, sockets.moved(r.end, r.at))
+                mine.pieces.append((low, r.at))
+                mine.resent.append(r)
+    for remote in sorted(found):
+        yield _cause(context, sockets, remote, found[remote])
+
+
+def _members(context: Context, b: Barriers, start: int, end: int) -> tuple[frozenset[int], frozenset[int], int]:
+    """Observed processes of the communicators of the collectives that the call carries; those and, of a communicator
+    without identity, all that may be its ranks; and when the last one had entered them: 0 where that cannot be told.
+    """
+    carried = ((b.calls == [start, end]).all(axis=1)) | ((b.syncs == [start, end]).all(axis=1))
+    ids, ranks, entered = set(b.comm_id[carried].tolist()), {b.pid}, 0
+    calls = b.calls[carried, 0]
+    for c in context.aligned:
+        if str(c.comm_id) not in ids:
+            continue
+        ranks |= set(c.pids)
+        if c.count and b.pid in c.pids:
+            mine = np.isin(c.arrival[c.pids.index(b.pid)], calls)
+            entered = max([entered, *c.last_arrival[mine].tolist()])
+    unknown = {x.pid for x in context.barriers.values() if "" in x.comm_id.tolist()} if "" in ids else set()
+    return frozenset(ranks), frozenset(ranks | unknown), entered
+
+
+def _cause(context: Context, sockets: Sockets, remote: str, found: _Found) -> Cause:
+    pieces = np.array(found.pieces, dtype=np.int64)
+    known = all(sockets.others(r.end) for r in found.resent)
+    rows = tuple(dict.fromkeys((r.leaf, r.row) for r in found.resent))
+    book = context.book.listed("tcp_retransmits", np.array(rows, dtype=np.int64), f"remote_address = {quoted(remote)}")
+    packets = Quantity(len(rows), "count", "measured", (book,), "rows of packets sent again within the calls")
+    return Cause(
+        culprit=f"{remote}", time=intervals.from_bounds(pieces[:, 0], pieces[:, 1]),
+        evidence=_evidence(context, found.resent, remote), text="tcp_retransmits",
+        what=f"packets to {remote} were sent again by {_names(context, found.resent)}",
+        values={"packets": packets}, subject={"address": remote},
+        against=(UNPROVEN,) if known else (UNPROVEN, OTHER_END),
+    )  # fmt: skip
+
+
+def _names(context: Context, resent: Iterable[Resent]) -> str:
+    pids = sorted({p for r in resent for p in r.owners})
+    return ", ".join(f"{context.process_name(p)} ({p})" for p in pids)
+
+
+def _evidence(context: Context, resent: Sequence[Resent], remote: str) -> Callable[[Intervals], tuple[str, ...]]:
+    """The packets at or within the allotted time."""
+
+    def rows(time: Intervals) -> tuple[str, ...]:
+        ends = {int(b) for _, b in time} if len(time) else set()
+        keys = [(r.leaf, r.row) for r in resent if r.at in ends or _within(time, r.at)]
+        chosen = np.array(keys or [(r.leaf, r.row) for r in resent], dtype=np.int64)
+        return (context.book.listed("tcp_retransmits", chosen, f"remote_address = {quoted(remote)}"),)
+
+    return rows
+
+
+def _within(time: Intervals, at: int) -> bool:
+    return bool(((time[:, 0] <= at) & (at <= time[:, 1])).any())
+
+
+DETECTOR = Detector(
+    precedence=60,
+    kinds=frozenset({"slow_call"}),
+    scope="sockets of the same process, or of another observed rank of the communicator, within the very call that is "
+    "the collective or carries the wait for it",
+    find=find,
+    refuted_by="The same collectives as slow in a capture without packets sent again.",
+    experiment="Run the collective over another interface (NCCL_SOCKET_IFNAME) or path, or between ranks of one host, "
+    "and capture again.",
+    next_step="See drops and errors on the way to that address (ethtool -S, ip -s link, the switch's counters).",
+)
