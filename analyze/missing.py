@@ -12,7 +12,7 @@ from gpuaudit.analyze.window import Window
 from gpuaudit.analyze.words import duration
 from gpuaudit.bundle import canonical
 from gpuaudit.bundle.errors import BundleInvalid
-from gpuaudit.bundle.tables import RING_TABLES
+from gpuaudit.bundle.tables import RING_TABLES, TABLES
 
 SOURCE_TABLES = {
     "cuda": ("cuda_calls",), "cudart": ("cuda_calls",), "driver": ("cuda_calls",), "hip": ("cuda_calls",),
@@ -28,6 +28,9 @@ SOURCE_TABLES = {
 
 NOT_SUPPORTED = 3
 """NVML_ERROR_NOT_SUPPORTED of nvml.h, as ``nvml_samples.unavailable`` has it."""
+
+MAX_WEAKNESSES = 16
+"""Weaknesses of one imported file that are told."""
 
 MAX_NAMED = 5
 """Reasons of one kind that are spelled out; the rest are counted, so that page 1 stays one page."""
@@ -110,6 +113,19 @@ def _imported(store: Store) -> list[Reason]:
             shown = ", ".join(str(x)[:64] for x in left[:MAX_NAMED])
             more = f" and {len(left) - MAX_NAMED} more" if len(left) > MAX_NAMED else ""
             out.append(Reason("A", f"{name}: the import could not carry {shown}{more}"))
+        out += _weaknesses(name, t.get("weaknesses"))
+    return out
+
+
+def _weaknesses(name: str, told: object) -> list[Reason]:
+    """What an importer says of a recording that complete rows would not lack: a selection, totals that do not fit."""
+    out = []
+    for w in told[:MAX_WEAKNESSES] if isinstance(told, list) else []:
+        if not isinstance(w, dict) or w.get("grade") not in {"B", "C", "D"}:
+            continue
+        tables = w.get("tables")
+        known = tuple(t for t in tables if isinstance(t, str) and t in TABLES) if isinstance(tables, list) else ()
+        out.append(Reason(w["grade"], f"{name}: {str(w.get('text'))[:400]}", known))
     return out
 
 

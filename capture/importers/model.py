@@ -84,7 +84,7 @@ class Told:
     not_carried: list[str] = field(default_factory=list)
     assumptions: list[str] = field(default_factory=list)
     sources: set[str] = field(default_factory=set)
-    """Further sources that the file tells of, beside ``source``."""
+    """Sources that the file tells of, where they are others than ``source`` alone."""
     weaknesses: list[dict[str, object]] = field(default_factory=list)
     """What lowers the grade: ``grade`` (B to D), ``text`` and the ``tables`` it concerns; see :meth:`weak`."""
     _refused_line: int = -1

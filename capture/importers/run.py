@@ -18,7 +18,7 @@ from gpuaudit.bundle.errors import InputUnusable, UsageError
 from gpuaudit.bundle.tool import tool_facts
 from gpuaudit.bundle.writer import BundleWriter
 from gpuaudit.capture import host
-from gpuaudit.capture.importers import dcgmi, engine_series, kineto, nvidia_smi
+from gpuaudit.capture.importers import dcgmi, engine_series, ingero, kineto, nvidia_smi
 from gpuaudit.capture.importers.foreign_sqlite import ForeignDatabase, is_sqlite
 from gpuaudit.capture.importers.model import About, Format, Request, Told, unrecorded
 from gpuaudit.capture.importers.reading import Recording
@@ -26,7 +26,7 @@ from gpuaudit.capture.output import BUNDLE_NAME, Output
 from gpuaudit.capture.recorder import Recorder, SegmentLimits
 from gpuaudit.capture.source import SELECTABLE_SOURCES
 
-FORMATS: tuple[Format, ...] = (engine_series.FORMAT, nvidia_smi.FORMAT, dcgmi.FORMAT, kineto.FORMAT)
+FORMATS: tuple[Format, ...] = (engine_series.FORMAT, nvidia_smi.FORMAT, dcgmi.FORMAT, kineto.FORMAT, ingero.FORMAT)
 """In the order in which a file is shown to them."""
 
 NOT_RECORDED = "not recorded"
@@ -252,7 +252,7 @@ def _told(recording: Recording, form: Format, told: Told) -> dict[str, object]:
         "unreadable_examples": told.examples, "rows": {t: str(n) for t, n in sorted(told.rows.items())},
         "first_ns": str(told.first_ns), "last_ns": str(told.last_ns), "not_carried": told.not_carried,
         "assumptions": told.assumptions, "facts": told.facts, "weaknesses": told.weaknesses,
-        "sources": sorted({form.source, *told.sources}),
+        "sources": sorted(told.sources or {form.source}),
     }  # fmt: skip
 
 
