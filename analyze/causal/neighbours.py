@@ -109,7 +109,10 @@ def _activity(context: Context, pid: int, ran: Intervals) -> Iterator[tuple[str,
             f"SELECT op, count(*) FROM {table} WHERE {where} GROUP BY op ORDER BY 2 DESC, 1 LIMIT {MAX_OPS}"
         )
         for op, count in rows:
-            yield f"{count} calls of {op}", (context.book.where(table, f"{where} AND op = {quoted(str(op))}"),)
+            yield (
+                f"{count} call{'' if count == 1 else 's'} of {op}",
+                (context.book.where(table, f"{where} AND op = {quoted(str(op))}"),),
+            )
     where = f"pid = {int(pid)} AND size_bytes > 0 AND {_within(ran)}"
     (count,) = context.store.sql(f"SELECT count(*) FROM socket_io WHERE {where}")[0]
     if count:
