@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from functools import partial
 
 from bench.causes import baseline, score
 from bench.causes.score import Claims, Judged, Score
@@ -19,18 +20,22 @@ from tests.corpus.model import Kind, Played, play
 from tests.corpus.scenarios import SCENARIOS
 
 HEAD = ("cause", "planted", "right", "wrong", "missed", "precision", "recall", "share error: median", "largest")
+SIDES: dict[str, Callable[[Played], Claims]] = {
+    "this tree": score.claimed,
+    "baseline, p99": baseline.claimed,
+    "baseline, longest call": partial(baseline.claimed, longest=True),
+}
 KINDS: tuple[Kind, ...] = ("single", "compound", "twin")
 
 
 def run(seeds: int, only: str = "") -> dict[str, list[Judged]]:
-    """Both sides on every scenario whose name contains ``only``; seed by seed."""
-    sides: dict[str, Callable[[Played], Claims]] = {"this tree": score.claimed, "baseline": baseline.claimed}
-    out: dict[str, list[Judged]] = {name: [] for name in sides}
+    """Every side on every scenario whose name contains ``only``; seed by seed."""
+    out: dict[str, list[Judged]] = {name: [] for name in SIDES}
     for seed in range(seeds):
         for scenario in SCENARIOS:
             if only in scenario.name:
                 played = play(scenario, seed)
-                for name, claims in sides.items():
+                for name, claims in SIDES.items():
                     out[name].append(score.judge(played, claims(played)))
     return out
 

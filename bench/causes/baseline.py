@@ -1,6 +1,7 @@
 """The field's usual rule: a tail ratio of 3, and any host evidence in the window, is that cause.
 
-An operation of a process whose p99 is at least three times its p50 (at least ten calls) has a tail. Every kind of
+An operation of a process whose p99 is at least three times its p50 (at least ten calls) has a tail. A few slow calls in
+a thousand are past any p99, so there is a second form, for which the longest call counts in its place. Every kind of
 evidence that the window holds is then claimed to be a cause of it: intervals off the CPU and reclaims of the same
 process, and block I/O, retransmits, throttling and the rest of the whole host. Nothing has to overlap with anything.
 Kills are claimed whether there is a tail or not.
@@ -33,11 +34,11 @@ KNOWN = frozenset({
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
-def claimed(played: Played) -> Claims:
-    """What the rule says of a scenario; it knows no shares."""
+def claimed(played: Played, longest: bool = False) -> Claims:
+    """What the rule says of a scenario; it knows no shares. ``longest``: its second form."""
     rows: Rows = played.scene.rows
     out: dict[tuple[str, int], Fraction | None] = {}
-    for pid in tails(rows):
+    for pid in tails(rows, longest):
         for cause in sorted(evidence(rows, pid)):
             out[cause, pid] = None
     for row in rows.get("oom_kills", []):
@@ -45,8 +46,8 @@ def claimed(played: Played) -> Claims:
     return out
 
 
-def tails(rows: Rows) -> list[int]:
-    """Processes with an operation whose p99 is three times its p50 or more."""
+def tails(rows: Rows, longest: bool = False) -> list[int]:
+    """Processes with an operation whose p99 (or longest call) is three times its p50 or more."""
     durations: dict[tuple[int, str], list[int]] = defaultdict(list)
     for table in ("cuda_calls", "nccl_calls"):
         for row in rows.get(table, []):
@@ -56,8 +57,8 @@ def tails(rows: Rows) -> list[int]:
     for (pid, _), some in durations.items():
         some.sort()
         n = len(some)
-        p50, p99 = some[-(-n // 2) - 1], some[-(-99 * n // 100) - 1]
-        if n >= LEAST_CALLS and p99 >= TAIL_RATIO * p50:
+        p50, tail = some[-(-n // 2) - 1], some[-1 if longest else -(-99 * n // 100) - 1]
+        if n >= LEAST_CALLS and tail >= TAIL_RATIO * p50:
             found.add(pid)
     return sorted(found)
 

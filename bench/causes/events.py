@@ -113,9 +113,7 @@ def _rank(draw: np.random.Generator, rank: _Rank, steps: int) -> Iterator[tuple[
     rank.now_ns = int(start[-1] + duration[-1])
 
 
-def _off_cpu(
-    draw: np.random.Generator, rank: _Rank, slow: tuple[Any, Any, Any], idle: tuple[Any, Any]
-) -> Columns:
+def _off_cpu(draw: np.random.Generator, rank: _Rank, slow: tuple[Any, Any, Any], idle: tuple[Any, Any]) -> Columns:
     """Inside slow calls by kind (0 preempted, 1 futex, 2 disk); and cuts of the pauses between steps, asleep."""
     at, length, kind = slow
     share = np.repeat(idle[1] // (OFF_PER_STEP + 1), OFF_PER_STEP)
@@ -173,7 +171,9 @@ def filled(table: str, columns: Columns) -> Rows:
             whole = np.broadcast_to(codes.astype("<u4").reshape(-1), (n,)) if codes.size == 1 else codes.astype("<u4")
             out[c.name] = ColumnData(np.ascontiguousarray(whole), None, tuple(str(x) for x in names))
         else:
-            out[c.name] = ColumnData(np.ascontiguousarray(np.broadcast_to(np.asarray(given, NUMPY_DTYPE[c.type]), (n,))))
+            out[c.name] = ColumnData(
+                np.ascontiguousarray(np.broadcast_to(np.asarray(given, NUMPY_DTYPE[c.type]), (n,)))
+            )
     return out
 
 

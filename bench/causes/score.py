@@ -114,23 +114,24 @@ def claimed(played: Played) -> Claims:
     out: dict[tuple[str, int], Fraction | None] = {}
     late: set[int] = set()
     for plugin in plugins():
-        chains = [x for x in _items(plugin, context) if isinstance(x, Chain)]
+        items = _items(plugin, context)
+        chains = [x for x in items if isinstance(x, Chain)]
         for chain in chains:
             key = (plugin.declaration.id, int(chain.subject.get("pid", "0")))
             out[key] = _share([c for c in chains if c.subject.get("pid", "0") == str(key[1])])
             if key[0] == LATE_RANK:
                 late.add(key[1])
-        if plugin.declaration.id in STATES and _items(plugin, context, Finding):
+        if any(isinstance(x, Finding) for x in items):
             out[plugin.declaration.id, 0] = None
     for key, share in _of_late_ranks(context, late).items():
         out.setdefault(key, share)
     return out
 
 
-def _items(plugin: Plugin, context: Context, kind: type = Chain) -> list[Chain | Finding]:
+def _items(plugin: Plugin, context: Context) -> Sequence[Chain | Finding]:
     wanted = plugin.declaration.kind == "chain" or plugin.declaration.id in STATES
     outcome = plugin.evaluate(context) if wanted else None
-    return [x for x in outcome.items if isinstance(x, kind)] if isinstance(outcome, Found) else []
+    return outcome.items if isinstance(outcome, Found) else ()
 
 
 def _share(chains: Sequence[Chain]) -> Fraction | None:

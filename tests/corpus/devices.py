@@ -1,4 +1,4 @@
-"""GPUs that are slowed down, shared, capped, badly linked or broken, and a process that is killed for want of memory."""
+"""GPUs that are slowed, shared, capped, badly linked or broken, and a process killed for want of memory."""
 
 from __future__ import annotations
 

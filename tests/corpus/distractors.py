@@ -30,7 +30,7 @@ class Daemon:
                 waits.preempted("kworker/2:1", 77)(host, Victim(self.pid, self.pid, at, host.of((50 * US, 900 * US))))
                 at += MS
             if host.draw.random() < 0.4:
-                waits.request(host, self.pid, self.pid, at, host.of((80 * US, 3 * MS)), self.comm, write=True)
+                waits.request(host, Victim(self.pid, self.pid, at, host.of((80 * US, 3 * MS))), self.comm, write=True)
                 at += 3 * MS
 
 

@@ -38,6 +38,8 @@ class Host:
     """By process and operation: whole duration of the calls that took longer than they would have."""
     throttled: list[tuple[str, int, int]] = field(default_factory=list)
     """(cgroup, from, ns) of time in which a cgroup's quota was used up."""
+    cgroups: dict[int, str] = field(default_factory=dict)
+    """By process: the cgroup that limits its CPU time; of a process that it does not name, ``/train``."""
     draw: random.Random = field(init=False)
     end: int = T0
 
@@ -123,11 +125,21 @@ def play(scenario: Scenario, seed: int = 0) -> Played:
 
 
 def _cgroups(host: Host) -> None:
-    """Counters of the cgroups that were throttled, read every second and at the end."""
+    """Counters of the cgroups that were throttled, read every second and at the end, and who is in which."""
+    known = {r["pid"] for r in host.scene.rows.get("process_samples", [])}
+    pids = {r["pid"] for r in host.scene.rows["processes"] if r["role"] == "traced"} if "processes" in (
+        host.scene.rows
+    ) else set()  # fmt: skip
+    for pid in sorted((pids | set(host.cgroups)) - known):
+        for at in (*range(T0, host.end, S), host.end):
+            host.scene.add(
+                "process_samples", start_ns=at, pid=pid, user_ns=(at - T0) // 3, system_ns=(at - T0) // 20,
+                resident_bytes=1 << 30, threads=4, cpu_cgroup=host.cgroups.get(pid, "/train"), cpu_cgroup_version=1,
+            )  # fmt: skip
     for cgroup in sorted({c for c, _, _ in host.throttled}):
         mine = [(at, ns) for c, at, ns in host.throttled if c == cgroup]
         for at in (*range(T0, host.end, S), host.end):
-            done = [min(ns, at - start) for start, ns in mine if start < at]
+            done = [ns for start, ns in mine if start + ns <= at]  # the kernel adds it when the throttling ends
             host.scene.add(
                 "cgroup_cpu", start_ns=at, cgroup=cgroup, version=1, usage_ns=(at - T0) // 3,
                 periods=(at - T0) // (100 * MS), throttled_periods=len(done), throttled_ns=sum(done),

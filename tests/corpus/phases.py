@@ -1,4 +1,4 @@
-"""Deeds that are not one slow call: a start, bursts of allocations, captures of graphs, hunger for input, tiny launches."""
+"""Deeds that are not one slow call: a start, bursts of allocations, graphs, hunger for input, tiny launches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A process that trains on one thread: steps of copies, launches and a synchronisation, some of whose calls are slow."""
+"""A process that trains on one thread: copies, launches and a synchronisation a step, some calls slow."""
 
 from __future__ import annotations
 

@@ -42,17 +42,18 @@ def disk(own: bool = True, reader: int = 0, comm: str = "python3", write: bool =
             start, end = v.at + v.ns * i // requests, v.at + v.ns * (i + 1) // requests
             end = min(end, wake)
             if end > start:
-                request(host, who, who if not own else v.tid, start, end - start, comm, write)
+                request(host, Victim(who, v.tid if own else who, start, end - start), comm, write)
 
     return rows
 
 
-def request(host: Host, pid: int, tid: int, at: int, ns: int, comm: str, write: bool = False) -> None:
-    """One request to the disk."""
+def request(host: Host, v: Victim, comm: str, write: bool = False) -> None:
+    """One request to the disk, by this thread at this time."""
     host.scene.add(
-        "block_io", start_ns=at, duration_ns=ns, pid=pid, tid=tid, op="write" if write else "read",
+        "block_io", start_ns=v.at, duration_ns=v.ns, pid=v.pid, tid=v.tid, op="write" if write else "read",
         operation=int(write), comm=comm, major=259, minor=0, sector=host.draw.randrange(1 << 30),
-        size_bytes=131_072, error=0, queue_ns=4 * US, for_pid=pid if write else None, for_comm=comm if write else None,
+        size_bytes=131_072, error=0, queue_ns=4 * US, for_pid=v.pid if write else None,
+        for_comm=comm if write else None,
     )  # fmt: skip
 
 
@@ -96,6 +97,7 @@ def quota(cgroup: str = "/train") -> Rows:
             syscall=None,
         )  # fmt: skip
         host.throttled.append((cgroup, v.at, v.ns))
+        host.cgroups[v.pid] = cgroup
 
     return rows
 
