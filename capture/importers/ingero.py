@@ -17,7 +17,16 @@ from gpuaudit.capture.importers.ingero_processes import People, read_people, too
 from gpuaudit.capture.importers.ingero_rows import COLUMNS, ORDER, EventRows, event
 from gpuaudit.capture.importers.ingero_stacks import Stacks
 from gpuaudit.capture.importers.ingero_values import U32, text
-from gpuaudit.capture.importers.model import About, Format, Request, RowSink, Told, not_of_lines, unrecorded
+from gpuaudit.capture.importers.model import (
+    MAX_TIME_NS,
+    About,
+    Format,
+    Request,
+    RowSink,
+    Told,
+    not_of_lines,
+    unrecorded,
+)
 from gpuaudit.capture.importers.reading import Recording
 
 VERSIONS = ("0.8", "0.9", "0.10")
@@ -37,8 +46,6 @@ _LEFT = {
 """Tables that ours cannot hold, and why."""
 _CARRIED = {"events", "stack_traces", "event_aggregates", "event_aggregates_5s", "system_snapshots", "causal_chains",
             "sessions", "process_names", "cgroup_metadata", "sources", "ops", "schema_info", *_LEFT}  # fmt: skip
-FIRST_NS = 10_000_000_000
-"""The tool keeps every event of the first 10 s."""
 
 Session = dict[str, str]
 
@@ -62,12 +69,12 @@ def _read(database: ForeignDatabase, sink: RowSink, told: Told) -> None:
     stacks = Stacks(database, out)
     rows = EventRows(out, people, stacks, told, pointers=version == "0.10")
     kept = _events(database, rows, told)
-    sums = ingero_rest.totals(database, people, out, told)
     ingero_rest.samples(database, out, told)
-    if told.first_ns is None:
+    if told.first_ns is None or told.last_ns is None:
         raise InputUnusable(f"{database.name}: no event and no sample of it could be read")
-    begins = [int(s["started_at"]) for s in sessions if s["started_at"].isdecimal()]
-    ingero_rest.processes(database, people, out, told, min([told.first_ns, *begins]))
+    begin, end = _span(sessions, told.first_ns, told.last_ns)
+    sums = ingero_rest.totals(database, people, out, told, (begin, end))
+    ingero_rest.processes(database, people, out, told, begin)
     stored = ingero_rest.conclusions(database, out, told, "Ingero")
     out.finish()
     rows.finish()
@@ -77,6 +84,18 @@ def _read(database: ForeignDatabase, sink: RowSink, told: Told) -> None:
     _left_out(database, rows, stacks, people, told)
     _weaknesses(database, told, version, {**sums, "rows": kept})
     _trimmed(database, stacks, told)
+
+
+def _span(sessions: list[Session], first_ns: int, last_ns: int) -> tuple[int, int]:
+    """When the tool began to record and when it stopped, by its sessions, where they tell a time that can be."""
+    begins = [t for s in sessions if (t := _number(s.get("started_at", ""))) is not None and t <= first_ns]
+    ends = [t for s in sessions if (t := _number(s.get("stopped_at", ""))) is not None and t >= last_ns]
+    return min([first_ns, *begins]), max([last_ns, *ends])
+
+
+def _number(stored: str) -> int | None:
+    value = int(stored) if stored.isdecimal() else 0
+    return value if 0 < value < MAX_TIME_NS else None
 
 
 _SOURCES = {

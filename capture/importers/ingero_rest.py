@@ -43,10 +43,13 @@ _OPS = {"sched_switch": "off_cpu", "cpu": "host_cpu", "cpu_pct": "host_cpu", "bl
 """What an entry of a stored timeline names, by its op, else by its layer; entries of the effect itself name nothing."""
 
 
-def totals(database: ForeignDatabase, people: People, out: Batches, told: Told) -> Counter[str]:
+def totals(
+    database: ForeignDatabase, people: People, out: Batches, told: Told, span: tuple[int, int]
+) -> Counter[str]:  # fmt: skip
     """``period_totals`` from the totals by minute, or where there are none from those by five seconds.
 
-    Gives the sums over all of them: ``count`` and ``kept``.
+    A period reaches no further than ``span``, in which the tool recorded. Gives the sums over all of them: ``count``
+    and ``kept``.
     """
     sums = Counter[str]()
     fine = database.count("event_aggregates_5s")
@@ -57,11 +60,12 @@ def totals(database: ForeignDatabase, people: People, out: Batches, told: Told) 
         told.not_carried.append(f"event_aggregates_5s ({fine} rows): the totals by minute count the same events")
     if table not in database.tables:
         return sums
+    told.assume("Periods of totals begin no earlier and end no later than the tool recorded, by its sessions.")
     wanted = ("bucket", "source", "op", "pid", "count", "stored", "sum_dur", "min_dur", "max_dur", "sum_arg0")
     for line, row in enumerate(database.read(table, wanted, order="bucket, source, op, pid"), start=1):
         told.lines += 1
         try:
-            made = _total(row, people, length)
+            made = _total(row, people)
         except Unreadable as e:
             told.refuse(told.lines, f"{table} row {line}: {e}")
             continue
@@ -70,11 +74,17 @@ def totals(database: ForeignDatabase, people: People, out: Batches, told: Told) 
             continue
         sums["count"] += int(str(made["count"]))
         sums["kept"] += int(str(made["kept"]))
+        made["start_ns"], made["duration_ns"] = _within(int(str(made["start_ns"])), length, span)
         out.add("period_totals", made)
     return sums
 
 
-def _total(row: tuple[Cell, ...], people: People, length: int) -> dict[str, object] | None:
+def _within(start: int, length: int, span: tuple[int, int]) -> tuple[int, int]:
+    low, high = max(start, span[0]), min(start + length, span[1])
+    return (low, high - low) if low < high else (start, length)
+
+
+def _total(row: tuple[Cell, ...], people: People) -> dict[str, object] | None:
     bucket, source, op, pid, count, stored, total, least, most, arg0 = row
     key = whole(source, "source", 0, 255), whole(op, "op", 0, 255)
     name = COUNTED.get(key)
@@ -84,7 +94,7 @@ def _total(row: tuple[Cell, ...], people: People, length: int) -> dict[str, obje
     of_thread = key == (HOST, SWITCH)
     timed = name not in INSTANT
     return {
-        "start_ns": time_ns(bucket, "bucket"), "duration_ns": length,
+        "start_ns": time_ns(bucket, "bucket"),
         "pid": people.pid_of(who) if of_thread else who, "tid": who if of_thread else None,
         "comm": people.name_of(who), "op": name, "count": whole(count, "count", 0, I63),
         "kept": whole(stored, "stored", 0, I63),
