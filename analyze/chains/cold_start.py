@@ -165,7 +165,7 @@ def _seen_from_its_start(context: Context, pid: int) -> bool:
     if first is None:
         return False
     begins = [start for start, _ in lives(context, pid)]
-    within = bool(begins) and min(begins) >= context.window.start_ns
+    within = bool(begins) and min(begins) > context.window.start_ns
     return within or int(first) - context.window.start_ns >= context.policy.value(WATCHED, DECLARATION.id)
 
 

@@ -7,7 +7,7 @@ from fractions import Fraction
 from gpuaudit.analyze.context import Found, NotEvaluated
 from gpuaudit.analyze.finding import Chain, Quantity
 from gpuaudit.analyze.registry import plugins
-from tests.rule_scenes import allocation_burst, cold_start
+from tests.rule_scenes import allocation_burst, cold_start, synchronous_copy
 from tests.scenes import MS, T0, US, S, Scene, collectives
 
 DETECTORS = {p.declaration.id: p.evaluate for p in plugins()}
@@ -110,3 +110,43 @@ def _with_a_slow_launch(scene: Scene, at: int, took: int) -> Scene:
     row = min(launches, key=lambda r: abs(r["start_ns"] - at))
     row["start_ns"], row["duration_ns"] = at, took
     return scene
+
+
+def test_blocking_copies_by_memory_direction_and_size() -> None:
+    for scene, memory in zip(synchronous_copy.scenes(), ("pageable", "pinned", "unknown"), strict=True):
+        found = chains(scene, "synchronous_copy")
+        (chain,) = [c for c in found if c.values["direction"] == "device to host"]
+        assert chain.text == memory
+        assert number(chain, "effect_time") == 50 * (2 * MS + 10 * US)
+        assert number(chain, "explained") == 50 * 2 * MS
+        assert number(chain, "size") == 50 * (8 << 20)
+        assert len(found) == 1, "the small ones take half a hundredth of the time: a row of the table, and no chain"
+        assert {s.label.split(": ")[1]: s.time.value for s in chain.shares if ": small" in s.label}.popitem()[1] == (
+            50 * 10 * US
+        )
+
+
+def test_the_kernel_that_a_copy_waited_for_is_not_the_copys_time() -> None:
+    (chain,) = chains(synchronous_copy.recorded(), "synchronous_copy")
+    assert (chain.text, number(chain, "explained")) == ("pageable", Fraction(50 * MS))
+    assert chain.shares[-1].time.value == 50 * MS
+    (chain,) = chains(synchronous_copy.recorded(pageable=0), "synchronous_copy")
+    assert chain.text == "pinned"
+
+
+def test_copies_that_are_no_habit_are_no_effect() -> None:
+    assert {e.kind for e in synchronous_copy.steps(count=9).context().causal.effects} == {"slow_call", "api_silence"}
+    assert "blocking_copies" in {e.kind for e in synchronous_copy.steps(count=10).context().causal.effects}
+
+
+def test_a_slow_copy_of_the_usual_size_is_not_slow_for_being_a_copy() -> None:
+    scene = synchronous_copy.steps(count=200)
+    backs = [r for r in scene.rows["cuda_calls"] if r.get("direction") == 2]
+    scene.rows["cuda_calls"] = [r for r in scene.rows["cuda_calls"] if r.get("direction") != 1]
+    for row in backs:
+        row["duration_ns"] = 100 * US
+    backs[77]["duration_ns"] = 15 * MS
+    assert chains(scene, "synchronous_copy") == []
+    backs[77]["size_bytes"] *= 100
+    (chain,) = chains(scene, "synchronous_copy")
+    assert number(chain, "explained") == 15 * MS
