@@ -4,10 +4,12 @@
  *
  * planted --cudart PATH --out FILE [--cause none|disk|futex|nap] [--where inside|between|thread] [--calls 1000]
  *         [--slow 8] [--busy-ms 10] [--hold-ms 20] [--rest-ms 20] [--disk FILE] [--cpu N] [--priority N]
- *         [--name planted] [--pause-file FILE]
+ *         [--name planted] [--pause-file FILE] [--settle-ms 0] [--linger-ms 0]
+ *         [--stat CPU.STAT]
  *
- * FILE gets a line for the process, and one for each slow launch: when it began and ended, and the spans of its cause
- * ("disk", "futex", "nap") and of time in which it had work to do and did not run ("gap").
+ * FILE gets a line for the process, and one for each slow launch: when it began and ended, by how much the throttled time
+ * of a cgroup grew meanwhile, and the spans of its cause ("disk", "futex", "nap") and of time in which it had work to do
+ * and did not run ("gap").
  */
 #include "planted.h"
 #include "cuda_runtime_api.h"
@@ -18,6 +20,24 @@
 static struct planted *plan;
 static atomic_int ended;
 static int inside_the_call;
+
+/* How long a cgroup was held back so far, by its file cpu.stat: ns in version 1 of the hierarchy, else us. */
+static uint64_t throttled_ns(const char *path)
+{
+	FILE *in = path ? fopen(path, "r") : NULL;
+	unsigned long long value, ns = 0;
+	char name[64];
+
+	while (in && fscanf(in, "%63s %llu", name, &value) == 2) {
+		if (!strcmp(name, "throttled_time"))
+			ns = value;
+		else if (!strcmp(name, "throttled_usec"))
+			ns = value * 1000u;
+	}
+	if (in)
+		fclose(in);
+	return ns;
+}
 
 static void slow(void *argument)
 {
@@ -67,8 +87,9 @@ int main(int argc, char **argv)
 		launch((void *)main, (dim3){1, 1, 1}, (dim3){1, 1, 1}, NULL, 0, NULL);
 	if (option(argc, argv, "pause-file", NULL))
 		pause_for("ready", option(argc, argv, "pause-file", NULL));
+	nap_us((uint64_t)number(argc, argv, "settle-ms", 0) * 1000u);
 	for (long i = 0; i < slow_calls; i++) {
-		uint64_t before, after;
+		uint64_t before, after, throttled;
 
 		nap_us(rest_us);
 		planted_ready(plan);
@@ -76,15 +97,18 @@ int main(int argc, char **argv)
 			planted_cause(plan);
 		plan->count = 0;
 		next(slow, NULL);
+		throttled = throttled_ns(option(argc, argv, "stat", NULL));
 		before = boottime_ns();
 		launch((void *)main, (dim3){1, 1, 1}, (dim3){1, 1, 1}, NULL, 0, NULL);
 		after = boottime_ns();
-		fprintf(out, "{\"before_ns\":%llu,\"after_ns\":%llu,\"spans\":", (unsigned long long)before,
-			(unsigned long long)after);
+		throttled = throttled_ns(option(argc, argv, "stat", NULL)) - throttled;
+		fprintf(out, "{\"before_ns\":%llu,\"after_ns\":%llu,\"throttled_ns\":%llu,\"spans\":",
+			(unsigned long long)before, (unsigned long long)after, (unsigned long long)throttled);
 		planted_print(out, plan);
 		fprintf(out, "}\n");
 	}
 	ended = 1;
 	fclose(out);
+	nap_us((uint64_t)number(argc, argv, "linger-ms", 0) * 1000u);
 	return 0;
 }
