@@ -11,12 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 from gpuaudit.analyze.call_meanings import OUTERMOST
 from gpuaudit.analyze.call_totals import OUTER
-from gpuaudit.analyze.context import Context
 from gpuaudit.analyze.store import NOT_OWN, Store, is_text
 from gpuaudit.analyze.words import duration
+
+if TYPE_CHECKING:
+    from gpuaudit.analyze.context import Context
 
 TABLES = ("cuda_calls", "nccl_calls", "nccl_comms")
 

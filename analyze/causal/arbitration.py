@@ -1,13 +1,14 @@
 """Allotting the time of an effect to its causes: every nanosecond once, and the rest to nobody.
 
 Causes take their share in the order of their precedence; where two of the same precedence cover the same time, the
-one that comes first by name. The parts are disjoint, lie within the effect, and with what is left over they are the
-effect: shares add up to one, exactly.
+one that covers more of the effect, and of equals the first by name: a cause that grows never gets less, and what
+processes are called decides nothing but ties. The parts are disjoint, lie within the effect, and with what is left
+over they are the effect: shares add up to one, exactly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Generic, TypeVar
@@ -20,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Claim(Generic[T]):
-    """``who`` claims ``time``; ``precedence`` and then ``name`` decide where claims overlap."""
+    """``who`` claims ``time``; ``precedence`` decides where claims overlap, then what each covers, then ``name``."""
 
     precedence: int
     name: str
@@ -63,8 +64,8 @@ class Allotment(Generic[T]):
 def allot(effect: Intervals, claims: Iterable[Claim[T]]) -> Allotment[T]:
     """Serve claims to the time of an effect; a claim that covers nothing of it is left out."""
     left, parts = effect, list[Part[T]]()
-    for claim in _ordered(list(claims)):
-        covered = intervals.intersect(effect, claim.time)
+    covering = [(c, intervals.intersect(effect, c.time)) for c in claims]
+    for claim, covered in sorted(covering, key=_order):
         if not len(covered):
             continue
         got = intervals.intersect(left, covered)
@@ -73,5 +74,6 @@ def allot(effect: Intervals, claims: Iterable[Claim[T]]) -> Allotment[T]:
     return Allotment(effect, tuple(parts), left)
 
 
-def _ordered(claims: Sequence[Claim[T]]) -> list[Claim[T]]:
-    return sorted(claims, key=lambda c: (c.precedence, c.name))
+def _order(covering: tuple[Claim[T], Intervals]) -> tuple[int, int, str]:
+    claim, covered = covering
+    return claim.precedence, -intervals.measure(covered), claim.name

@@ -112,6 +112,8 @@ class Cause:
     """Links that go on from the part that was allotted: what the culprit itself did in that time."""
     thread: tuple[int, int] | None = None
     """The thread (process and thread id) that was waited for: what explains its time becomes further links."""
+    ran: tuple[tuple[int, int], ...] = ()
+    """Threads of the culprit, whose lines of code in that time are told where they were recorded."""
     observer: bool = False
     """The recorder's or another observer's doing: a row in the table of shares, and never a chain."""
 

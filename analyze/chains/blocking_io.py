@@ -17,9 +17,9 @@ import numpy as np
 
 from gpuaudit.analyze import intervals, system_calls
 from gpuaudit.analyze.causal import model, recorded, states
-from gpuaudit.analyze.causal.during import DEVICE, PROCESS, Columns, During, device_key, rows_during
+from gpuaudit.analyze.causal.during import DEVICE, PROCESS, THREAD, Columns, During, device_key, rows_during, thread_key
 from gpuaudit.analyze.causal.model import Cause, Causes, Detector, Effect
-from gpuaudit.analyze.causal.states import States
+from gpuaudit.analyze.causal.states import Chosen, States
 from gpuaudit.analyze.finding import Declaration
 from gpuaudit.analyze.intervals import Intervals
 from gpuaudit.analyze.words import duration
@@ -58,10 +58,12 @@ INSERTED = "start_ns::BIGINT - least(coalesce(queue_ns, 0), start_ns)::BIGINT"
 
 COLUMNS = {
     "major": "coalesce(major::BIGINT, -1)", "minor": "coalesce(minor::BIGINT, -1)", "op": "op",
-    "comm": "coalesce(comm, '')", "pid": "pid::BIGINT", "for_pid": "coalesce(for_pid::BIGINT, -1)",
+    "comm": "coalesce(comm, '')", "pid": "pid::BIGINT", "tid": "tid::BIGINT",
+    "for_pid": "coalesce(for_pid::BIGINT, -1)",
 }  # fmt: skip
 
 OWN = During("block_io", PROCESS, COLUMNS, start=INSERTED)
+OWN_THREAD = During("block_io", THREAD, COLUMNS, start=INSERTED)
 ON_BEHALF = During(
     "block_io", "for_pid::UBIGINT", COLUMNS, "for_pid IS NOT NULL AND for_pid IS DISTINCT FROM pid", INSERTED
 )
@@ -73,13 +75,21 @@ class _Sleep:
     """Of one effect: when its thread may have waited for a disk, and which rows say so."""
 
     states: States
-    any_request: states.Chosen
-    written: states.Chosen
-    """Of them, those in calls that wait for pages to be written by whatever thread."""
+    any_request: Chosen
+    """In a page fault, a call on files, or a state that was not recorded: a request of any thread of the process."""
+    own_request: Chosen
+    """In another call (ioctl): a request of the thread itself, for a driver sleeps for reasons of its own."""
+    written: Chosen
+    """In a call that writes: also what the kernel wrote on behalf of the process."""
 
     @property
     def pid(self) -> int:
+        """Process of the thread."""
         return int(self.states.a["pid"][0])
+
+    def key(self, what: During) -> int:
+        """What a request must have in common with it."""
+        return thread_key(self.pid, int(self.states.a["tid"][0])) if what is OWN_THREAD else self.pid
 
 
 def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
@@ -89,32 +99,26 @@ def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
         return why
     machine = system_calls.machine(context.store.open_body)
     sleeps = {key: _sleep(s, machine) for key, s in states.of_effects(context, effects).items()}
-    own = rows_during(context, OWN, {k: (x.pid, x.states.asleep(x.any_request)) for k, x in sleeps.items()})
-    behalf = rows_during(context, ON_BEHALF, {k: (x.pid, x.states.asleep(x.written)) for k, x in sleeps.items()})
-    causes = {
-        key: [
-            *_by_device(context, x.states, x.any_request, own.get(key), machine),
-            *_by_device(context, x.states, x.written, behalf.get(key), machine),
-        ]
-        for key, x in sleeps.items()
-    }
+    causes: dict[str, list[Cause]] = {key: [] for key in sleeps}
+    for kind, what in (("any_request", OWN), ("own_request", OWN_THREAD), ("written", ON_BEHALF)):
+        chosen: dict[str, Chosen] = {key: getattr(x, kind) for key, x in sleeps.items()}
+        wanted = {key: (x.key(what), x.states.asleep(chosen[key])) for key, x in sleeps.items()}
+        for key, requests in rows_during(context, what, wanted).items():
+            causes[key] += _by_device(context, sleeps[key].states, chosen[key], requests, machine)
     return _with_others(context, causes, {key: x.pid for key, x in sleeps.items()})
 
 
 def _sleep(s: States, machine: str) -> _Sleep:
-    def called(names: frozenset[str]) -> states.Chosen:
+    def called(names: frozenset[str]) -> Chosen:
         return s.in_calls(system_calls.numbers(names, machine))
 
     slept = (s.a["op"] == "blocked") & (s.uninterruptible | called(system_calls.ASYNCHRONOUS_IO))
     chosen = (slept | s.unknown) & ~called(system_calls.NO_DISK)
-    return _Sleep(s, chosen, chosen & (called(system_calls.WRITING) | s.unknown))
+    files = called(system_calls.FILES) | (s.a["syscall"] == states.UNKNOWN)
+    return _Sleep(s, chosen & files, chosen & ~files, chosen & (called(system_calls.WRITING) | s.unknown))
 
 
-def _by_device(
-    context: Context, s: States, chosen: states.Chosen, requests: Columns | None, machine: str
-) -> Iterator[Cause]:
-    if requests is None:
-        return
+def _by_device(context: Context, s: States, chosen: Chosen, requests: Columns, machine: str) -> Iterator[Cause]:
     asleep = s.asleep(chosen)
     for major, minor in sorted(set(zip(requests["major"].tolist(), requests["minor"].tolist(), strict=True))):
         mine = (requests["major"] == major) & (requests["minor"] == minor)
@@ -137,7 +141,7 @@ def _by_device(
         )  # fmt: skip
 
 
-def _requests(requests: Columns, mine: states.Chosen) -> str:
+def _requests(requests: Columns, mine: Chosen) -> str:
     """What was asked for, and by which threads: "reads by python3"."""
     ops = sorted({f"{op}s" if op in {"read", "write"} else f"{op} requests" for op in requests["op"][mine].tolist()})
     names = sorted({c for c in requests["comm"][mine].tolist() if c})
@@ -145,7 +149,7 @@ def _requests(requests: Columns, mine: states.Chosen) -> str:
     return " and ".join(ops) + by
 
 
-def _calls(s: States, touched: states.Chosen, machine: str) -> str:
+def _calls(s: States, touched: Chosen, machine: str) -> str:
     """In which system calls it slept, by how much, the most first; a page fault is in none."""
     slept = s.runnable_from - s.a["start_ns"]
     numbers = np.unique(s.a["syscall"][touched]).tolist()
@@ -156,7 +160,7 @@ def _calls(s: States, touched: states.Chosen, machine: str) -> str:
 
 
 def _evidence(
-    context: Context, s: States, chosen: states.Chosen, requests: Columns, mine: states.Chosen
+    context: Context, s: States, chosen: Chosen, requests: Columns, mine: Chosen
 ) -> Callable[[Intervals], tuple[str, ...]]:
     off = s.evidence(context, chosen)
 
@@ -205,12 +209,12 @@ def _others(time: Intervals, rows: Columns, own: int) -> Iterator[str]:
 
 DETECTOR = Detector(
     precedence=30,
-    kinds=frozenset({"slow_call", "late_arrival", model.WAITED_FOR}),
+    kinds=frozenset({"slow_call", "late_arrival", "stall", model.WAITED_FOR}),
     scope="same thread, and a request of its process",
     find=find,
     refuted_by="The same calls as slow with the files in memory already (read once before), or on another disk.",
     experiment="Read the files once before the run so that they are in the page cache (or put them on a RAM disk), and "
     "capture again.",
-    next_step="See what is read or written there (audit query, block_io of the process; lsof), and prefetch it, or move "
-    "it off the thread that gives work to the GPU.",
+    next_step="See what is read or written there (audit query, block_io of the process; lsof), and prefetch it, or "
+    "move it off the thread that gives work to the GPU.",
 )

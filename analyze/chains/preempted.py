@@ -2,13 +2,15 @@
 
 Effect: slow calls, or the lateness of a rank. Cause: the time in which the same thread was runnable and off its CPU:
 all of a preemption, and of a sleep the part after the wake-up (``runqueue_ns``). The culprit is who ran instead at the
-switch, where that was seen. Units: ns.
+switch; who ran when a sleeper was woken is not seen, unless it is one that takes that CPU from it anyway. Units: ns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from gpuaudit.analyze.causal import model, neighbours, states
 from gpuaudit.analyze.causal.model import Cause, Causes, Detector, Effect
@@ -37,52 +39,79 @@ DECLARATION = Declaration(
     },
     never_claims="That the call would have ended earlier by as much: a thread that waits for its GPU loses nothing by "
     "being off its CPU. Nor why the other was allowed to run there.",
-    assumptions=("Who ran at the switch ran for the whole interval.",),
+    assumptions=(
+        "Who ran at the switch ran for the whole interval.",
+        "Who took a CPU from the thread during the effect, and ran there when the thread went to sleep, ran there too "
+        "when it was woken and came back to that CPU.",
+    ),
 )  # fmt: skip
 
 NOBODY = "nobody that was seen"
 
+IDLE = 0
+"""Process of the idle task: it takes no CPU from anybody."""
+
 
 def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
     """Runnable time of each effect's thread, by who ran instead."""
-    why = unrecorded(context)
+    why = states.unrecorded(context)
     if why is not None:
         return why
     seen = states.of_effects(context, effects)
     return {key: list(_by_culprit(context, s)) for key, s in seen.items()}
 
 
-def unrecorded(context: Context) -> NotEvaluated | None:
-    """Why nobody can say what a thread did off its CPU, where so."""
-    if context.store.row_count("off_cpu"):
-        return None
-    from gpuaudit.analyze.context import NotEvaluated  # noqa: PLC0415 - it imports what imports this
-
-    return NotEvaluated(context.quality.source_reason("off_cpu") or "no interval off a CPU was recorded")
+unrecorded = states.unrecorded
+"""Why nobody can say what a thread did off its CPU, where so."""
 
 
 def _by_culprit(context: Context, s: States) -> Iterator[Cause]:
-    pids, names = s.a["next_pid"], s.a["next_comm"]
-    for pid, name in sorted({(int(p), str(n)) for p, n in zip(pids, names, strict=True)}):
-        chosen = (pids == pid) & (names == name)
+    who = _culprits(s)
+    for pid, name in sorted(set(who)):
+        chosen = np.array([w == (pid, name) for w in who], dtype=bool)
         time = s.runnable(chosen)
         if not len(time):
             continue
-        # The idle task (0) ran: nobody had taken the CPU, the thread was on its way to it.
-        known = pid > 0
-        culprit = f"{name} ({pid})" if known else NOBODY
+        culprit = _named(s, pid, name)
+        tids = sorted(set(s.a["next_tid"][chosen].tolist()) - {states.UNKNOWN, IDLE}) if pid else []
         yield Cause(
             culprit=culprit, time=time, evidence=s.evidence(context, chosen),
-            text="preempted" if known else "preempted_unknown",
-            what=f"its thread was ready to run and had no CPU, while {culprit} ran there",
-            subject={"culprit_pid": str(pid)} if known else {},
-            further=neighbours.follow(context, pid, sorted(set(s.a["next_tid"][chosen].tolist()))),
+            text="preempted" if pid else "preempted_unknown",
+            what=f"its thread was ready to run and had no CPU, while {culprit} ran there" if pid else
+            "its thread was ready to run and had no CPU; who ran instead was not seen",
+            subject={"culprit_pid": str(pid)} if pid else {}, ran=tuple((pid, tid) for tid in tids),
+            further=neighbours.follow(context, pid, tids), observer=pid in context.observers,
         )  # fmt: skip
+
+
+def _culprits(s: States) -> list[tuple[int, str]]:
+    """For each row who ran instead; process 0 is nobody that was seen.
+
+    Where the thread was preempted: who ran at the switch. Where it slept and was woken, who ran at the switch is not
+    who kept it from the CPU later, unless the same thread took that very CPU from it at another time of the effect,
+    and it came back there.
+    """
+    a = s.a
+    switched = list(zip(a["next_pid"].tolist(), a["next_tid"].tolist(), a["next_comm"].tolist(), strict=True))
+    preempted = (a["op"] == "preempted").tolist()
+    cpus = list(zip(a["cpu_out"].tolist(), a["cpu"].tolist(), strict=True))
+    took = {(tid, out) for (_, tid, _), (out, _), p in zip(switched, cpus, preempted, strict=True) if p}
+    known = [
+        pid > IDLE and (p or (out == back and (tid, out) in took))
+        for (pid, tid, _), (out, back), p in zip(switched, cpus, preempted, strict=True)
+    ]
+    return [(pid, name) if k else (IDLE, NOBODY) for (pid, _, name), k in zip(switched, known, strict=True)]
+
+
+def _named(s: States, pid: int, name: str) -> str:
+    if not pid:
+        return NOBODY
+    return f"{name} (of its own process, {pid})" if pid == int(s.a["pid"][0]) else f"{name} ({pid})"
 
 
 DETECTOR = Detector(
     precedence=50,
-    kinds=frozenset({"slow_call", "late_arrival"}),
+    kinds=frozenset({"slow_call", "late_arrival", model.WAITED_FOR}),
     scope="same thread",
     find=find,
     refuted_by="The same calls as slow with the thread alone on its CPU.",

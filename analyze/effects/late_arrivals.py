@@ -1,7 +1,7 @@
 """Late arrivals: from the median arrival of the other ranks to the arrival of the late one, on the late one's thread.
 
-What the late rank's thread did in that time is why it was late. Of every communicator and rank that the detector of
-late ranks tells of, and of no other. Units: ns.
+What the late rank's thread did in that time is why it was late. Of every rank that was late once by the thresholds of
+the detector of late ranks; whether that is worth a chain that detector decides. Units: ns.
 """
 
 from __future__ import annotations
@@ -53,9 +53,10 @@ def _of_rank(context: Context, c: Collectives, r: int, parts: Intervals, calls: 
     threads = np.array([tids[leaf, row] for leaf, row in calls.tolist()])
     for tid in sorted(set(threads.tolist())):
         mine = parts[threads == tid]
+        counted = "late arrival" if len(mine) == 1 else f"{len(mine)} late arrivals"
         yield Effect(
             kind=KIND, key=key(c.name, rank, tid),
-            name=f"the {len(mine)} late arrivals of rank {rank} ({context.process_name(pid)} {pid}) in communicator "
+            name=f"the {counted} of rank {rank} ({context.process_name(pid)} {pid}) in communicator "
             f"{c.name}",
             pid=pid, tid=tid, op="arrival", time=intervals.from_bounds(mine[:, 0], mine[:, 1]), parts=mine,
             of_ns=int(c.arrival[r].max() - c.arrival[r].min()) or 1,

@@ -4,7 +4,7 @@ A call is slow if it took more than :data:`TIMES` times the median of its own op
 the slowest hundredth of them (at or above the value at rank ceil(0.99·n)); an operation with fewer than
 :data:`LEAST_CALLS` calls has no usual duration. Outermost calls only. Calls without rows of their own count for median
 and rank, by the most that their bucket says. A call that had not returned when the capture ended is none: how long it
-took is not known. Units: ns.
+took is not known. Time in which the host slept is nobody's loss and is taken out. Units: ns.
 """
 
 from __future__ import annotations
@@ -82,6 +82,8 @@ def _of_table(context: Context, table: str) -> list[Effect]:
         return []
     lives = _observed(context)
     out = []
+    watched = ~np.isin(a["pid"], sorted(context.observers))
+    a = {k: v[watched] for k, v in a.items()}
     starts = np.flatnonzero(_changes(a))
     for low, high in zip(starts, [*starts[1:], len(a["pid"])], strict=True):
         out.append(_effect(context, table, {k: v[low:high] for k, v in a.items()}, lives))
@@ -121,12 +123,17 @@ def _effect(context: Context, table: str, a: dict[str, Any], lives: dict[tuple[i
     return Effect(
         kind=KIND,
         key=f"{KIND}:{pid}:{tid}:{op}",
-        name=f"the {len(parts)} slow calls of {op} on thread {tid} of {context.process_name(pid)} ({pid})",
-        pid=pid, tid=tid, op=op, time=intervals.from_bounds(parts[:, 0], parts[:, 1]), parts=parts,
+        name=f"the {_counted(len(parts))} of {op} on thread {tid} of {context.process_name(pid)} ({pid})",
+        pid=pid, tid=tid, op=op, parts=parts,
+        time=intervals.subtract(intervals.from_bounds(parts[:, 0], parts[:, 1]), context.window.asleep),
         of_ns=lives.get((pid, tid), context.window.length_ns),
         evidence=_evidence(context, table, keys, wide),
         subject={"pid": str(pid), "tid": str(tid), "op": op}, notes=notes,
     )  # fmt: skip
+
+
+def _counted(calls: int) -> str:
+    return "slow call" if calls == 1 else f"{calls} slow calls"
 
 
 def _evidence(context: Context, table: str, keys: Intervals, wide: str) -> Callable[[], tuple[str, ...]]:

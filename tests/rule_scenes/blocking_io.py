@@ -1,9 +1,11 @@
 """A launch that is slow because its thread read a cold page of a file; and the same from an import without states."""
 
+from typing import Any
+
 from tests.rule_scenes.slow import AT, MS, block, launches, off
 from tests.scenes import Scene
 
-SLEPT = {"op": "blocked", "prev_state": 2, "next_pid": 0, "next_tid": 0, "next_comm": "swapper/1"}
+SLEPT: dict[str, Any] = {"op": "blocked", "prev_state": 2, "next_pid": 0, "next_tid": 0, "next_comm": "swapper/1"}
 
 
 def scenes() -> list[Scene]:
