@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from gpuaudit.bundle.errors import InputUnusable
@@ -179,16 +180,21 @@ def gpus(head: Sequence[str]) -> Iterator[dict[str, object]]:
     listed = re.search(r'"deviceProperties"\s*:\s*(?=\[)', text)
     if listed is None:
         return
-    block = text[listed.end() :].encode("utf-8", "replace")
-    try:
-        devices = [v for _, v in members("", [block[: block.find(b"]") + 1]], "", ())]
-    except InputUnusable:
-        return
-    for d in devices[:MAX_DEVICES]:
+    for d in _whole(text[listed.end() :]):
         index = values.integer(d.get("id"), 1023) if isinstance(d, dict) else None
         if index is not None:
             yield {"index": index, "uuid": unrecorded(index), "name": values.text(d.get("name")) or "not recorded",
                    "driver": "not recorded"}  # fmt: skip
+
+
+def _whole(text: str) -> list[Any]:
+    """The elements of an array that may be cut off."""
+    found: list[Any] = []
+    end = text.find("]") + 1 or len(text)
+    with suppress(InputUnusable):
+        for _, value in members("", [text[:end].encode("utf-8", "replace")], "", ()):
+            found.append(value)
+    return found[:MAX_DEVICES]
 
 
 FORMAT = Format(
