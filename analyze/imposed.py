@@ -98,3 +98,16 @@ def _longer(
                 for x, y in zip(took[peer, mine] - usually, judged.lateness[mine], strict=True)
             )
     return total, compared
+
+
+def by_peer(
+    c: Collectives, judged: Lateness, rank_at: int, at: npt.NDArray[np.intp], window_end_ns: int
+) -> dict[int, Intervals]:
+    """By position of each other rank, when it waited for the late one: what :func:`measure` adds up as the overlap."""
+    held, _ = waits.carriers(c, window_end_ns)
+    cause = intervals.from_bounds(judged.median[at], c.arrival[rank_at, at])
+    return {
+        peer: intervals.intersect(intervals.from_bounds(held[peer, at, 0], held[peer, at, 1]), cause)
+        for peer in range(len(c.ranks))
+        if peer != rank_at
+    }
