@@ -141,3 +141,5 @@ class Detector:
     next_step: str
     one_chain: bool = False
     """A culprit holds up many processes at once (the peers of a late rank): one chain tells of them all."""
+    inferred: bool = False
+    """The culprit itself was not observed, and is what is left: confidence is medium at most."""

@@ -121,7 +121,9 @@ def _chain(context: Context, found: Findings, group: Sequence[Explained]) -> Cha
         subject={"pid": str(lead.effect.pid), **lead.effect.subject, **lead.cause.subject},
         links=made,
         impact=Quantity(explained, "ns", "derived", evidence, "effects ∩ cause, each moment once a thread"),
-        confidence=_confidence(context, name, share, grade, any(x.cause.refuted for x in group)),
+        confidence=_at_most(
+            _confidence(context, name, share, grade, any(x.cause.refuted for x in group)), told.inferred
+        ),
         grade=grade,
         against=tuple(dict.fromkeys(_against(group))),
         refuted_by=told.refuted_by,
@@ -159,6 +161,10 @@ def _severity(
     """By the thread that lost the largest share of its own time."""
     worst = max(threads, key=lambda t: Fraction(t[0], max(t[2], 1)))
     return severity.of_share(worst[0], worst[2], context.policy, name)
+
+
+def _at_most(confidence: Literal["high", "medium", "low"], inferred: bool) -> Literal["high", "medium", "low"]:
+    return "medium" if inferred and confidence == "high" else confidence
 
 
 def _confidence(
