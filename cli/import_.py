@@ -79,12 +79,14 @@ def command(
     """Seal recordings made by other tools into one bundle, marked IMPORTED, with the digests of the originals.
 
     Formats are told by content: polled metrics of an inference server (JSON lines with t, text, took_ms, gzip or not),
-    nvidia-smi --query-gpu … --format=csv -l, dcgmi dmon. What cannot be carried is listed, in the bundle too. The
-    result is evidence that these files said so, and of nothing about this host.
+    nvidia-smi --query-gpu … --format=csv -l, dcgmi dmon, traces of the PyTorch profiler (Kineto JSON, gzip or not;
+    the files of several ranks make one bundle). What cannot be carried is listed, in the bundle too. The result is
+    evidence that these files said so, and of nothing about this host.
 
     \b
     Examples:
       audit import vllm.jsonl.gz --out vllm.db
+      audit import rank0.pt.trace.json.gz rank1.pt.trace.json.gz --out step.db
       audit import smi.csv --utc-offset +02:00
       audit import dmon.log --start 2026-11-22T05:00:00Z --interval 1s
     """
