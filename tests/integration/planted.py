@@ -216,4 +216,6 @@ def explained(chains: Sequence[Chain]) -> Fraction:
 
 def effect_ns(chain: Chain) -> int:
     """Time of the effects of a chain."""
-    return sum(int(link.effect_ns.value or 0) for link in chain.links)
+    value = chain.values["effect_time"]
+    assert not isinstance(value, str)
+    return int(value.value or 0)

@@ -94,11 +94,13 @@ static inline void planted_cause(struct planted *p)
 
 	if (!strcmp(p->cause, "disk")) {
 		do {
-			uint64_t from = boottime_ns();
+			uint64_t from = boottime_ns(), cpu = planted_cpu_ns();
 
 			if (pread(p->disk, p->block, PLANTED_BLOCK, p->disk_at) != PLANTED_BLOCK)
 				die("pread", "no whole block");
 			planted_note(p, "disk", from);
+			if (p->count) /* what it computed itself is no wait */
+				p->spans[p->count - 1].to_ns -= planted_cpu_ns() - cpu;
 			p->disk_at = (p->disk_at + PLANTED_BLOCK) % p->disk_bytes;
 		} while (boottime_ns() < before + (uint64_t)p->hold_ms * 1000000u);
 	} else if (!strcmp(p->cause, "futex")) {

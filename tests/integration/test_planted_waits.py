@@ -1,0 +1,96 @@
+"""A launcher that waits inside its slow launches, for a disk or for a lock that a sibling holds: found with its share.
+
+The twins wait as long for the same, but between the launches, on another thread, or in another process, while their
+slow launches compute: nothing is claimed. Nor is it of a launcher that naps, which is its own will.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.disks import folder_on_disk
+from tests.integration.planted import (
+    CPU,
+    OTHER_CPU,
+    TOLERANCE,
+    Analysed,
+    Bench,
+    analysed,
+    bench,
+    close,
+    effect_ns,
+    share,
+)
+from tests.integration.recording import start
+
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf"), pytest.mark.alone]
+
+FILE_BYTES = 16 << 20
+
+
+def together(b: Bench, **options: tuple[object, ...]) -> None:
+    """Two launchers at a time, each on a core of its own."""
+    cores = (CPU, OTHER_CPU)
+    names = [name.replace("_", " ") for name in options]
+    commands = zip(names, options.values(), cores, strict=True)
+    b.follow(*(start(*b.command(name, "--cpu", cpu, *more)) for name, more, cpu in commands))
+    for name in names:
+        b.ended(name)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory, bpf: None) -> Iterator[Analysed]:
+    folder: Path = tmp_path_factory.mktemp("waits")
+    if CPU == OTHER_CPU:
+        pytest.skip("needs two CPUs")
+    with folder_on_disk(folder) as place, bench(folder) as b:
+        cold = place / "cold"
+        with cold.open("wb") as f:
+            f.write(os.urandom(FILE_BYTES))
+            os.fsync(f.fileno())
+        disk, futex = ("--cause", "disk", "--disk", cold), ("--cause", "futex")
+        together(b, disk_inside=disk, another_process=("--busy-ms", 30))
+        together(b, disk_between=(*disk, "--where", "between"), futex_inside=futex)
+        together(b, disk_thread=(*disk, "--where", "thread"), futex_between=(*futex, "--where", "between"))
+        together(b, futex_thread=(*futex, "--where", "thread"), nap_inside=("--cause", "nap"))
+        yield analysed(b)
+
+
+@pytest.mark.parametrize(("cause", "detector"), [("disk", "blocking_io"), ("futex", "lock_wait")])
+def test_what_the_launcher_waits_for_is_found(found: Analysed, cause: str, detector: str) -> None:
+    """Two thirds of the time of its slow launches, as its own clock says; and nothing else is claimed."""
+    name = f"{cause} inside"
+    chain, told = found.only(name, detector), found.victims[name]
+    assert told.planted(cause) > TOLERANCE
+    assert close(share(chain), told.planted(cause)), (share(chain), told.planted(cause))
+    assert abs(effect_ns(chain) - told.slow_ns) <= told.slow_ns // 20
+    assert sum(s.share.value or 0 for s in chain.shares) == 1
+
+
+def test_the_holder_of_the_lock_is_named(found: Analysed) -> None:
+    chain = found.only("futex inside", "lock_wait")
+    assert "holder" in str(chain.values["culprit"])
+
+
+@pytest.mark.parametrize("cause", ["disk", "futex"])
+@pytest.mark.parametrize("place", ["between", "thread"])
+def test_the_same_wait_elsewhere_is_no_chain(found: Analysed, cause: str, place: str) -> None:
+    name = f"{cause} {place}"
+    assert found.unexplained(name) > 1 - TOLERANCE
+    assert found.chains(name) == []
+
+
+def test_a_neighbour_that_waits_for_a_disk_is_no_chain(found: Analysed) -> None:
+    assert found.unexplained("another process") > 1 - TOLERANCE
+    assert found.chains("another process") == []
+
+
+def test_a_sleeper_of_its_own_will_explains_nothing(found: Analysed) -> None:
+    """The launch naps for two thirds of its time: that is no cause of anything."""
+    assert found.victims["nap inside"].planted("nap") > TOLERANCE
+    assert found.unexplained("nap inside") > 1 - TOLERANCE
+    assert found.chains("nap inside") == []
