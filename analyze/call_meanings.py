@@ -15,6 +15,7 @@ A call that another recorded one made on the same thread has a parent. Three way
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -39,6 +40,10 @@ class Meaning:
     def condition(self) -> str:
         """SQL condition on ``op``: the calls that mean this, those inside others too."""
         return f"regexp_full_match(op, '({self.pattern}){_LATER}')"
+
+    def means(self, op: str) -> bool:
+        """Whether a call of this name means it."""
+        return re.fullmatch(f"(?:{self.pattern}){_LATER}", op) is not None
 
     @property
     def first(self) -> str:

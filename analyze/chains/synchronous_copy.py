@@ -117,7 +117,7 @@ def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
 def _larger(context: Context, e: Effect, rows: Rows) -> Chosen:
     """Copies of far more bytes than its operation usually copies in the process: of a slow call those bytes are the
     reason, and not that it is a copy."""
-    same = (rows.a["pid"] == e.pid) & (rows.a["op"] == e.op) & (rows.a["size"] != UNKNOWN)
+    same: Chosen = (rows.a["pid"] == e.pid) & (rows.a["op"] == e.op) & (rows.a["size"] != UNKNOWN)
     sizes = np.sort(rows.a["size"][same])
     if not len(sizes):
         return same
