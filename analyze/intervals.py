@@ -1,4 +1,4 @@
-"""Sets of time, exact in nanoseconds: union, intersection and difference of half-open intervals.
+"""Sets of time, exact in nanoseconds: union, intersection, difference, coverage and neighbours of half-open intervals.
 
 An interval set is an int64 array of shape (n, 2), ``[start, end)`` in ns on CLOCK_BOOTTIME, sorted, disjoint, without
 empty or touching members: so equal sets of time are equal arrays. Every share of time in a report is a quotient of
@@ -17,6 +17,9 @@ Intervals = npt.NDArray[np.int64]
 
 EMPTY: Intervals = np.zeros((0, 2), dtype=np.int64)
 EMPTY.flags.writeable = False
+
+FAR = np.iinfo(np.int64).max
+"""Farther than anything is from anything."""
 
 
 def from_bounds(starts: npt.ArrayLike, ends: npt.ArrayLike) -> Intervals:
@@ -73,6 +76,46 @@ def intersect_all(sets: Iterable[Intervals]) -> Intervals:
 def clip(a: Intervals, start: int, end: int) -> Intervals:
     """Time of ``a`` within ``[start, end)``."""
     return from_bounds(np.clip(a[:, 0], start, end), np.clip(a[:, 1], start, end))
+
+
+def coverage(parts: Intervals, by: Intervals) -> npt.NDArray[np.int64]:
+    """ns of each of ``parts`` that lie in the set ``by``.
+
+    Parts are rows ``[start, end)`` in any order, which may overlap each other (calls of several threads, pieces of a
+    sleep); one that ends before it starts has none.
+    """
+    if not len(by):
+        return np.zeros(len(parts), dtype=np.int64)
+    ends = np.maximum(parts[:, 0], parts[:, 1])
+    return _before(by, ends) - _before(by, parts[:, 0])
+
+
+def _before(a: Intervals, at: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """ns of the set before each moment."""
+    whole = np.concatenate([[0], np.cumsum(a[:, 1] - a[:, 0])]).astype(np.int64)
+    begun = np.searchsorted(a[:, 0], at, side="right")
+    last = np.maximum(begun - 1, 0)
+    inside = np.where(begun > 0, np.minimum(at, a[last, 1]) - a[last, 0], 0)
+    out: npt.NDArray[np.int64] = whole[last] + inside
+    return out
+
+
+def nearest(parts: Intervals, to: Intervals) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64]]:
+    """For each of ``parts`` (rows as in :func:`coverage`) the member of the set ``to`` that is nearest, and the gap.
+
+    The gap (ns) is 0 where they share a moment or touch. Of members equally near one that shares a moment goes first,
+    then the earlier; no member is -1, with a gap of -1.
+    """
+    if not len(to):
+        none = np.full(len(parts), -1, dtype=np.int64)
+        return none.astype(np.intp), none
+    after = np.searchsorted(to[:, 1], parts[:, 0], side="right")
+    late, early = np.minimum(after, len(to) - 1), np.maximum(after - 1, 0)
+    behind = np.where(after < len(to), np.maximum(to[late, 0] - parts[:, 1], 0), FAR)
+    before = np.where(after > 0, parts[:, 0] - to[early, 1], FAR)
+    shares = (after < len(to)) & (to[late, 0] < parts[:, 1]) & (parts[:, 0] < parts[:, 1])
+    back = (before < behind) | ((before == behind) & ~shares)
+    return np.where(back, early, late), np.where(back, before, behind)
 
 
 def _combine(

@@ -53,6 +53,39 @@ def test_times_of_a_machine_that_runs_long(a: list[tuple[int, int]], shift: int)
     assert (far - shift == made(a)).all()
 
 
+rows = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 20)), max_size=8).map(
+    lambda pairs: np.array([(a, a + n) for a, n in pairs], dtype=np.int64).reshape(-1, 2)
+)
+"""Parts in any order, which may overlap or be empty."""
+
+
+@given(rows, bounds)
+def test_coverage(parts: Intervals, by: list[tuple[int, int]]) -> None:
+    want = [len(model([(a, b)]) & model(by)) for a, b in parts.tolist()]
+    assert intervals.coverage(parts, made(by)).tolist() == want
+
+
+@given(rows, bounds)
+def test_nearest(parts: Intervals, to: list[tuple[int, int]]) -> None:
+    members = made(to)
+    index, gap = intervals.nearest(parts, members)
+    for (a, b), i, g in zip(parts.tolist(), index.tolist(), gap.tolist(), strict=True):
+        ranked = sorted((max(c - b, a - d, 0), not (a < b and c < b and a < d), n)
+                        for n, (c, d) in enumerate(members.tolist()))  # fmt: skip
+        assert (i, g) == ((ranked[0][2], ranked[0][0]) if ranked else (-1, -1))
+
+
+@given(rows, bounds, st.integers(0, 2**61))
+def test_coverage_and_neighbours_do_not_depend_on_the_origin(
+    parts: Intervals, to: list[tuple[int, int]], shift: int
+) -> None:
+    members = made(to)
+    far = intervals.from_bounds(members[:, 0] + shift, members[:, 1] + shift)
+    assert (intervals.coverage(parts + shift, far) == intervals.coverage(parts, members)).all()
+    for there, here in zip(intervals.nearest(parts + shift, far), intervals.nearest(parts, members), strict=True):
+        assert (there == here).all()
+
+
 def test_nothing() -> None:
     same(intervals.intersect_all([]), set())
     same(intervals.union(), set())
