@@ -95,7 +95,8 @@ def claims(context: Context) -> tuple[list[Claim], int]:
     rows = context.store.sql(
         "WITH c AS (SELECT *, unnest(string_split(coalesce(alleged, 'nothing'), ',')) AS what FROM stored_conclusions) "
         "SELECT tool, coalesce(op, ''), what, count(*), arg_max(severity, k), arg_max(summary, k), "
-        "arg_max(tail_ns, k), arg_max(usual_ns, k), arg_max(alleged_off_cpu_ns, k) FROM (SELECT *, (start_ns, leaf, row) AS k FROM c) "
+        "arg_max(tail_ns, k), arg_max(usual_ns, k), arg_max(alleged_off_cpu_ns, k) "
+        "FROM (SELECT *, (start_ns, leaf, row) AS k FROM c) "
         "GROUP BY 1, 2, 3 ORDER BY 4 DESC, 1, 2, 3"
     )
     out = [
