@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpuaudit.analyze import intervals
-from gpuaudit.analyze.barriers import Barriers
-from gpuaudit.analyze.causal import model
+from gpuaudit.analyze.causal import collective_calls, model
 from gpuaudit.analyze.causal.model import Cause, Causes, Detector, Effect
 from gpuaudit.analyze.finding import Declaration, Quantity, Threshold
 from gpuaudit.analyze.intervals import Intervals
@@ -102,15 +101,8 @@ def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
         return _unseen(why) if why else {}
     sockets = read_sockets(context.store)
     resent = _resent(context, sockets)
-    out: dict[str, list[Cause]] = {}
-    for e in effects:
-        of_process = context.barriers.get(e.pid)
-        if of_process is None:
-            continue
-        own = e.parts[of_process.carries(e.parts)]
-        if len(own):
-            out[e.key] = list(_causes(context, sockets, resent, of_process, own))
-    return out
+    out = {e.key: list(_causes(context, sockets, resent, e)) for e in effects}
+    return {key: causes for key, causes in out.items() if causes}
 
 
 def _unseen(why: str) -> NotEvaluated:
@@ -142,39 +134,18 @@ def _resent(context: Context, sockets: Sockets) -> list[Resent]:
     return out
 
 
-def _causes(
-    context: Context, sockets: Sockets, resent: Sequence[Resent], b: Barriers, own: Intervals
-) -> Iterator[Cause]:
+def _causes(context: Context, sockets: Sockets, resent: Sequence[Resent], effect: Effect) -> Iterator[Cause]:
     found: dict[str, _Found] = defaultdict(_Found)
     times = np.array([r.at for r in resent], dtype=np.int64)
-    for start, end in own.tolist():
-        ranks, peers, entered = _members(context, b, start, end)
-        for r in resent[np.searchsorted(times, start) : np.searchsorted(times, end)]:
-            if sockets.between(r.owners, r.end, ranks, peers):
+    for call in collective_calls.of_effect(context, effect):
+        for r in resent[int(np.searchsorted(times, call.start)) : int(np.searchsorted(times, call.end))]:
+            if sockets.between(r.owners, r.end, call.ranks, call.peers):
                 mine = found[r.end[2]]
-                low = max(start, entered, r.at - r.reach_ns, r.before, sockets.moved(r.end, r.at))
+                low = max(call.start, call.entered, r.at - r.reach_ns, r.before, sockets.moved(r.end, r.at))
                 mine.pieces.append((low, r.at))
                 mine.resent.append(r)
     for remote in sorted(found):
         yield _cause(context, sockets, remote, found[remote])
-
-
-def _members(context: Context, b: Barriers, start: int, end: int) -> tuple[frozenset[int], frozenset[int], int]:
-    """Observed processes of the communicators of the collectives that the call carries; those and, of a communicator
-    without identity, all that may be its ranks; and when the last one had entered them: 0 where that cannot be told.
-    """
-    carried = ((b.calls == [start, end]).all(axis=1)) | ((b.syncs == [start, end]).all(axis=1))
-    ids, ranks, entered = set(b.comm_id[carried].tolist()), {b.pid}, 0
-    calls = b.calls[carried, 0]
-    for c in context.aligned:
-        if str(c.comm_id) not in ids:
-            continue
-        ranks |= set(c.pids)
-        if c.count and b.pid in c.pids:
-            mine = np.isin(c.arrival[c.pids.index(b.pid)], calls)
-            entered = max([entered, *c.last_arrival[mine].tolist()])
-    unknown = {x.pid for x in context.barriers.values() if "" in x.comm_id.tolist()} if "" in ids else set()
-    return frozenset(ranks), frozenset(ranks | unknown), entered
 
 
 def _cause(context: Context, sockets: Sockets, remote: str, found: _Found) -> Cause:

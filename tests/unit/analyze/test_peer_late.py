@@ -108,7 +108,7 @@ def test_it_goes_on_from_the_peers_to_the_process_on_the_late_ranks_cpu() -> Non
     """Three peers waited ← rank 2 was late ← it had no CPU ← the tokenizer ran there, which was sending."""
     *peers, preempted, culprit = told().links
     assert len(peers) == 3
-    assert "late arrivals of rank 2 (dispatcher 102)" in preempted.effect
+    assert "late arrival of rank 2 (dispatcher 102)" in preempted.effect
     assert preempted.overlap_ns.value == 24 * MS
     assert "tokenizer (300)" in preempted.cause
     assert culprit.effect == "tokenizer (300) ran on that CPU"
