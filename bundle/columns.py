@@ -102,11 +102,19 @@ def from_records(table: Table, rows: Sequence[Mapping[str, object]]) -> Rows:
     ValueError for a column the table does not have, a null where none is allowed, or a value that does not fit.
     """
     known = {c.name for c in table.columns}
+    used: set[str] = set()
     for i, row in enumerate(rows):
-        unknown = row.keys() - known
-        if unknown:
-            raise ValueError(f"{table.name}: row {i} has unknown columns {sorted(unknown)}")
-    return {c.name: _column(table, c, [row.get(c.name) for row in rows]) for c in table.columns}
+        if not used.issuperset(row):
+            used.update(row)
+            unknown = row.keys() - known
+            if unknown:
+                raise ValueError(f"{table.name}: row {i} has unknown columns {sorted(unknown)}")
+    return {
+        c.name: _column(table, c, [row.get(c.name) for row in rows])
+        if c.name in used or not c.nullable
+        else null_column(c, len(rows))
+        for c in table.columns
+    }
 
 
 def _column(table: Table, column: Column, values: list[object]) -> ColumnData:

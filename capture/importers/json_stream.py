@@ -28,6 +28,9 @@ MAX_MEMBERS = 10_000
 """Members of the top level; a trace has a dozen."""
 
 _BLANK = re.compile(r"[ \t\r\n]*")
+_NEXT = re.compile(r"[ \t\r\n]*,[ \t\r\n]*(?=[^ \t\r\n\]])")
+"""From the end of an element to the begin of the next one, where both are in the window."""
+
 _TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["\[\]{}]', re.DOTALL)
 """A whole string, the quotation mark of one whose end is not in the window, or a bracket."""
 
@@ -130,6 +133,9 @@ class _Window:
         char = self.next_char()
         while char != "]":
             yield self.value(MAX_ELEMENT_CHARS)
+            while match := _NEXT.match(self._text, self.at):
+                self.at = match.end()
+                yield self._value_here(MAX_ELEMENT_CHARS)
             char = self.next_char()
             if char == ",":
                 self.at += 1
@@ -139,8 +145,12 @@ class _Window:
         self.at += 1
 
     def value(self, limit: int) -> Value:
-        """The value here, of at most ``limit`` characters."""
+        """The next value, of at most ``limit`` characters."""
         self.next_char()
+        return self._value_here(limit)
+
+    def _value_here(self, limit: int) -> Value:
+        """The value that begins exactly here."""
         while True:
             try:
                 value, end = self._scan(self._text, self.at)

@@ -32,6 +32,14 @@ CATEGORIES: dict[str, tuple[str, str]] = {
 }  # fmt: skip
 """Category of an event, in small letters (PyTorch before 1.13 wrote Kernel, Memcpy, Operator) → table and op."""
 
+KINDS: dict[str, str] = {
+    "s": "start of an arrow", "t": "step of an arrow", "f": "end of an arrow", "i": "instant", "C": "counter",
+    "M": "label of a process or thread", "X": "event",
+}  # fmt: skip
+"""``ph`` of an event (Chrome's trace event format) → what it is."""
+
+OTHER_KIND = "event of another kind"
+
 MAX_WAITING = 65_536
 """Rows of the GPU that wait for the first host event, which tells their process; in Kineto's traces none do."""
 
@@ -40,6 +48,10 @@ MAX_KINDS = 64
 
 FIRST_FREE_PID = 1 << 22
 """PID_MAX_LIMIT of the Linux kernel (include/linux/threads.h): no process has this id or one above it."""
+
+
+MAX_PROCESSES = 1024
+"""Processes of one trace: it is of one, and of children that a merged trace brings."""
 
 
 class Pids:
@@ -54,6 +66,8 @@ class Pids:
         """The process id that stands for ``recorded`` of this file."""
         known = self._mine.get(recorded)
         if known is None:
+            if len(self._mine) >= MAX_PROCESSES:
+                raise Unreadable(f"process {recorded} is one more than the {MAX_PROCESSES} that a trace may tell of")
             known = self._mine[recorded] = self._choose(recorded)
         return known
 
@@ -91,6 +105,7 @@ class Events:
         self._calls = 0
         self._waiting: list[dict[str, object]] = []
         self._told = told
+        self._places: dict[str, tuple[str, str, str]] = {}
         self._first_ns, self._last_ns = MAX_TIME_NS, -1
         self._makers: dict[str, Callable[[str, dict[str, Any], dict[str, Any], dict[str, object]], None]] = {
             ACTIVITIES: self._activity, CALLS: self._call, RANGES: self._range,
@@ -102,11 +117,11 @@ class Events:
         self.left_out: Counter[str] = Counter()
         self.finer = self.cut_names = self.long_details = 0
 
-    def add(self, event: Mapping[str, Any]) -> None:
+    def add(self, event: dict[str, Any]) -> None:
         """One event of the trace."""
         phase, category = event.get("ph"), event.get("cat")
-        place = CATEGORIES.get(category.lower()) if isinstance(category, str) else None
-        if phase != "X" or place is None:
+        place = self._place(category) if phase == "X" else None
+        if place is None:
             self._other(phase, category, event)
             return
         start, duration, finer = values.times(event, self._base_ns)
@@ -120,9 +135,20 @@ class Events:
             row["name"] = name[: values.MAX_NAME_CHARS]
             self.cut_names += 1
         self.finer += finer
-        self._makers[place[0]](category.lower(), dict(event), args, row)  # type: ignore[union-attr]
+        self._makers[place[0]](place[2], event, args, row)
         self._first_ns = min(self._first_ns, start)
         self._last_ns = max(self._last_ns, start + (duration or 0))
+
+    def _place(self, category: Any) -> tuple[str, str, str] | None:
+        """Table, op and category in small letters; None for a category that is not carried."""
+        try:
+            return self._places[category]
+        except (KeyError, TypeError):
+            small = category.lower() if isinstance(category, str) else ""
+            if small not in CATEGORIES:
+                return None
+            self._places[category] = (*CATEGORIES[small], small)
+            return self._places[category]
 
     def finish(self) -> None:
         """Rows that waited in vain go without a process; then the times of the file are known."""
@@ -232,8 +258,6 @@ class Events:
                     self.names.setdefault(pid, name[:256])
                 return
             category = None
-        kinds = {"s": "start of an arrow", "t": "step of an arrow", "f": "end of an arrow", "i": "instant",
-                 "M": "label of a process or thread", "C": "counter", "X": "event"}  # fmt: skip
-        kind = kinds.get(phase, "event of another kind") if isinstance(phase, str) else "event of another kind"
+        kind = KINDS.get(phase, OTHER_KIND) if isinstance(phase, str) else OTHER_KIND
         told = f"{kind} ({category[:64]})" if isinstance(category, str) else kind
         self.left_out[told if told in self.left_out or len(self.left_out) < MAX_KINDS else "other events"] += 1

@@ -36,6 +36,8 @@ _IDENTITIES = frozenset({
 })  # fmt: skip
 """Arguments that number an event within its trace: in a detail they would make every row differ from every other."""
 
+_ENCODE = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str).encode
+
 
 def times(event: Mapping[str, Any], base_ns: int) -> tuple[int, int | None, bool]:
     """Start and duration in ns, and whether something finer was cut off; Unreadable where they are none."""
@@ -110,7 +112,7 @@ def detail(args: Mapping[str, Any]) -> tuple[str | None, bool]:
     if not told:
         return None, False
     try:
-        written = json.dumps(told, sort_keys=True, separators=(",", ":"), default=str)
+        written = _ENCODE(told)
     except RecursionError:
         return None, True
     return (written, False) if len(written) <= MAX_DETAIL_BYTES else (None, True)
