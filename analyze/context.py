@@ -15,6 +15,7 @@ from gpuaudit.analyze import collectives, gpu_time, lateness, waits
 from gpuaudit.analyze.barriers import Barriers, read_barriers
 from gpuaudit.analyze.catalogue import Catalogue
 from gpuaudit.analyze.causal.detect import Findings, detect
+from gpuaudit.analyze.causal.states import Place, States
 from gpuaudit.analyze.collectives import Collectives
 from gpuaudit.analyze.evidence import EvidenceBook
 from gpuaudit.analyze.finding import Chain, Finding, Group, RuleOutcome
@@ -75,6 +76,8 @@ class Context:
     """Numbered findings, their groups, and what became of each rule, for sections: empty while rules are evaluated."""
     unjudged: dict[str, frozenset[int]] = field(default_factory=dict)
     """Per rule on inference engines the numbers of those it could not judge; filled while rules are evaluated."""
+    states: dict[Place, States | None] = field(default_factory=dict, repr=False)
+    """What threads did off their CPUs in sets of time, as far as it was asked for (``causal/states.py``)."""
     names: dict[int, str] = field(init=False)
 
     def __post_init__(self) -> None:

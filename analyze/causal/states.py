@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 Chosen = npt.NDArray[np.bool_]
 
+Place = tuple[int, int | None, bytes]
+"""A thread and a set of time."""
+
 UNKNOWN = -1
 """Null in the integer columns."""
 
@@ -107,12 +110,23 @@ def overlapping(starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], time
 
 
 def of_effects(context: Context, effects: Sequence[Effect]) -> dict[str, States]:
-    """Per effect key the rows of its thread that overlap it; an effect of no single thread has none."""
+    """Per effect key the rows of its thread that overlap it; an effect of no single thread has none.
+
+    What was read is kept with the context: several detectors ask for the same.
+    """
+    known = context.states
+    places = {e.key: _place(e) for e in effects if e.tid is not None}
     wanted = {e.key: (thread_key(e.pid, e.tid), e.time) for e in effects if e.tid is not None}
+    unread = {key: what for key, what in wanted.items() if places[key] not in known}
     numbers = {c: f"coalesce(try_cast({c} AS BIGINT), {UNKNOWN})" for c in _NUMBERS}
     texts = {c: f"coalesce({c}, '')" for c in _TEXTS}
-    found = rows_during(context, During("off_cpu", THREAD, {**numbers, **texts}), wanted)
-    return {key: States(columns) for key, columns in found.items()}
+    found = rows_during(context, During("off_cpu", THREAD, {**numbers, **texts}), unread)
+    known.update({places[key]: States(found[key]) if key in found else None for key in unread})
+    return {key: s for key, place in places.items() if (s := known[place]) is not None}
+
+
+def _place(e: Effect) -> Place:
+    return e.pid, e.tid, e.time.tobytes()
 
 
 def unrecorded(context: Context) -> NotEvaluated | None:
