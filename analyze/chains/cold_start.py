@@ -41,7 +41,8 @@ DECLARATION = Declaration(
     inputs=(
         ("cuda_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "function", "parent_ns")),
         ("nccl_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "comm_handle", "parent_ns")),
-        ("call_totals", ("start_ns", "pid", "op", "count", "nested")),
+        ("call_totals", ("start_ns", "pid", "op", "count")),
+        ("period_totals", ("start_ns", "duration_ns", "pid", "op", "count", "kept")),
         ("processes", ("start_ns", "duration_ns", "pid", "op", "role")),
     ),
     thresholds=(*model.THRESHOLDS, WATCHED),
@@ -130,29 +131,31 @@ def _first(context: Context, kind: str, pids: Sequence[int]) -> Rows:
     table, what, which = _FIRSTS[kind]
     wanted = f"{pids_of(pids)} AND {which} AND {NOT_OWN}"
     first = f"SELECT pid, {what}, min(start_ns) AS first_ns FROM {table} WHERE {wanted} GROUP BY ALL"
-    if kind == "operation":
-        # An operation that was counted in the kernel before has no first row.
-        counted = f"SELECT pid, op, min(start_ns) FROM call_totals WHERE {pids_of(pids)} AND count > 0 GROUP BY ALL"
-        first = f"SELECT pid, op, min(first_ns) AS first_ns FROM ({first} UNION ALL {counted}) GROUP BY ALL"
     rows = Rows.read(
-        context, table, f"start_ns = first_ns AND {wanted}", ("pid::BIGINT AS pid", "tid::BIGINT AS tid"),
+        context, table, f"start_ns = first_ns AND {wanted}", ("pid::BIGINT AS pid", "tid::BIGINT AS tid", "op"),
         join=f"JOIN ({first}) AS firsts USING (pid, {what})",
     )  # fmt: skip
-    if kind == "kernel":
-        rows = _before_counting(context, rows, pids)
-    return Rows(table, wanted, rows.a)
-
-
-def _before_counting(context: Context, rows: Rows, pids: Sequence[int]) -> Rows:
-    """Launches that were counted in the kernel do not tell which kernel: after the first of them no row is a first."""
-    counted = context.store.sql(
-        f"SELECT pid, min(start_ns) FROM call_totals WHERE {pids_of(pids)} AND {LAUNCH.condition} AND count > 0 "
-        "GROUP BY pid"
-    )
     chosen = np.ones(len(rows), dtype=bool)
-    for pid, since in counted:
-        chosen &= (rows.a["pid"] != int(pid)) | (rows.a["start_ns"] < int(since))
-    return rows.of(chosen)
+    if kind != "communicator":
+        for pid, op, since in _counted(context, pids, by_op=kind == "operation"):
+            same = (rows.a["pid"] == pid) & ((op == "") | (rows.a["op"] == op))
+            chosen &= ~(same & (rows.a["start_ns"] >= since))
+    return Rows(table, wanted, rows.of(chosen).a)
+
+
+def _counted(context: Context, pids: Sequence[int], by_op: bool) -> list[tuple[int, str, int]]:
+    """(process, operation, since when) of calls without rows: after the first of them no row is a first.
+
+    Launches that were counted do not tell which kernel, so that of a kernel those of any operation count; of a period
+    that another tool counted it is known only at its end that it is over.
+    """
+    of_op = "true" if by_op else LAUNCH.condition
+    rows = context.store.sql(
+        f"SELECT pid, {'op' if by_op else repr('')}, min(since) FROM (SELECT pid, op, start_ns AS since FROM "
+        f"call_totals WHERE count > 0 UNION ALL SELECT pid, op, end_ns FROM period_totals WHERE count > "
+        f"coalesce(kept, 0)) WHERE {pids_of(pids)} AND {of_op} GROUP BY ALL ORDER BY ALL"
+    )
+    return [(int(pid), str(op), int(since)) for pid, op, since in rows]
 
 
 def _seen_from_its_start(context: Context, pid: int) -> bool:

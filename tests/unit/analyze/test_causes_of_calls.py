@@ -66,6 +66,18 @@ def test_an_operation_that_was_counted_before_has_no_first_row() -> None:
     assert chains(scene, "cold_start") == []
 
 
+def test_calls_that_another_tool_counted_before_without_rows_come_first() -> None:
+    for op, kept in (("cudaLaunchKernel", 9), ("cuLaunchKernelEx", None)):
+        scene = cold_start.launches()
+        scene.add(
+            "period_totals", start_ns=T0, duration_ns=S, pid=7, op=op, count=10, kept=kept, sum_ns=S // 100,
+            min_ns=1, max_ns=MS,
+        )  # fmt: skip
+        assert {c.text for c in chains(scene, "cold_start")} == (set() if kept else {"operation"})
+        scene.rows["period_totals"][0].update(kept=10)
+        assert len(chains(scene, "cold_start")) == 1
+
+
 def test_only_the_part_of_a_call_that_loads_code_is_claimed() -> None:
     (chain,) = chains(cold_start.loading(), "cold_start")
     assert (chain.text, number(chain, "share")) == ("loading", Fraction(13, 15))
