@@ -18,7 +18,7 @@ from gpuaudit.bundle.errors import InputUnusable, UsageError
 from gpuaudit.bundle.tool import tool_facts
 from gpuaudit.bundle.writer import BundleWriter
 from gpuaudit.capture import host
-from gpuaudit.capture.importers import dcgmi, engine_series, ingero, kineto, nvidia_smi
+from gpuaudit.capture.importers import dcgmi, engine_series, ingero, kineto, nsight, nvidia_smi
 from gpuaudit.capture.importers.foreign_sqlite import ForeignDatabase, is_sqlite
 from gpuaudit.capture.importers.model import About, Format, Request, Told, unrecorded
 from gpuaudit.capture.importers.reading import Recording
@@ -26,7 +26,8 @@ from gpuaudit.capture.output import BUNDLE_NAME, Output
 from gpuaudit.capture.recorder import Recorder, SegmentLimits
 from gpuaudit.capture.source import SELECTABLE_SOURCES
 
-FORMATS: tuple[Format, ...] = (engine_series.FORMAT, nvidia_smi.FORMAT, dcgmi.FORMAT, kineto.FORMAT, ingero.FORMAT)
+FORMATS: tuple[Format, ...] = (engine_series.FORMAT, nvidia_smi.FORMAT, dcgmi.FORMAT, kineto.FORMAT, ingero.FORMAT,
+                               nsight.FORMAT)  # fmt: skip
 """In the order in which a file is shown to them."""
 
 NOT_RECORDED = "not recorded"
@@ -121,6 +122,8 @@ def run_import(options: ImportOptions, *, progress: Progress | None = None) -> I
     """
     if not 1 <= len(options.files) <= MAX_FILES:
         raise UsageError(f"{len(options.files)} files to import, between 1 and {MAX_FILES} can be")
+    if (Path.cwd() / options.out).resolve() in {f.resolve() for f in options.files}:
+        raise UsageError(f"{options.out} is one of the files to import", hint="name another output with --out")
     output = Output(Path.cwd() / options.out, Path.cwd() / f"{options.out}.receipt", options.force)
     output.check()
     recordings = [Recording(path) for path in options.files]
