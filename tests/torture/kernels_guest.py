@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 AUDIT = [sys.executable, "-P", "-m", "gpuaudit.cli.main"]
-STEP_DEADLINE_S = 1800.0
+STEP_DEADLINE_S = 900.0
 RESULTS_DISK = "/dev/vdb"
 CALL_TABLES = ("cuda_calls", "nccl_calls", "nccl_comms")
 SYSCTLS = ("kernel/perf_event_paranoid", "kernel/unprivileged_bpf_disabled", "kernel/yama/ptrace_scope")
@@ -128,17 +129,37 @@ def _tests(work: Path, tell: Callable[[Any], None]) -> dict[str, Any]:
             out[name] = {"absent": True}
             continue
         xml = work / f"{name}.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest",
+        command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-p", "no:hypothesispytest",
                    f"--junitxml={xml}", str(path)]  # fmt: skip
-        try:
-            done = _run(command, env=environment)
-        except subprocess.TimeoutExpired:
-            out[name] = {"hung": True}
-            continue
-        print(done.stdout[-3000:], flush=True)
-        out[name] = _outcomes(xml) if xml.exists() else {"said": (done.stdout + done.stderr)[-3000:]}
+        ended, said = _watched(command, environment, work / f"{name}.txt")
+        if not ended:
+            out[name] = {"hung": True, "said": said}
+        else:
+            out[name] = _outcomes(xml) if xml.exists() else {"said": said}
         tell(out)
     return out
+
+
+def _watched(command: list[str], environment: dict[str, str], said: Path) -> tuple[bool, str]:
+    """Whether it ended by itself, and the last of what it said, which goes to the console as it comes.
+
+    What it started goes with it when it did not: a workload that is left behind would hold its pipes, and the machine.
+    """
+    with said.open("wb") as f:
+        child = subprocess.Popen(command, env=environment, stdout=f, stderr=subprocess.STDOUT, start_new_session=True)
+        shown, deadline = 0, time.monotonic() + STEP_DEADLINE_S
+        while child.poll() is None and time.monotonic() < deadline:
+            time.sleep(5)
+            text = said.read_text("utf-8", "replace")
+            print(text[shown:], end="", flush=True)
+            shown = len(text)
+        ended = child.poll() is not None
+        if not ended:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+    text = said.read_text("utf-8", "replace")
+    print(text[shown:], flush=True)
+    return ended, text[-3000:]
 
 
 def _outcomes(xml: Path) -> dict[str, Any]:
