@@ -42,7 +42,7 @@ CPU = max(os.sched_getaffinity(0))
 
 OTHER_CPU = min(os.sched_getaffinity(0))
 
-PROGRAMS = ("planted",)
+PROGRAMS = ("planted", "planted-ranks")
 """Whose calls are recorded: names of programs."""
 
 HOG = "the hog"
@@ -73,9 +73,7 @@ class Victim:
 
     def planted(self, what: str) -> Fraction:
         """Share of the time of the slow launches in which this held."""
-        chosen = [(a, b) for name, a, b in self.spans if name == what]
-        time = intervals.from_bounds([a for a, _ in chosen], [b for _, b in chosen])
-        return Fraction(intervals.measure(intervals.intersect(self.calls, time)), self.slow_ns)
+        return covered(self.calls, self.spans, what)
 
 
 def victim(path: Path) -> Victim:
@@ -184,16 +182,24 @@ def analysed(bench: Bench) -> Analysed:
 
 @contextmanager
 def bench(folder: Path, sources: frozenset[str] = SOURCES) -> Iterator[Bench]:
-    """A recording with the launcher's runtime probed before anybody starts."""
-    for name in ("inside", "planted", "spin"):
+    """A recording with the libraries of launchers and ranks probed before anybody starts."""
+    for name in ("inside", "planted", "spin", "cudart", "nccl", "ranks"):
         build(name, folder)
+    (folder / "ranks").rename(folder / "planted-ranks")
     # Only our programs: this host may run others that use these libraries.
     r = Recording(Selection(sources=sources, rules=tuple(Rule("comm", name) for name in PROGRAMS)))
     try:
-        r.capture.prepare([str(folder / "libcudart.so.9")])
+        r.capture.prepare([str(folder / name) for name in ("libcudart.so.9", "libcudart.so.13", "libnccl.so.2")])
         yield Bench(folder, r)
     finally:
         r.capture.close()
+
+
+def covered(time: intervals.Intervals, spans: Sequence[tuple[str, int, int]], what: str) -> Fraction:
+    """Share of a time in which spans of one kind hold."""
+    chosen = [(a, b) for name, a, b in spans if name == what]
+    held = intervals.from_bounds([a for a, _ in chosen], [b for _, b in chosen])
+    return Fraction(intervals.measure(intervals.intersect(time, held)), intervals.measure(time))
 
 
 def share(chain: Chain) -> Fraction:

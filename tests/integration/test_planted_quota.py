@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
-from gpuaudit.capture.cgroup_files import Hierarchy, hierarchies, read_counters
 from tests.integration.planted import (
     CPU,
     OTHER_CPU,
@@ -26,62 +24,13 @@ from tests.integration.planted import (
     explained,
     share,
 )
+from tests.integration.planted_quota import LIFTED, PERIOD_US, QUOTA_US, Group, group
 from tests.integration.recording import DEADLINE_S, start, wait_for_line
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf"), pytest.mark.alone]
 
-PERIOD_US, QUOTA_US, LIFTED = 100_000, 20_000, -1
 BUSY = ("--busy-ms", 30, "--slow", 6, "--rest-ms", 120)
 """Each slow launch begins with a quota that is there again, and needs half as much again."""
-
-
-class Group:
-    """A cgroup of the controller cpu, of either version, whose threads nobody else keeps from a CPU for long."""
-
-    def __init__(self, hierarchy: Hierarchy) -> None:
-        self.name = f"gpuaudit-test-{uuid.uuid4().hex[:8]}"
-        self.folder = hierarchy.mount / self.name
-        self.version = hierarchy.version
-        self.folder.mkdir()
-        weight = ("cpu.weight", 10_000) if self.version == 2 else ("cpu.shares", 262_144)
-        (self.folder / weight[0]).write_text(str(weight[1]), "ascii")
-
-    def limit(self, quota_us: int) -> None:
-        if self.version == 2:
-            allowed = "max" if quota_us == LIFTED else quota_us
-            (self.folder / "cpu.max").write_text(f"{allowed} {PERIOD_US}", "ascii")
-        else:
-            (self.folder / "cpu.cfs_period_us").write_text(str(PERIOD_US), "ascii")
-            (self.folder / "cpu.cfs_quota_us").write_text(str(quota_us), "ascii")
-
-    def throttled(self) -> int:
-        return read_counters(self.folder / "cpu.stat")["nr_throttled"]
-
-    def inside(self) -> tuple[str, ...]:
-        """What to put before a command that is to run in it."""
-        return ("sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', str(self.folder))
-
-    def remove(self) -> None:
-        deadline = time.monotonic() + DEADLINE_S
-        while (self.folder / "cgroup.procs").read_text("ascii"):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        self.folder.rmdir()
-
-
-@contextmanager
-def group() -> Iterator[Group]:
-    for h in hierarchies():
-        enabled = h.mount / "cgroup.subtree_control"
-        if "cpu" in h.controllers or (enabled.exists() and "cpu" in enabled.read_text("ascii").split()):
-            made = Group(h)
-            break
-    else:
-        pytest.skip("no hierarchy of cgroups with the controller cpu can be used")
-    try:
-        yield made
-    finally:
-        made.remove()
 
 
 def while_busy(b: Bench, g: Group, until: int) -> None:

@@ -3,13 +3,16 @@
  * synchronisation of its stream. Every rank writes each call it makes to OUT.RANK, with CLOCK_BOOTTIME before and after,
  * and at the end how many calls of each kind there were: the truth for the tests.
  *
- * ranks --out FILE [--ranks 4] [--steps 50] [--step-ms 2] [--late-rank R] [--late-ms 30] [--late-by sleep|spin]
+ * ranks --out FILE [--ranks 4] [--steps 50] [--step-ms 2] [--late-rank R] [--late-ms 30]
+ *       [--late-by sleep|spin|disk|futex|work] [--late-cpu N] [--late-cgroup DIRECTORY] [--disk FILE] [--busy-ms 10]
  *       [--stream own|default] [--init plain|config] [--count 1000] [--realtime 0] [--pause-at start|init]
- *       [--pause-file FILE]
+ *       [--pause-file FILE] [--settle-ms 0] [--linger-ms 0]
  *
- * With --realtime 1 no other load on the host makes a rank late.
+ * With --realtime 1 no other load on the host makes a rank late. The late rank can be late for a cause that is planted
+ * (planted.h; "work" is nothing but its CPU time), whose spans it writes down; it can be pinned to a CPU, and be in a
+ * cgroup of its own (without real-time priority then).
  */
-#include "truth.h"
+#include "planted.h"
 #include "nccl.h"
 
 #include <sched.h>
@@ -40,12 +43,61 @@ static void end(enum call call, int code)
 		die(names[call], "returned an error");
 }
 
-static void late(const char *how, uint64_t us)
+#define LAUNCH_NS 500000u
+
+static struct planted *plan; /* of the late rank, if its cause is planted */
+static uint64_t worked_ns;
+
+static void late(const char *how, uint64_t us, uint64_t awake_ns)
 {
-	if (!strcmp(how, "spin"))
+	if (plan) {
+		plan->count = 0;
+		if (boottime_ns() > awake_ns + PLANTED_GAP_NS)
+			planted_note(plan, "gap", awake_ns);
+		planted_ready(plan);
+		planted_cause(plan);
+		planted_work(plan);
+		worked_ns = boottime_ns();
+	} else if (!strcmp(how, "spin")) {
 		spin_us(us);
-	else
+	} else {
 		nap_us(us);
+	}
+}
+
+/* Between its work and the all-reduce there is one launch; what takes longer is time in which the rank did not run. */
+static void tell_lateness(uint64_t arrived_ns)
+{
+	if (arrived_ns > worked_ns + LAUNCH_NS && plan->count < PLANTED_MAX)
+		plan->spans[plan->count++] = (struct planted_span){"gap", worked_ns, arrived_ns};
+	fprintf(truth, "{\"late_ns\":%llu,\"spans\":", (unsigned long long)arrived_ns);
+	planted_print(truth, plan);
+	fprintf(truth, "}\n");
+}
+
+static void plan_lateness(int argc, char **argv, const char *how)
+{
+	const char *cgroup = option(argc, argv, "late-cgroup", NULL);
+	long cpu = number(argc, argv, "late-cpu", -1);
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET((int)(cpu < 0 ? 0 : cpu), &set);
+	if (cpu >= 0 && sched_setaffinity(0, sizeof(set), &set))
+		die("sched_setaffinity", NULL);
+	if (cgroup) {
+		struct sched_param ordinary = {0};
+		char path[4096];
+		FILE *procs;
+
+		snprintf(path, sizeof(path), "%s/cgroup.procs", cgroup);
+		procs = fopen(path, "w");
+		if (sched_setscheduler(0, SCHED_OTHER, &ordinary) || !procs || fprintf(procs, "%d", getpid()) < 0 ||
+		    fclose(procs))
+			die(path, "cannot be joined");
+	}
+	if (strcmp(how, "sleep") && strcmp(how, "spin"))
+		plan = planted_new(argc, argv, how);
 }
 
 static void run_rank(int argc, char **argv, int rank, ncclUniqueId id)
@@ -70,6 +122,8 @@ static void run_rank(int argc, char **argv, int rank, ncclUniqueId id)
 		die(path, "cannot be written");
 	fprintf(truth, "{\"rank\":%d,\"pid\":%d,\"tid\":%d,\"nranks\":%d,\"late\":%d,\"count\":%ld}\n", rank, getpid(),
 		thread_id(), ranks, rank == late_rank, count);
+	if (rank == late_rank)
+		plan_lateness(argc, argv, how);
 	names[INIT] = with_config ? "ncclCommInitRankConfig" : "ncclCommInitRank";
 	if (own_stream) {
 		begin();
@@ -82,18 +136,24 @@ static void run_rank(int argc, char **argv, int rank, ncclUniqueId id)
 	end(MALLOC, cudaMalloc(&device, (size_t)count * sizeof(float)));
 	if (!strcmp(option(argc, argv, "pause-at", ""), "init"))
 		pause_for("init", pause_file);
+	nap_us((uint64_t)number(argc, argv, "settle-ms", 0) * 1000u);
 	for (long step = 0; step < steps; step++) {
+		uint64_t awake_ns = boottime_ns() + (uint64_t)step_ms * 1000000u, arrived_ns;
+
 		nap_us((uint64_t)step_ms * 1000u);
 		if (rank == late_rank)
-			late(how, (uint64_t)late_ms * 1000u);
+			late(how, (uint64_t)late_ms * 1000u, awake_ns);
 		for (long i = 0; i < count; i++)
 			send[i] = (float)(rank + 1 + step);
 		begin();
 		end(LAUNCH, cudaLaunchKernel((void *)run_rank, (dim3){2, 3, 4}, (dim3){32, 2, 1}, NULL, 64, stream));
 		begin();
+		arrived_ns = before;
 		end(ALL_REDUCE, ncclAllReduce(send, receive, (size_t)count, ncclFloat32, ncclSum, comm, stream));
 		begin();
 		end(SYNCHRONIZE, cudaStreamSynchronize(stream));
+		if (plan)
+			tell_lateness(arrived_ns);
 		if (count <= 1024 && receive[count - 1] != (float)(ranks * (ranks + 1) / 2 + ranks * step))
 			die("ncclAllReduce", "wrong sum");
 	}
@@ -108,6 +168,7 @@ static void run_rank(int argc, char **argv, int rank, ncclUniqueId id)
 		fprintf(truth, "%s\"%s\":%llu", i ? "," : "", names[i], (unsigned long long)counts[i]);
 	fprintf(truth, "}}\n");
 	fclose(truth);
+	nap_us((uint64_t)number(argc, argv, "linger-ms", 0) * 1000u);
 	exit(0);
 }
 

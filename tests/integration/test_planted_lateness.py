@@ -1,0 +1,142 @@
+"""A rank that comes late for a cause that is planted on it: the chain of the late rank goes on with that cause.
+
+Ranks write down when they made each all-reduce, and the late one what kept it: the share of its lateness that the cause
+covers comes from these clocks alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+from gpuaudit.analyze import intervals
+from gpuaudit.analyze.finding import Chain
+from tests.integration.disks import folder_on_disk
+from tests.integration.planted import (
+    BURST_MS,
+    CPU,
+    OTHER_CPU,
+    TOLERANCE,
+    Analysed,
+    Bench,
+    analysed,
+    bench,
+    close,
+    covered,
+)
+from tests.integration.planted_quota import PERIOD_US, QUOTA_US, group
+from tests.integration.recording import start, truth
+
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf"), pytest.mark.alone]
+
+RANKS, LATE, STEPS = 3, 2, 12
+FILE_BYTES = 16 << 20
+TITLES = {"hog": "Preempted", "disk": "Waiting for a disk", "futex": "Waiting for a lock", "quota": "CPU quota used up"}
+SPANS = {"hog": "gap", "disk": "disk", "futex": "futex", "quota": "gap"}
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the ranks wrote down: the late one's process, its lateness, and what held in that."""
+
+    pid: int
+    lateness: intervals.Intervals
+    spans: tuple[tuple[str, int, int], ...]
+
+
+def told(out: Path) -> Told:
+    """From the median arrival of the others to the late rank's, at every all-reduce."""
+    lines = [truth(out.with_name(f"{out.name}.{rank}")) for rank in range(RANKS)]
+    came = [[int(c["before_ns"]) for c in rank if c.get("op") == "ncclAllReduce"] for rank in lines]
+    others = [int(median(came[r][i] for r in range(RANKS) if r != LATE)) for i in range(STEPS)]
+    spans = tuple((str(w), int(a), int(b)) for c in lines[LATE] if "late_ns" in c for w, a, b in c["spans"])
+    return Told(int(lines[LATE][0]["pid"]), intervals.from_bounds(others, came[LATE]), spans)
+
+
+def run(b: Bench, name: str, *options: object) -> Told:
+    """Record ranks of which one is late, from their start to their end."""
+    out = b.folder / name
+    fixed = ("--ranks", RANKS, "--steps", STEPS, "--late-rank", LATE, "--realtime", 1, "--step-ms", 5)
+    b.follow(start(b.folder / "planted-ranks", "--out", out, *map(str, (*fixed, *options))))
+    return told(out)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory, bpf: None) -> Iterator[tuple[Analysed, dict[str, Told]]]:
+    folder: Path = tmp_path_factory.mktemp("lateness")
+    if CPU == OTHER_CPU:
+        pytest.skip("needs two CPUs")
+    with ExitStack() as stack:
+        place = stack.enter_context(folder_on_disk(folder))
+        g = stack.enter_context(group())
+        b = stack.enter_context(bench(folder))
+        g.limit(QUOTA_US)
+        cold = place / "cold"
+        cold.write_bytes(bytes(range(256)) * (FILE_BYTES // 256))
+        work = ("--late-by", "work", "--busy-ms", 3 * BURST_MS)
+        ranks = {
+            "disk": run(b, "disk", "--late-by", "disk", "--disk", cold),
+            "futex": run(b, "futex", "--late-by", "futex"),
+            "alone": run(b, "alone", *work, "--late-cpu", CPU),
+        }
+        with b.hog():
+            ranks["hog"] = run(b, "hog", *work, "--late-cpu", CPU)
+            ranks["hog elsewhere"] = run(b, "hog elsewhere", *work, "--late-cpu", OTHER_CPU)
+        wide = ("--late-by", "work", "--busy-ms", 30, "--step-ms", PERIOD_US // 1000 + 20)
+        lasting = ("--settle-ms", 1000, "--linger-ms", 1000)
+        ranks["quota"] = run(b, "quota", *wide, *lasting, "--late-cgroup", g.folder)
+        yield analysed(b), ranks
+
+
+def chain_of(a: Analysed, rank: Told) -> Chain:
+    """The one chain about the rank's lateness.
+
+    Where this host, or the hog, keeps a call of the rank or a stream of the double waiting, there are slow calls beside
+    it, and what made them slow is told of them, rightly.
+    """
+    found = [c for c in a.document.chains if c.subject.get("pid") == str(rank.pid)]
+    (chain,) = [c for c in found if c.detector == "late_rank"]
+    assert all("slow call" in str(c.values.get("effect")) for c in found if c is not chain), found
+    return chain
+
+
+def parts(chain: Chain) -> dict[str, Fraction]:
+    """Share of the lateness by title of the cause, what is unexplained among them."""
+    out: dict[str, Fraction] = {}
+    for s in chain.shares:
+        title = s.label.partition(":")[0]
+        out[title] = out.get(title, Fraction(0)) + Fraction(s.share.value or 0)
+    return out
+
+
+def others_of(chain: Chain, titles: Sequence[str]) -> Fraction:
+    """Share that is allotted to anything but these."""
+    return sum((v for k, v in parts(chain).items() if k not in (*titles, "unexplained")), Fraction(0))
+
+
+@pytest.mark.parametrize("name", list(TITLES))
+def test_what_made_the_rank_late_is_the_next_link(found: tuple[Analysed, dict[str, Told]], name: str) -> None:
+    a, ranks = found
+    chain, rank = chain_of(a, ranks[name]), ranks[name]
+    want, got = covered(rank.lateness, rank.spans, SPANS[name]), parts(chain)
+    assert want > TOLERANCE
+    assert sum(got.values()) == 1
+    assert close(got[TITLES[name]] + others_of(chain, [TITLES[name]]), want), (got, want)
+    if name != "quota":  # its rank has no real-time priority: what else this host does may keep it waiting too
+        assert others_of(chain, [TITLES[name]]) < TOLERANCE, got
+    assert len(chain.links) > 1
+
+
+@pytest.mark.parametrize("name", ["alone", "hog elsewhere"])
+def test_a_rank_that_computes_is_late_and_nothing_is_blamed(found: tuple[Analysed, dict[str, Told]], name: str) -> None:
+    """By its own work, with nobody on its core: the lateness is told, and all of it is unexplained."""
+    a, ranks = found
+    chain = chain_of(a, ranks[name])
+    assert parts(chain).get("unexplained", Fraction(1)) > 1 - TOLERANCE
+    assert len(chain.links) == 1
