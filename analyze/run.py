@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from gpuaudit.analyze.appendix import appendix
 from gpuaudit.analyze.catalogue import Catalogue
+from gpuaudit.analyze.causal.detect import detectors
+from gpuaudit.analyze.causal.merging import merged
 from gpuaudit.analyze.charts import charts
 from gpuaudit.analyze.context import Context, Found
 from gpuaudit.analyze.evidence import EvidenceBook
@@ -144,6 +146,8 @@ def _evaluate(context: Context) -> tuple[list[Finding], list[Chain], list[RuleOu
         findings += [x for x in outcome.items if isinstance(x, Finding)]
         chains += [x for x in outcome.items if isinstance(x, Chain)]
         outcomes.append(RuleOutcome(plugin.declaration.id, "finding" if outcome.items else "clear", outcome.reason))
+    order = {known.declaration.id: n for n, known in enumerate(detectors())}
+    chains = merged(chains, order, {p.declaration.id: p.declaration for p in plugins()})
     return _numbered(findings, "F"), _numbered(chains, "C"), outcomes
 
 
