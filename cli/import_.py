@@ -61,7 +61,8 @@ class Setting(click.ParamType[tuple[str, str]]):
 
 @click.command(name="import")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Bundle to write; FILE.db beside the first unless given.")
+@click.option("--out", type=click.Path(path_type=Path),
+              help="Bundle to write; FILE.db (of a .db FILE.bundle.db) beside the first unless given.")  # fmt: skip
 @click.option("--site", default="local", show_default=True, help="Name of the operator in the bundle's origin.")
 @click.option("--host", "hostname", help="Host the recordings were made on, as you know it.")
 @click.option("--utc-offset", type=UtcOffset(), default="+00:00", show_default=True,
@@ -80,13 +81,15 @@ def command(
 
     Formats are told by content: polled metrics of an inference server (JSON lines with t, text, took_ms, gzip or not),
     nvidia-smi --query-gpu … --format=csv -l, dcgmi dmon, traces of the PyTorch profiler (Kineto JSON, gzip or not;
-    the files of several ranks make one bundle). What cannot be carried is listed, in the bundle too. The result is
-    evidence that these files said so, and of nothing about this host.
+    the files of several ranks make one bundle), databases of Ingero (SQLite, schema 0.8 to 0.10). What cannot be
+    carried is listed, in the bundle too. The result is evidence that these files said so, and of nothing about this
+    host.
 
     \b
     Examples:
       audit import vllm.jsonl.gz --out vllm.db
       audit import rank0.pt.trace.json.gz rank1.pt.trace.json.gz --out step.db
+      audit import ingero.db --out incident.db
       audit import smi.csv --utc-offset +02:00
       audit import dmon.log --start 2026-11-22T05:00:00Z --interval 1s
     """
@@ -122,9 +125,9 @@ def command(
 
 
 def default_out(first: Path) -> Path:
-    """``smi.csv`` becomes ``smi.db``, ``vllm.jsonl.gz`` becomes ``vllm.db``, beside the file."""
+    """``smi.csv`` becomes ``smi.db``, ``vllm.jsonl.gz`` ``vllm.db``, ``a.db`` ``a.bundle.db``, beside the file."""
     stem = first.name.removesuffix(".gz")
-    return first.with_name(stem.rsplit(".", 1)[0] + ".db")
+    return first.with_name(stem.rsplit(".", 1)[0] + (".bundle.db" if stem.endswith(".db") else ".db"))
 
 
 class _Progress:
