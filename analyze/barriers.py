@@ -9,6 +9,7 @@ same stream, the host's own polling of the stream or the event, or none. Units: 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,11 @@ from gpuaudit.analyze.syncs import CARRIERS, NONE, Array, Syncs
 
 HOW = ("same stream", "device", "event", "stream that waited for an event", "blocking copy", "polling", "none found")
 """How the wait for a collective was found; in this order in tables."""
+
+_SAME, _DEVICE, _EVENT, _OTHER, _COPY, _POLLING, _NONE_FOUND = range(len(HOW))
+
+_ROWS = 1 << 31
+"""More than a leaf has rows."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +51,21 @@ class Barriers:
 
     def carries(self, parts: Intervals) -> npt.NDArray[np.bool_]:
         """Which of ``parts`` (start, end) are one of these calls, or the wait for one."""
-        own = {(a, b) for bounds in (self.calls, self.syncs) for a, b in bounds.tolist()}
-        return np.array([(a, b) in own for a, b in parts.tolist()], dtype=bool)
+        return np.array([bool(len(self.at(a, b))) for a, b in parts.tolist()], dtype=bool)
+
+    def at(self, start: int, end: int) -> npt.NDArray[np.intp]:
+        """The collectives of which this is the call, or the wait."""
+        by_wait = self._by_wait
+        low, high = np.searchsorted(self.calls[:, 0], [start, start + 1])
+        first, last = np.searchsorted(self.syncs[by_wait, 0], [start, start + 1])
+        mine = np.arange(low, high)[self.calls[low:high, 1] == end]
+        waited = by_wait[first:last][self.syncs[by_wait[first:last], 1] == end]
+        return np.union1d(mine, waited).astype(np.intp)
+
+    @cached_property
+    def _by_wait(self) -> npt.NDArray[np.intp]:
+        """Collectives in the order in which their waits began."""
+        return np.argsort(self.syncs[:, 0], kind="stable")
 
     @property
     def waited(self) -> Array:
@@ -54,6 +73,14 @@ class Barriers:
         through = np.where(self.syncs[:, 1] == NONE, self.calls[:, 1], self.syncs[:, 1])
         out: Array = np.where(through == NONE, NONE, through - self.calls[:, 0])
         return out
+
+
+def same_rows(a: Intervals, b: Intervals) -> npt.NDArray[np.bool_]:
+    """Which rows of ``a`` (start, end) are rows of ``b`` too: the same call, not just the same time."""
+    both = np.concatenate([a, b])
+    number = np.unique(both, axis=0, return_inverse=True)[1].reshape(-1)
+    out: npt.NDArray[np.bool_] = np.isin(number[: len(a)], number[len(a) :])
+    return out
 
 
 def read_barriers(store: Store) -> dict[int, Barriers]:
@@ -82,16 +109,17 @@ def _of(store: Store, syncs: Syncs, pid: int, a: dict[str, npt.NDArray[Any]]) ->
 
 def _how(store: Store, pid: int, streams: npt.NDArray[Any], keys: RowKeys) -> Array:
     """By what the call is that waits, and whose stream it names."""
-    rows = store.sql(
-        f"SELECT leaf, row, CASE WHEN {DEVICE_SYNC.condition} THEN 'device' WHEN {EVENT_SYNC.condition} THEN 'event' "
-        f"WHEN {STREAM_QUERY.condition} OR {EVENT_QUERY.condition} THEN 'polling' WHEN {BLOCKING_COPY.condition} "
-        f"THEN 'blocking copy' ELSE '' END, coalesce(stream::VARCHAR, '') FROM cuda_calls WHERE pid = {pid} AND "
-        f"{CARRIERS.condition}"
+    a = store.arrays(
+        f"SELECT leaf::BIGINT AS leaf, row::BIGINT AS row, CASE WHEN {DEVICE_SYNC.condition} THEN {_DEVICE} "
+        f"WHEN {EVENT_SYNC.condition} THEN {_EVENT} WHEN {STREAM_QUERY.condition} OR {EVENT_QUERY.condition} "
+        f"THEN {_POLLING} WHEN {BLOCKING_COPY.condition} THEN {_COPY} ELSE {_SAME} END::BIGINT AS how, "
+        f"coalesce(stream::VARCHAR, '') AS stream FROM cuda_calls WHERE pid = {pid} AND {CARRIERS.condition} "
+        "ORDER BY leaf, row"
     )
-    kinds = {(leaf, row): (kind, stream) for leaf, row, kind, stream in rows}
-    out = np.full(len(keys), HOW.index("none found"), dtype=np.int64)
-    for i, (leaf, row) in enumerate(keys.tolist()):
-        if leaf != NONE:
-            kind, stream = kinds[leaf, row]
-            out[i] = HOW.index(kind or ("same stream" if stream == streams[i] else "stream that waited for an event"))
+    out = np.full(len(keys), _NONE_FOUND, dtype=np.int64)
+    found = np.flatnonzero(keys[:, 0] != NONE)
+    if len(found):
+        at = np.searchsorted(a["leaf"] * _ROWS + a["row"], keys[found, 0] * _ROWS + keys[found, 1])
+        how = a["how"][at]
+        out[found] = np.where((how == _SAME) & (a["stream"][at] != streams[found]), _OTHER, how)
     return out

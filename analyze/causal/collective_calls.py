@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from gpuaudit.analyze.barriers import Barriers
 from gpuaudit.analyze.causal.model import Effect
+from gpuaudit.analyze.collectives import Collectives
 
 if TYPE_CHECKING:
     from gpuaudit.analyze.context import Context
@@ -42,20 +42,23 @@ def of_effect(context: Context, effect: Effect) -> Iterator[CollectiveCall]:
     b = context.barriers.get(effect.pid)
     if b is None:
         return
-    for start, end in effect.parts[b.carries(effect.parts)].tolist():
-        mine = (b.calls == [start, end]).all(axis=1) | (b.syncs == [start, end]).all(axis=1)
-        yield _call(context, b, (start, end), mine)
+    positions = {str(c.comm_id): i for i, c in enumerate(context.aligned)}
+    nameless = {x.pid for x in context.barriers.values() if (x.comm_id == "").any()}
+    for start, end in effect.parts.tolist():
+        mine = b.at(start, end)
+        if len(mine):
+            ids = set(b.comm_id[mine].tolist())
+            known = sorted(positions[i] for i in ids if i in positions)
+            ranks = frozenset({b.pid, *(p for i in known for p in context.aligned[i].pids)})
+            carried = tuple((i, at) for i in known for at in _indices(context.aligned[i], b.pid, b.calls[mine, 0]))
+            entered = max((int(context.aligned[i].last_arrival[at]) for i, at in carried), default=0)
+            yield CollectiveCall(start, end, ranks, ranks | nameless if "" in ids else ranks, entered, carried)
 
 
-def _call(context: Context, b: Barriers, bounds: tuple[int, int], mine: npt.NDArray[np.bool_]) -> CollectiveCall:
-    pid, begun, ids = b.pid, b.calls[mine, 0], set(b.comm_id[mine].tolist())
-    ranks, entered, carried = {pid}, 0, list[tuple[int, int]]()
-    for position, c in enumerate(context.aligned):
-        if str(c.comm_id) in ids:
-            ranks |= set(c.pids)
-        if str(c.comm_id) in ids and c.count and pid in c.pids:
-            at = np.flatnonzero(np.isin(c.arrival[c.pids.index(pid)], begun))
-            entered = max([entered, *c.last_arrival[at].tolist()])
-            carried += [(position, i) for i in at.tolist()]
-    nameless = {x.pid for x in context.barriers.values() if "" in x.comm_id.tolist()} if "" in ids else set()
-    return CollectiveCall(*bounds, frozenset(ranks), frozenset(ranks | nameless), entered, tuple(carried))
+def _indices(c: Collectives, pid: int, begun: npt.NDArray[np.int64]) -> list[int]:
+    """Of the collectives of one communicator those that the process entered at one of these moments."""
+    if not c.count or pid not in c.pids:
+        return []
+    own = c.arrival[c.pids.index(pid)]
+    at = np.minimum(np.searchsorted(own, begun), c.count - 1)
+    return sorted(set(at[own[at] == begun].tolist()))

@@ -39,6 +39,9 @@ LEAST_ERRORS = Threshold(
     "chosen: a recovery or replay stops a link's traffic for a moment; in a sound link there is none", least=1,
 )  # fmt: skip
 
+MOST_ERRORS = 1 << 40
+"""A counter that grew by more is not evidence; sums of a few stay within int64."""
+
 DECLARATION = Declaration(
     id="fabric_error",
     kind="chain",
@@ -125,7 +128,7 @@ def _growths(context: Context) -> list[_Growth]:
     """Pairs of consecutive readings of a link between which a counter grew; one that fell began anew."""
     over = "OVER (PARTITION BY gpu_uuid, link ORDER BY start_ns, leaf, row)"
     grew = " + ".join(
-        f"CASE WHEN {c} > lag({c}) {over} THEN least({c} - lag({c}) {over}, {1 << 40}) ELSE 0 END" for c in COUNTERS
+        f"CASE WHEN {c} > lag({c}) {over} THEN least({c} - lag({c}) {over}, {MOST_ERRORS}) ELSE 0 END" for c in COUNTERS
     )
     rows = context.store.sql(
         f"WITH g AS (SELECT lag(start_ns) {over} AS low, start_ns AS high, gpu_uuid, gpu_index, link, "

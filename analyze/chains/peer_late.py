@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuaudit.analyze import imposed, intervals, lateness, waits
-from gpuaudit.analyze.causal import model
+from gpuaudit.analyze.barriers import same_rows
+from gpuaudit.analyze.causal import model, states
 from gpuaudit.analyze.causal.model import Cause, Causes, Detector, Effect
 from gpuaudit.analyze.collectives import Collectives
 from gpuaudit.analyze.effects import late_arrivals
@@ -127,9 +128,8 @@ def _longer(c: Collectives, judged: Lateness, r: int, at: npt.NDArray[np.intp], 
 
 def _causes(context: Context, effect: Effect, waiting: Sequence[_Wait]) -> Iterator[Cause]:
     """The waits that lie in the effect's own calls: the same row, not just the same time."""
-    own = {(int(a), int(b)) for a, b in effect.parts}
     for w in waiting:
-        mine = np.array([(a, b) in own for a, b in w.carrier.tolist()], dtype=bool)
+        mine = same_rows(w.carrier, effect.parts)
         time = intervals.from_bounds(w.time[mine, 0], w.time[mine, 1])
         if not len(time):
             continue
@@ -159,8 +159,8 @@ def _evidence(context: Context, w: _Wait) -> Callable[[Intervals], tuple[str, ..
     """The calls of all ranks for the collectives that were waited for in the time."""
 
     def rows(time: Intervals) -> tuple[str, ...]:
-        shared = [bool(len(intervals.intersect(time, intervals.single(int(a), int(b))))) for a, b in w.time]
-        keys = w.c.call_keys[:, w.at[np.array(shared, dtype=bool)]].reshape(-1, 2)
+        shared = states.overlapping(w.time[:, 0], w.time[:, 1], time)
+        keys = w.c.call_keys[:, w.at[shared]].reshape(-1, 2)
         return (context.book.listed("nccl_calls", keys, w.c.where),)
 
     return rows

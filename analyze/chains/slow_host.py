@@ -2,7 +2,7 @@
 
 Effect: slow calls that are a collective of a communicator of which not all ranks were observed, or in which the host
 waits for one. Cause: of such a call, the time after the last observed rank had entered, less what the same rank usually
-needs from there (the median in the other collectives of the same kind), and only where the observed ranks' waits ended
+needs from there (the median in the collectives of the same kind), and only where the observed ranks' waits ended
 together. What is left are ranks that nobody observed, and the way to them: they are inferred, never seen. Units: ns.
 """
 
@@ -77,13 +77,14 @@ def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
         return NotEvaluated(context.quality.source_reason("nccl") or why)
     usable = {i for i, c in enumerate(context.aligned) if c.count and len(c.ranks) < c.nranks}
     out: dict[str, list[Cause]] = {}
+    usual: dict[tuple[int, int, int], int | None] = {}
     for e in effects:
         found: dict[int, _Found] = {}
         for call in collective_calls.of_effect(context, e):
             for position, at in call.carried:
                 if position in usable:
                     c = context.aligned[position]
-                    low = _since(context, c, c.pids.index(e.pid), at)
+                    low = _since(context, c, c.pids.index(e.pid), at, usual)
                     mine = found.setdefault(position, _Found(c))
                     if low is not None:
                         mine.pieces.append((max(low, call.start), call.end))
@@ -94,19 +95,33 @@ def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
     return out
 
 
-def _since(context: Context, c: Collectives, r: int, at: int) -> int | None:
+def _since(
+    context: Context, c: Collectives, r: int, at: int, usual: dict[tuple[int, int, int], int | None]
+) -> int | None:
     """From when the rank waited longer than it usually does after the last observed rank had come; None where that
     cannot be told, or the observed ranks did not end together."""
-    through = np.where(c.sync_end == NONE, c.call_end, c.sync_end)
-    ends = through[:, at]
+    ends = _through(c)[:, at]
     if (ends == NONE).any() or int(ends.max() - ends.min()) > context.policy.value(TOGETHER, DECLARATION.id):
         return None
-    others = (c.kind == c.kind[at]) & (through[r] != NONE)
-    others[at] = False
-    if int(others.sum()) < context.policy.value(imposed.COMPARED, DECLARATION.id):
+    key = (c.comm_id, r, int(c.kind[at]))
+    if key not in usual:
+        usual[key] = _usual(context, c, r, key[2])
+    tail = usual[key]
+    return None if tail is None else int(c.last_arrival[at]) + tail
+
+
+def _through(c: Collectives) -> Array:
+    return np.where(c.sync_end == NONE, c.call_end, c.sync_end)
+
+
+def _usual(context: Context, c: Collectives, r: int, kind: int) -> int | None:
+    """Median time from the last observed arrival to the end of the rank's wait, of one kind; None with too few."""
+    through = _through(c)[r]
+    alike = (c.kind == kind) & (through != NONE)
+    if int(alike.sum()) <= context.policy.value(imposed.COMPARED, DECLARATION.id):
         return None
-    tails: Array = np.sort((through[r] - c.last_arrival)[others])
-    return int(c.last_arrival[at]) + max(0, int(tails[(len(tails) - 1) // 2]))
+    tails: Array = np.sort((through - c.last_arrival)[alike])
+    return max(0, int(tails[(len(tails) - 1) // 2]))
 
 
 def _cause(context: Context, f: _Found) -> Cause:
