@@ -1,32 +1,33 @@
-"""Before and after: the engines of two bundles, paired and compared (``inference/compare.py`` decides).
+"""Before and after: two bundles side by side, or several regimes each beside the first.
 
-Each bundle is verified before it is read, and nothing is compared unless both hold. An engine is paired by its URL,
-else by its model where only one on each side has it, else by its number. Where what a ceiling depends on was changed,
-the efficiency is not compared: the baseline is another one. The result is plain JSON in the units of a findings
-document; ``docs/reference/diff.md`` tells its members.
+Each bundle is verified before it is read, and nothing is compared unless all hold. Operations, chains, rules, waste and
+settings: ``comparison/``. Engines (``inference/compare.py`` decides): one is paired by its URL, else by its model where
+only one on each side has it, else by its number. Where what a ceiling depends on was changed, the efficiency is not
+compared: the baseline is another one. The result is plain JSON in the units of a findings document;
+``docs/reference/diff.md`` tells its members.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpuaudit.analyze.catalogue import Catalogue
+from gpuaudit.analyze.comparison import conclusions, configuration, operations
+from gpuaudit.analyze.comparison.conclusions import Analysed
 from gpuaudit.analyze.context import Context
-from gpuaudit.analyze.evidence import EvidenceBook
-from gpuaudit.analyze.finding import Json
-from gpuaudit.analyze.inference import compare, gates
+from gpuaudit.analyze.finding import Document, Json
+from gpuaudit.analyze.inference import compare as engine_compare
+from gpuaudit.analyze.inference import gates
 from gpuaudit.analyze.inference.compare import Direction
 from gpuaudit.analyze.inference.diff_figures import Figure, figures
 from gpuaudit.analyze.inference.model import EngineRun
-from gpuaudit.analyze.quality import read_quality
-from gpuaudit.analyze.run import read_evidence
-from gpuaudit.analyze.window import read_window
+from gpuaudit.analyze.run import AnalyzeOptions, examine, read_evidence
 from gpuaudit.bundle import canonical
-from gpuaudit.bundle.errors import InputUnusable
+from gpuaudit.bundle.errors import UsageError
 from gpuaudit.bundle.tool import tool_facts
 from gpuaudit.bundle.verify import Verification
 
@@ -35,7 +36,11 @@ if TYPE_CHECKING:
 
     from gpuaudit.bundle.keys import Identity
 
-SCHEMA = "gpu-audit/diff/1"
+SCHEMA = "gpu-audit/diff/2"
+"""Operations, chains, rules, waste and settings beside the engines of version 1; several captures."""
+
+MAX_CAPTURES = 32
+"""Captures compared at once: all are held in memory."""
 
 NOT_COMPARABLE = "NotComparable"
 RESET = "Config changed. Baseline reset."
@@ -53,6 +58,14 @@ class Side:
 
     verification: Verification
     context: Context
+    document: Document | None = None
+
+    @property
+    def analysed(self) -> Analysed:
+        """With the findings, for what compares them."""
+        if self.document is None:
+            raise ValueError("only the engines of this side were read")
+        return Analysed(self.context, self.document)
 
     def to_json(self) -> Json:
         v, body = self.verification, self.context.store.open_body
@@ -86,31 +99,96 @@ class Drift:
 
 
 def diff(
-    before: Path, after: Path, *, trust: Sequence[Identity] = (), overlays: Sequence[Path] = (),
-    rate: Decimal | None = None, currency: str = "USD",
+    captures: Sequence[Path], *, trust: Sequence[Identity] = (), overlays: Sequence[Path] = (),
+    rate: Decimal | None = None, currency: str = "USD", names: Sequence[str] = (),
 ) -> dict[str, Json]:  # fmt: skip
-    """The comparison of two bundles. BundleInvalid where one was changed; InputUnusable where one has no engine."""
-    catalogue = Catalogue.load(overlays)
-    sides = [_read(path, trust, catalogue) for path in (before, after)]
+    """The comparison of two bundles, or of several with the first. BundleInvalid where one was changed.
+
+    ``names`` of the captures, in their order; without any they are called before and after, or by the files' names.
+    """
+    if not 2 <= len(captures) <= MAX_CAPTURES:
+        raise UsageError(f"{len(captures)} captures to compare, from 2 to {MAX_CAPTURES} can be")
+    if names and (len(names) != len(captures) or len(set(names)) != len(names)):
+        raise UsageError(f"{len(names)} names for {len(captures)} captures; each needs one of its own")
+    options = AnalyzeOptions(trust=trust, catalogue=Catalogue.load(overlays))
     price = None if rate is None else (Fraction(rate), currency)
-    return compare_sides(sides[0], sides[1], price)
+    first = _read(captures[0], options)
+    compared = []
+    for path in captures[1:]:
+        compared.append(compare(first, _read(path, options), price))
+    if len(captures) == 2 and not names:
+        return compared[0]
+    called = list(names) or [f"{i}: {path.name}" for i, path in enumerate(captures, start=1)]
+    return regimes(called, compared)
 
 
-def _read(path: Path, trust: Sequence[Identity], catalogue: Catalogue) -> Side:
-    verification, store = read_evidence(path, trust)
-    window = read_window(store)
-    quality = read_quality(store, window, verification.status)
-    side = Side(verification, Context(store, window, quality, EvidenceBook(store), catalogue=catalogue))
-    if not any(run.windows for run in side.context.engine_runs):
-        raise InputUnusable(
-            f"{path.name} has no metrics of an inference engine",
-            hint="capture with --engine URL, or compare two bundles that were",
-        )
-    return side
+def _read(path: Path, options: AnalyzeOptions) -> Side:
+    verification, store = read_evidence(path, options.trust)
+    document, context = examine(store, verification, options)
+    return Side(verification, context, document)
+
+
+def regimes(names: Sequence[str], compared: Sequence[dict[str, Json]]) -> dict[str, Json]:
+    """Several comparisons with the same first capture; ``names`` has one more than there are comparisons."""
+    return {
+        "schema": SCHEMA, "tool": dict(tool_facts()), "captures": list(names),
+        "regimes": [{"name": name, "diff": one} for name, one in zip(names[1:], compared, strict=True)],
+    }  # fmt: skip
+
+
+def compare(before: Side, after: Side, price: tuple[Fraction, str] | None = None) -> dict[str, Json]:
+    """Everything of two sides that were analysed whole; a pure function of them."""
+    engines = compare_sides(before, after, price)
+    sides = before.analysed, after.analysed
+    found = {
+        "operations": operations.compare(before.context, after.context, _loads(before, after)),
+        "chains": conclusions.chains(*sides), "rules": conclusions.rules(*sides), "waste": conclusions.waste(*sides),
+        "configuration": configuration.compare(*sides),
+    }  # fmt: skip
+    used = set(_ids([found, engines["engines"]]))
+    return {
+        **engines, **found,
+        "thresholds": [*engines["thresholds"], *(t.to_json() for t in operations.THRESHOLDS)],
+        "evidence": {
+            name: [e.to_json() for e in side.context.book.entries() if e.id in used]
+            for name, side in (("before", before), ("after", after))
+        },
+    }  # fmt: skip
+
+
+def _grade_d(before: Side, after: Side) -> str:
+    """Evidence that supports no conclusion supports no comparison."""
+    return conclusions.grade_refusal(
+        {name: side.context.quality.grade_of(gates.TABLES) for name, side in (("before", before), ("after", after))}
+    )
+
+
+def _loads(before: Side, after: Side) -> dict[str, str]:
+    """Programs whose engine had another load: their calls are not compared, with the reason."""
+    out = {}
+    for pair in pairs(before.context.engine_runs, after.context.engine_runs):
+        refused = engine_compare.comparable(_load(pair.before), _load(pair.after))
+        if refused and pair.before.pid is not None:
+            name = before.context.process_name(pair.before.pid)
+            out[name] = f"its engine {gates.name_of(pair.before)}: {refused}"
+    return out
+
+
+def _ids(value: Json) -> Iterator[str]:
+    """Ids of evidence anywhere in a document."""
+    if isinstance(value, dict):
+        told = value.get("evidence")
+        if isinstance(told, list):
+            yield from (i for i in told if isinstance(i, str))
+        for v in value.values():
+            yield from _ids(v)
+    elif isinstance(value, list):
+        for v in value:
+            yield from _ids(v)
 
 
 def compare_sides(before: Side, after: Side, price: tuple[Fraction, str] | None = None) -> dict[str, Json]:
-    """The comparison of two sides that were read; a pure function of them. ``price`` is per GPU-hour."""
+    """The engines of two sides; a pure function of them. ``price`` is per GPU-hour."""
     found = pairs(before.context.engine_runs, after.context.engine_runs)
     paired = {id(run) for p in found for run in (p.before, p.after)}
     engines = [_pair(before, after, p, price) for p in found]
@@ -123,7 +201,7 @@ def compare_sides(before: Side, after: Side, price: tuple[Fraction, str] | None 
             for run in side.context.engine_runs
             if id(run) not in paired
         ],
-        "thresholds": [t.to_json() for t in (*compare.THRESHOLDS, *(n.bound for n in compare.NOTES))],
+        "thresholds": [t.to_json() for t in (*engine_compare.THRESHOLDS, *(n.bound for n in engine_compare.NOTES))],
         "evidence": {
             name: [e.to_json() for e in side.context.book.entries()]
             for name, side in (("before", before), ("after", after))
@@ -177,7 +255,7 @@ def _pair(before: Side, after: Side, pair: Pair, price: tuple[Fraction, str] | N
     drift = drifts(pair.before, pair.after)
     reset = any(d.resets for d in drift)
     shown = figures(before.context, pair.before, after.context, pair.after, price)
-    refused = compare.comparable(_load(pair.before), _load(pair.after))
+    refused = _grade_d(before, after) or engine_compare.comparable(_load(pair.before), _load(pair.after))
     found = None if refused else _direction(shown, reset=reset)
     return {
         "engine": {"before": gates.name_of(pair.before), "after": gates.name_of(pair.after), "paired_by": pair.by},
@@ -201,21 +279,21 @@ def _notes(shown: dict[str, Figure]) -> list[str]:
 
 def _moved(figure: Figure) -> bool:
     change = figure.change.value
-    return change is not None and abs(Fraction(change)) > compare.LOAD_BAND.value
+    return change is not None and abs(Fraction(change)) > engine_compare.LOAD_BAND.value
 
 
-def _load(run: EngineRun) -> compare.Load:
+def _load(run: EngineRun) -> engine_compare.Load:
     totals = run.totals
     concurrency = None
     if totals.running is not None and totals.waiting is not None:
         concurrency = totals.running + totals.waiting
-    return compare.Load(totals.active, concurrency, totals.requests_per_s)
+    return engine_compare.Load(totals.active, concurrency, totals.requests_per_s)
 
 
 def _direction(shown: dict[str, Figure], *, reset: bool) -> Direction:
     """The table's row; after a change of the baseline the efficiency says nothing."""
     efficiency, ttft, throughput = shown["Efficiency"], shown["TTFT p99"], shown["Throughput"]
-    return compare.direction(
+    return engine_compare.direction(
         None if reset else efficiency.change.value, throughput.change.value, ttft.before.value, ttft.after.value
     )
 

@@ -47,7 +47,7 @@ def test_another_load_is_an_answer_and_no_failure(sides: tuple[Path, Path], env:
     done = audit("diff", *sides, "--json", env=env)
     assert (done.returncode, done.stderr) == (0, "")
     document = canonical.loads_canonical(done.stdout.strip().encode())
-    assert document["schema"] == "gpu-audit/diff/1"
+    assert document["schema"] == "gpu-audit/diff/2"
     (engine,) = document["engines"]
     assert engine["verdict"] == "NotComparable"
     assert engine["reason"].startswith("the load differs")
@@ -67,12 +67,26 @@ def test_a_bundle_that_was_changed_is_refused(
     check_refused(audit("diff", changed, sides[0], env=env), 3)
 
 
-def test_a_bundle_without_an_engine_is_refused_with_what_to_do(
+def test_a_bundle_without_an_engine_is_compared_in_the_rest(
     sides: tuple[Path, Path], env: Mapping[str, str], tmp_path: Path
 ) -> None:  # fmt: skip
     writer = open_writer(tmp_path / "plain.db", MemorySigner())
     writer.append_segment(TABLES["gaps"], gap_rows(3), seen=3, written=3, lost=0)
     writer.seal({"gaps": {"seen": "3", "written": "3", "lost": "0"}})
     writer.close()
-    check_refused(audit("diff", sides[0], tmp_path / "plain.db", env=env), 3, "plain.db", "has no metrics", "--engine")
+    done = audit("diff", sides[0], tmp_path / "plain.db", env=env)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "unpaired  before: engine" in done.stdout
+    assert "waste     not comparable: before: " in done.stdout
     check_refused(audit("diff", sides[0], tmp_path / "none.db", env=env), 3, "none.db")
+    check_refused(audit("diff", sides[0], env=env), 2, "1 captures", "from 2")
+
+
+def test_three_captures_are_regimes(sides: tuple[Path, Path], env: Mapping[str, str]) -> None:
+    named = [x for name in ("alone", "one more", "crowded") for x in ("--name", name)]
+    done = audit("diff", sides[0], sides[0], sides[1], *named, env=env)
+    assert (done.returncode, done.stderr) == (0, "")
+    heads = [line for line in done.stdout.splitlines() if line.startswith("regime")]
+    assert heads == ["regime    one more, beside alone", "regime    crowded, beside alone"]
+    assert done.stdout.count("verdict   ") == 2
+    assert "verdict   NotComparable: the load differs" in done.stdout
