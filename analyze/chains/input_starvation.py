@@ -244,7 +244,7 @@ def _with_doubt(cause: Cause, e: Effect, own: States | None) -> Cause:
 
 DETECTOR = Detector(
     precedence=80,
-    kinds=frozenset({"api_silence", "throughput_drop"}),
+    kinds=frozenset({"api_silence", "throughput_drop", "gpu_idle"}),
     scope="the process and those that it started",
     find=find,
     refuted_by="The same silence while its workers have batches ready and wait for orders.",

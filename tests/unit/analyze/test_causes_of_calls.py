@@ -7,7 +7,7 @@ from fractions import Fraction
 from gpuaudit.analyze.context import Found, NotEvaluated
 from gpuaudit.analyze.finding import Chain, Quantity
 from gpuaudit.analyze.registry import plugins
-from tests.rule_scenes import allocation_burst, cold_start, synchronous_copy
+from tests.rule_scenes import allocation_burst, allocator_thrash, cold_start, synchronous_copy
 from tests.scenes import MS, T0, US, S, Scene, collectives
 
 DETECTORS = {p.declaration.id: p.evaluate for p in plugins()}
@@ -162,3 +162,23 @@ def test_a_slow_copy_of_the_usual_size_is_not_slow_for_being_a_copy() -> None:
     backs[77]["size_bytes"] *= 100
     (chain,) = chains(scene, "synchronous_copy")
     assert number(chain, "explained") == 15 * MS
+
+
+def test_memory_that_is_asked_for_again_was_freed_for_nothing() -> None:
+    (chain,) = chains(allocator_thrash.steps(), "allocator_thrash")
+    assert number(chain, "times") == 99
+    assert number(chain, "sizes") == 1
+    assert number(chain, "size") == 99 * (8 << 20)
+    assert number(chain, "effect_time") == 200 * 500 * US
+    assert number(chain, "explained") == 198 * 500 * US, "not the first allocation, and not the last release"
+
+
+def test_sizes_that_do_not_come_again_or_not_soon_are_no_thrashing() -> None:
+    assert chains(allocator_thrash.steps(grow=1), "allocator_thrash") == []
+    assert chains(allocator_thrash.steps(count=20), "allocator_thrash") == []
+    late = allocator_thrash.steps(count=30, every=1_100 * MS)
+    for row in late.rows["cuda_calls"]:
+        if row["op"] == "cudaMalloc":
+            row["duration_ns"] = 80 * MS
+            row["start_ns"] -= 80 * MS
+    assert chains(late, "allocator_thrash") == []
