@@ -112,6 +112,8 @@ def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
     events, growths = _events(context), _growths(context)
     if not events and not growths:
         return {}
+    if not any(context.gpus_by_pid.get(pid) for pid in context.barriers):
+        return NotEvaluated("NVML listed no process of a rank on a GPU, so whose GPU had errors is not known")
     out = {e.key: list(_causes(context, e, events, growths)) for e in effects}
     return {key: causes for key, causes in out.items() if causes}
 

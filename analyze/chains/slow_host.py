@@ -76,6 +76,8 @@ def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
         )
         return NotEvaluated(context.quality.source_reason("nccl") or why)
     usable = {i for i, c in enumerate(context.aligned) if c.count and len(c.ranks) < c.nranks}
+    if not usable:
+        return {}
     out: dict[str, list[Cause]] = {}
     usual: dict[tuple[int, int, int], int | None] = {}
     for e in effects:

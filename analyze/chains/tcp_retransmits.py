@@ -21,6 +21,7 @@ import numpy as np
 from gpuaudit.analyze import intervals
 from gpuaudit.analyze.causal import collective_calls, model
 from gpuaudit.analyze.causal.model import Cause, Causes, Detector, Effect
+from gpuaudit.analyze.causal.recorded import unrecorded
 from gpuaudit.analyze.finding import Declaration, Quantity, Threshold
 from gpuaudit.analyze.intervals import Intervals
 from gpuaudit.analyze.sockets import End, Sockets, read_sockets
@@ -96,19 +97,13 @@ class _Found:
 
 def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
     """Packets sent again within the effects that are collectives, by where they went."""
-    why = context.quality.source_reason("tcp")
-    if not context.store.row_count("tcp_retransmits"):
-        return _unseen(why) if why else {}
+    why = unrecorded(context, "tcp_retransmits", "TCP packet that was sent again", "tcp")
+    if why is not None:
+        return why
     sockets = read_sockets(context.store)
     resent = _resent(context, sockets)
     out = {e.key: list(_causes(context, sockets, resent, e)) for e in effects}
     return {key: causes for key, causes in out.items() if causes}
-
-
-def _unseen(why: str) -> NotEvaluated:
-    from gpuaudit.analyze.context import NotEvaluated  # noqa: PLC0415 - it imports what imports this
-
-    return NotEvaluated(why)
 
 
 def _resent(context: Context, sockets: Sockets) -> list[Resent]:

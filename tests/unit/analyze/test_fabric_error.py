@@ -74,5 +74,13 @@ def test_without_gpus_and_events_it_is_not_evaluated() -> None:
     assert outcome == NotEvaluated("neither events nor links of a GPU were recorded")
 
 
+def test_errors_of_gpus_whose_processes_are_not_known_are_not_clear() -> None:
+    scene = with_event()
+    del scene.rows["nvml_processes"]
+    outcome = EVALUATE(scene.context())
+    assert isinstance(outcome, NotEvaluated)
+    assert "whose GPU had errors is not known" in outcome.reason
+
+
 def test_listened_and_heard_nothing() -> None:
     assert chains(on_gpus(ranks())) == []

@@ -152,10 +152,20 @@ def test_a_packet_that_could_not_be_made_was_not_sent() -> None:
     assert chains(resent(ranks(), SLOW + 205 * MS, error=-113)) == []
 
 
-def test_a_kernel_that_was_not_asked_is_not_clear() -> None:
+@pytest.mark.parametrize(
+    ("told", "outcome"),
+    [
+        ([{"source": "tcp", "state": "not recorded", "reason": "no BTF"}], NotEvaluated("no BTF")),
+        ([], NotEvaluated("no TCP packet that was sent again was recorded")),
+        ([{"source": "tcp", "state": "recorded", "reason": ""}], Found([], "effects looked at: 2")),
+    ],
+)
+def test_only_a_source_that_recorded_makes_it_clear(
+    told: list[dict[str, str]], outcome: Found | NotEvaluated
+) -> None:  # fmt: skip
     scene = ranks()
-    scene.open_body["sources"] = [{"source": "tcp", "state": "not recorded", "reason": "no BTF"}]
-    assert EVALUATE(scene.context()) == NotEvaluated("no BTF")
+    scene.open_body["sources"] = told
+    assert EVALUATE(scene.context()) == outcome
 
 
 def test_ports_of_the_scene_are_of_one_connection() -> None:
