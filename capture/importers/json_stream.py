@@ -34,6 +34,9 @@ _NEXT = re.compile(r"[ \t\r\n]*,[ \t\r\n]*(?=[^ \t\r\n\]])")
 _TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["\[\]{}]', re.DOTALL)
 """A whole string, the quotation mark of one whose end is not in the window, or a bracket."""
 
+_MORE_OF_A_NUMBER = len("e+1")
+"""So much text after a number tells that it is over: 1 may go on as 1.5 or as 1e+5."""
+
 _SCALAR_END = re.compile(r"[,\]}\s]")
 
 
@@ -154,7 +157,7 @@ class _Window:
         while True:
             try:
                 value, end = self._scan(self._text, self.at)
-                if end < len(self._text) or self._ended:
+                if end + _MORE_OF_A_NUMBER <= len(self._text) or self._ended:
                     self.at = end
                     return value
                 reason = "cut off"
@@ -194,7 +197,8 @@ class _Window:
 
     def _end_of_value(self) -> int:
         """Where a value that cannot be decoded ends, by its brackets; −1 where the window does not tell."""
-        if self._text[self.at : self.at + 1] not in {"[", "{"}:
+        first = self._text[self.at : self.at + 1]
+        if first not in {"[", "{", '"'}:
             match = _SCALAR_END.search(self._text, self.at)
             return match.start() if match and match.start() > self.at else -1
         depth = 0
