@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from gpuaudit.bundle.display import printable
 from gpuaudit.bundle.errors import InputUnusable
 
 if TYPE_CHECKING:
@@ -157,7 +158,8 @@ class ForeignDatabase:
 
     def _damaged(self, why: object) -> InputUnusable:
         text = "reading it takes more work than its size allows" if str(why) == "interrupted" else str(why)
-        return InputUnusable(f"{self.name}: the database is damaged: {text:.160}", hint="copy it again")
+        told = printable(" ".join(text.split()))  # SQLite quotes names of the file, over several lines
+        return InputUnusable(f"{self.name}: the database is damaged: {told:.160}", hint="copy it again")
 
 
 def _ordinary(name: object, sql: object) -> bool:
