@@ -6,11 +6,15 @@
  * waits, as old or grouped calls can.
  *
  * NCCL_DOUBLE_GB_PER_S  transfer rate (10)
+ * NCCL_DOUBLE_ADDRESS   IPv4 address on which rank 0 listens: the data of a collective then go to it over TCP
+ * NCCL_DOUBLE_PORT      and its port (29500)
  */
 #define _GNU_SOURCE
 #include "nccl.h"
 
+#include <arpa/inet.h>
 #include <fcntl.h>
+#include <netinet/tcp.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -19,6 +23,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -36,6 +41,7 @@ struct meeting {
 struct ncclComm {
 	int rank, ranks;
 	struct meeting *meeting;
+	int sockets[MAX_RANKS]; /* of rank 0 to each other rank; of those, the first, to rank 0 */
 };
 
 struct collective {
@@ -76,6 +82,93 @@ static size_t size_of(ncclDataType_t type)
 	return (unsigned int)type < sizeof(bytes) / sizeof(*bytes) ? bytes[type] : 0;
 }
 
+static const char *address(void)
+{
+	return getenv("NCCL_DOUBLE_ADDRESS");
+}
+
+static int connected(const struct sockaddr_in *to, int rank)
+{
+	static int listener = -1;
+	int fd, one = 1;
+
+	if (rank) {
+		do {
+			fd = socket(AF_INET, SOCK_STREAM, 0);
+			if (!connect(fd, (const struct sockaddr *)to, sizeof(*to)))
+				break;
+			close(fd);
+			fd = -1;
+		} while (!usleep(1000));
+	} else {
+		if (listener < 0) {
+			listener = socket(AF_INET, SOCK_STREAM, 0);
+			setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+			if (bind(listener, (const struct sockaddr *)to, sizeof(*to)) || listen(listener, MAX_RANKS))
+				return -1;
+		}
+		fd = accept(listener, NULL, NULL);
+	}
+	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+	return fd;
+}
+
+static int connect_ranks(struct ncclComm *c)
+{
+	const char *port = getenv("NCCL_DOUBLE_PORT");
+	struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons((uint16_t)(port ? atoi(port) : 29500))};
+
+	if (!address())
+		return 0;
+	if (inet_pton(AF_INET, address(), &to.sin_addr) != 1)
+		return -1;
+	for (int i = 0; i < (c->rank ? 1 : c->ranks - 1); i++) {
+		c->sockets[i] = connected(&to, c->rank);
+		if (c->sockets[i] < 0)
+			return -1;
+	}
+	return 0;
+}
+
+static void move(int fd, size_t bytes, ssize_t (*with)(int, void *, size_t))
+{
+	static char data[65536];
+
+	while (bytes) {
+		ssize_t moved = with(fd, data, bytes < sizeof(data) ? bytes : sizeof(data));
+
+		if (moved <= 0)
+			abort();
+		bytes -= (size_t)moved;
+	}
+}
+
+static ssize_t give(int fd, void *data, size_t bytes)
+{
+	return send(fd, data, bytes, MSG_NOSIGNAL);
+}
+
+static ssize_t take(int fd, void *data, size_t bytes)
+{
+	return recv(fd, data, bytes, 0);
+}
+
+/* Every rank gives its data to rank 0, which says when it has them all. */
+static void exchange(struct ncclComm *c, size_t bytes)
+{
+	if (!address())
+		return;
+	if (c->rank) {
+		move(c->sockets[0], bytes, give);
+		move(c->sockets[0], 1, take);
+		return;
+	}
+	for (int i = 0; i < c->ranks - 1; i++)
+		move(c->sockets[i], bytes, take);
+	for (int i = 0; i < c->ranks - 1; i++)
+		move(c->sockets[i], 1, give);
+}
+
 /* All ranks meet, the data moves, all ranks go on. */
 static void perform(struct collective *c)
 {
@@ -95,6 +188,7 @@ static void perform(struct collective *c)
 		}
 	}
 	transfer(c->bytes);
+	exchange(c->comm, c->bytes);
 	pthread_barrier_wait(&m->out);
 }
 
@@ -189,6 +283,8 @@ static ncclResult_t join(ncclComm_t *out, int ranks, const ncclUniqueId *id, int
 	pthread_barrier_wait(&c->meeting->in);
 	if (rank == 0)
 		shm_unlink(name);
+	if (connect_ranks(c))
+		return ncclSystemError;
 	*out = c;
 	return ncclSuccess;
 }

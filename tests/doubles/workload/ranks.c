@@ -7,10 +7,11 @@
  *       [--late-by sleep|spin|disk|futex|work] [--late-cpu N] [--late-cgroup DIRECTORY] [--disk FILE] [--busy-ms 10]
  *       [--stream own|default] [--init plain|config] [--count 1000] [--realtime 0] [--pause-at start|init]
  *       [--pause-file FILE] [--settle-ms 0] [--linger-ms 0]
+ *       [--late-every 1] [--first-netns FILE]
  *
  * With --realtime 1 no other load on the host makes a rank late. The late rank can be late for a cause that is planted
  * (planted.h; "work" is nothing but its CPU time), whose spans it writes down; it can be pinned to a CPU, and be in a
- * cgroup of its own (without real-time priority then).
+ * cgroup of its own (without real-time priority then). With --first-netns rank 0 is in another network namespace.
  */
 #include "planted.h"
 #include "nccl.h"
@@ -105,7 +106,8 @@ static void run_rank(int argc, char **argv, int rank, ncclUniqueId id)
 	int ranks = (int)number(argc, argv, "ranks", 4);
 	long steps = number(argc, argv, "steps", 50), step_ms = number(argc, argv, "step-ms", 2);
 	long late_rank = number(argc, argv, "late-rank", -1), late_ms = number(argc, argv, "late-ms", 30);
-	long count = number(argc, argv, "count", 1000);
+	long count = number(argc, argv, "count", 1000), late_every = number(argc, argv, "late-every", 1);
+	const char *netns = option(argc, argv, "first-netns", NULL);
 	const char *how = option(argc, argv, "late-by", "sleep"), *pause_file = option(argc, argv, "pause-file", NULL);
 	int own_stream = !strcmp(option(argc, argv, "stream", "own"), "own");
 	int with_config = !strcmp(option(argc, argv, "init", "plain"), "config");
@@ -122,6 +124,8 @@ static void run_rank(int argc, char **argv, int rank, ncclUniqueId id)
 		die(path, "cannot be written");
 	fprintf(truth, "{\"rank\":%d,\"pid\":%d,\"tid\":%d,\"nranks\":%d,\"late\":%d,\"count\":%ld}\n", rank, getpid(),
 		thread_id(), ranks, rank == late_rank, count);
+	if (netns && rank == 0 && setns(open(netns, O_RDONLY), CLONE_NEWNET))
+		die(netns, "cannot be entered");
 	if (rank == late_rank)
 		plan_lateness(argc, argv, how);
 	names[INIT] = with_config ? "ncclCommInitRankConfig" : "ncclCommInitRank";
@@ -141,7 +145,7 @@ static void run_rank(int argc, char **argv, int rank, ncclUniqueId id)
 		uint64_t awake_ns = boottime_ns() + (uint64_t)step_ms * 1000000u, arrived_ns;
 
 		nap_us((uint64_t)step_ms * 1000u);
-		if (rank == late_rank)
+		if (rank == late_rank && step % late_every == 0)
 			late(how, (uint64_t)late_ms * 1000u, awake_ns);
 		for (long i = 0; i < count; i++)
 			send[i] = (float)(rank + 1 + step);
@@ -152,7 +156,7 @@ static void run_rank(int argc, char **argv, int rank, ncclUniqueId id)
 		end(ALL_REDUCE, ncclAllReduce(send, receive, (size_t)count, ncclFloat32, ncclSum, comm, stream));
 		begin();
 		end(SYNCHRONIZE, cudaStreamSynchronize(stream));
-		if (plan)
+		if (plan && step % late_every == 0)
 			tell_lateness(arrived_ns);
 		if (count <= 1024 && receive[count - 1] != (float)(ranks * (ranks + 1) / 2 + ranks * step))
 			die("ncclAllReduce", "wrong sum");
