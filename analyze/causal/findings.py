@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from gpuaudit.analyze.causal.arbitration import Allotment, Part
@@ -48,6 +49,11 @@ class Explained:
     def cause(self) -> Cause:
         """The cause."""
         return self.part.who[1]
+
+    @cached_property
+    def evidence(self) -> tuple[str, ...]:
+        """Rows of the effect, and those of the cause in the part that was allotted."""
+        return tuple(dict.fromkeys((*self.effect.evidence(), *self.cause.evidence(self.part.allotted))))
 
     @property
     def waited_key(self) -> str:

@@ -62,7 +62,7 @@ def _from(context: Context, found: Findings, x: Explained) -> Iterator[Link]:
 
 
 def _link(x: Explained) -> Link:
-    evidence = tuple(dict.fromkeys((*x.effect.evidence(), *x.cause.evidence(x.part.allotted))))
+    evidence = x.evidence
     return Link(
         effect=x.effect.name,
         cause=x.cause.what or x.cause.culprit,
@@ -92,14 +92,8 @@ def _chain(context: Context, found: Findings, group: Sequence[Explained]) -> Cha
     name = lead.known.declaration.id
     explained, effect_ns = sum(t[0] for t in threads), sum(t[1] for t in threads)
     made = _links_of(context, found, group)
-    evidence = tuple(
-        dict.fromkeys(
-            (
-                *(e for link in made for e in link.evidence),
-                *(e for x in group for e in (*x.effect.evidence(), *x.cause.evidence(x.part.allotted))),
-            )
-        )
-    )
+    linked = (e for link in made for e in link.evidence)
+    evidence = tuple(dict.fromkeys((*linked, *(e for x in group for e in x.evidence))))
     share = Fraction(explained, effect_ns)
     grade = context.quality.grade_of(tuple(t for t, _ in lead.known.declaration.inputs))
     values: dict[str, Quantity | str] = {

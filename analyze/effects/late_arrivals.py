@@ -7,6 +7,7 @@ the detector of late ranks; whether that is worth a chain that detector decides.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,4 +68,4 @@ def _of_rank(context: Context, c: Collectives, r: int, parts: Intervals, calls: 
 
 def _evidence(context: Context, c: Collectives, wide: str, calls: RowKeys) -> Callable[[], tuple[str, ...]]:
     """Arrivals of all ranks, and the late calls of this one."""
-    return lambda: (context.book.where("nccl_calls", c.where), context.book.listed("nccl_calls", calls, wide))
+    return cache(lambda: (context.book.where("nccl_calls", c.where), context.book.listed("nccl_calls", calls, wide)))

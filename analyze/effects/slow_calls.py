@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -137,4 +138,4 @@ def _counted(calls: int) -> str:
 
 
 def _evidence(context: Context, table: str, keys: Intervals, wide: str) -> Callable[[], tuple[str, ...]]:
-    return lambda: (context.book.listed(table, keys, wide),)
+    return cache(lambda: (context.book.listed(table, keys, wide),))

@@ -38,11 +38,18 @@ slots = st.dictionaries(st.integers(0, SLOTS - 1), st.tuples(kinds, st.integers(
 def disturb(scene: Scene, slot: int, kind: Kind, length: int, pid: int = 7) -> Scene:
     """One disturbance of the main thread of ``pid``, from the beginning of a slot."""
     at = AT + slot * SLOT
-    asleep = {"op": "blocked", "next_pid": 0, "next_tid": 0, "next_comm": "swapper/1", "runqueue_ns": 0, "pid": pid}
+    asleep: dict[str, Any] = {
+        "op": "blocked",
+        "next_pid": 0,
+        "next_tid": 0,
+        "next_comm": "swapper/1",
+        "runqueue_ns": 0,
+        "pid": pid,
+    }
     if kind == "preempted":
         return off(scene, at, length, pid=pid)
     if kind == "lock_wait":
-        woken = {"wake_ns": at + length, "waker_pid": pid, "waker_tid": pid + 1, "waker_comm": "loader"}
+        woken: dict[str, Any] = {"wake_ns": at + length, "waker_pid": pid, "waker_tid": pid + 1, "waker_comm": "loader"}
         off(scene, at, length // 2, pid=pid, tid=pid + 1)
         return off(scene, at, length, prev_state=1, syscall=202, **asleep, **woken)
     if kind == "blocking_io":

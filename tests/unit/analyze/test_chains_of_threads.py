@@ -150,7 +150,7 @@ def test_a_page_fault_waits_for_a_disk_in_no_call() -> None:
 
 def test_what_the_kernel_writes_on_behalf_of_a_process_that_syncs() -> None:
     sync = off(launches(), **read(AT, 30 * MS, syscall=FSYNC))
-    written = {"pid": 50, "op": "write", "comm": "kworker/u8:1", "for_pid": 7, "for_comm": "python3"}
+    written: dict[str, Any] = {"pid": 50, "op": "write", "comm": "kworker/u8:1", "for_pid": 7, "for_comm": "python3"}
     assert told(block(sync, AT, 30 * MS, **written)) == {("blocking_io", "disk 259:0"): 30 * MS}
     reading = off(launches(), **read(AT, 30 * MS))
     assert told(block(reading, AT, 30 * MS, **written)) == {}
@@ -173,7 +173,7 @@ def test_requests_that_were_given_before_are_waited_for_in_interruptible_sleep()
     ],
     ids=["another process", "a sleep", "interruptible", "TASK_NOLOAD", "a driver", "another time"],
 )
-def test_sleep_that_is_no_wait_for_a_disk(row: dict[str, Any], request_of: dict[str, int]) -> None:
+def test_sleep_that_is_no_wait_for_a_disk(row: dict[str, Any], request_of: dict[str, Any]) -> None:
     scene = block(off(launches(), **row), row["start"], 30 * MS, **request_of)
     assert told(scene) == {}
     assert not isinstance(found(scene).outcomes["blocking_io"], NotEvaluated)
