@@ -82,7 +82,8 @@ def command(
     Formats are told by content: polled metrics of an inference server (JSON lines with t, text, took_ms, gzip or not),
     nvidia-smi --query-gpu … --format=csv -l, dcgmi dmon, traces of the PyTorch profiler (Kineto JSON, gzip or not;
     the files of several ranks make one bundle), databases of Ingero (SQLite, schema 0.8 to 0.10), SQLite
-    exports of Nsight Systems (nsys export --type sqlite) and logs of the NCCL Inspector, both by their documentation.
+    exports of Nsight Systems (nsys export --type sqlite), logs of the NCCL Inspector and traces of NCCL's example
+    profiler, these by their documentation.
     What cannot be carried is listed, in the bundle too. The result is evidence that these files said so, and of nothing
     about this host.
 

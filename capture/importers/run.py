@@ -18,7 +18,16 @@ from gpuaudit.bundle.errors import InputUnusable, UsageError
 from gpuaudit.bundle.tool import tool_facts
 from gpuaudit.bundle.writer import BundleWriter
 from gpuaudit.capture import host
-from gpuaudit.capture.importers import dcgmi, engine_series, ingero, kineto, nccl_inspector, nsight, nvidia_smi
+from gpuaudit.capture.importers import (
+    dcgmi,
+    engine_series,
+    ingero,
+    kineto,
+    nccl_inspector,
+    nccl_profiler,
+    nsight,
+    nvidia_smi,
+)
 from gpuaudit.capture.importers.foreign_sqlite import ForeignDatabase, is_sqlite
 from gpuaudit.capture.importers.model import About, Format, Request, Told, unrecorded
 from gpuaudit.capture.importers.reading import Recording
@@ -26,8 +35,10 @@ from gpuaudit.capture.output import BUNDLE_NAME, Output
 from gpuaudit.capture.recorder import Recorder, SegmentLimits
 from gpuaudit.capture.source import SELECTABLE_SOURCES
 
-FORMATS: tuple[Format, ...] = (engine_series.FORMAT, nvidia_smi.FORMAT, dcgmi.FORMAT, kineto.FORMAT, ingero.FORMAT,
-                               nsight.FORMAT, nccl_inspector.FORMAT)  # fmt: skip
+FORMATS: tuple[Format, ...] = (
+    engine_series.FORMAT, nvidia_smi.FORMAT, dcgmi.FORMAT, nccl_profiler.FORMAT, kineto.FORMAT, ingero.FORMAT,
+    nsight.FORMAT, nccl_inspector.FORMAT,
+)  # fmt: skip
 """In the order in which a file is shown to them."""
 
 NOT_RECORDED = "not recorded"
