@@ -108,7 +108,7 @@ def _storm(storm: subprocess.Popen[str], attacher: int, seconds: float) -> tuple
     assert storm.stdin is not None
     assert storm.stdout is not None
     unit_ns = float(storm.stdout.readline())
-    units, part = round(1e9 / RATE_PER_S / unit_ns * 0.5), RATE_PER_S // 10  # two tracers take some of the time
+    units, part = round(1e9 / RATE_PER_S / unit_ns * 0.1), RATE_PER_S // 10  # the rest is the tracers, and sleep
     names = {"attacher": attacher, **_children(attacher)}
     samples: dict[str, list[Sample]] = {name: [] for name in names}
     made, start_s, next_s = 0, time.monotonic(), 0.0
