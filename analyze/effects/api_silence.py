@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from gpuaudit.analyze import intervals, silence
+from gpuaudit.analyze import intervals, silence, unlisted
 from gpuaudit.analyze.call_meanings import OUTERMOST
 from gpuaudit.analyze.call_totals import OUTER
 from gpuaudit.analyze.causal.model import Effect
@@ -46,7 +46,8 @@ def _of_process(context: Context, seen: Seen, least_ns: int) -> Effect | None:
         kind=KIND, key=f"{KIND}:{pid}",
         name=f"the API silence of {context.process_name(pid)} ({pid})", pid=pid, tid=_caller(context, pid),
         op="silence", time=idle, parts=idle, of_ns=intervals.measure(seen.observed),
-        evidence=_evidence(context, pid, where), subject={"pid": str(pid)}, notes=notes,
+        evidence=_evidence(context, pid, where), subject={"pid": str(pid)},
+        notes=(*notes, *unlisted.note(context, pid)),
     )  # fmt: skip
 
 

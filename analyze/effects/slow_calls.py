@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuaudit.analyze import intervals
+from gpuaudit.analyze import intervals, unlisted
 from gpuaudit.analyze.call_meanings import OUTERMOST
 from gpuaudit.analyze.call_totals import OF_TABLE, OUTER
 from gpuaudit.analyze.causal.model import Effect
@@ -129,7 +129,7 @@ def _effect(context: Context, table: str, a: dict[str, Any], lives: dict[tuple[i
         time=intervals.subtract(intervals.from_bounds(parts[:, 0], parts[:, 1]), context.window.asleep),
         of_ns=lives.get((pid, tid), context.window.length_ns),
         evidence=_evidence(context, table, keys, wide),
-        subject={"pid": str(pid), "tid": str(tid), "op": op}, notes=notes,
+        subject={"pid": str(pid), "tid": str(tid), "op": op}, notes=(*notes, *unlisted.note(context, pid, op)),
     )  # fmt: skip
 
 

@@ -72,6 +72,7 @@ def _read(database: ForeignDatabase, sink: RowSink, told: Told) -> None:
     ingero_rest.samples(database, out, told)
     if told.first_ns is None or told.last_ns is None:
         raise InputUnusable(f"{database.name}: no event and no sample of it could be read")
+    _between(sessions, sink)
     begin, end = _span(sessions, told.first_ns, told.last_ns)
     sums = ingero_rest.totals(database, people, out, told, (begin, end))
     ingero_rest.processes(database, people, out, told, begin)
@@ -91,6 +92,18 @@ def _span(sessions: list[Session], first_ns: int, last_ns: int) -> tuple[int, in
     begins = [t for s in sessions if (t := _number(s.get("started_at", ""))) is not None and t <= first_ns]
     ends = [t for s in sessions if (t := _number(s.get("stopped_at", ""))) is not None and t >= last_ns]
     return min([first_ns, *begins]), max([last_ns, *ends])
+
+
+def _between(sessions: list[Session], sink: RowSink) -> None:
+    """Nothing was recorded between two runs of the tool that wrote into one database."""
+    spans = [(_number(s.get("started_at", "")), _number(s.get("stopped_at", ""))) for s in sessions]
+    known = sorted((a, b) for a, b in spans if a is not None and b is not None and a <= b)
+    reach = known[0][1] if known else 0
+    for begin, end in known[1:]:
+        if begin > reach:
+            for source, table in (("cuda", "cuda_calls"), ("off_cpu", "off_cpu"), ("block_io", "block_io")):
+                sink.gap(source, "the tool was not running between two of its sessions", reach, begin, table=table)
+        reach = max(reach, end)
 
 
 def _number(stored: str) -> int | None:
