@@ -14,7 +14,7 @@ import numpy as np
 
 from gpuaudit.analyze.causal import model, neighbours, states
 from gpuaudit.analyze.causal.model import Cause, Causes, Detector, Effect
-from gpuaudit.analyze.causal.states import States
+from gpuaudit.analyze.causal.states import Chosen, States
 from gpuaudit.analyze.finding import Declaration
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ DECLARATION = Declaration(
     thresholds=model.THRESHOLDS,
     texts={
         "preempted": "For {explained} of {effect_time} ({share}) of {effect} the thread was ready to run and had no "
-        "CPU, while {culprit} ran on the CPU it had been taken from.",
+        "CPU, while {culprit} ran there ({cpus}).",
         "preempted_unknown": "For {explained} of {effect_time} ({share}) of {effect} the thread was ready to run and "
         "had no CPU; who ran instead was not seen.",
     },
@@ -47,6 +47,9 @@ DECLARATION = Declaration(
 )  # fmt: skip
 
 NOBODY = "nobody that was seen"
+
+MAX_CPUS = 8
+"""CPUs that are named, the lowest ones."""
 
 IDLE = 0
 """Process of the idle task: it takes no CPU from anybody."""
@@ -77,10 +80,11 @@ def _by_culprit(context: Context, s: States) -> Iterator[Cause]:
         yield Cause(
             culprit=culprit, time=time, evidence=s.evidence(context, chosen),
             text="preempted" if pid else "preempted_unknown",
-            what=f"its thread was ready to run and had no CPU, while {culprit} ran there" if pid else
+            what=f"its thread was ready to run and had no CPU, while {culprit} ran there{_rank(s, chosen)}" if pid else
             "its thread was ready to run and had no CPU; who ran instead was not seen",
-            subject={"culprit_pid": str(pid)} if pid else {}, ran=tuple((pid, tid) for tid in tids),
-            further=neighbours.follow(context, pid, tids), observer=pid in context.observers,
+            values={"cpus": _cpus(s, chosen)}, subject={"culprit_pid": str(pid)} if pid else {},
+            ran=tuple((pid, tid) for tid in tids), further=neighbours.follow(context, pid, tids),
+            observer=pid in context.observers,
         )  # fmt: skip
 
 
@@ -101,6 +105,25 @@ def _culprits(s: States) -> list[tuple[int, str]]:
         for (pid, tid, _), (out, back), p in zip(switched, cpus, preempted, strict=True)
     ]
     return [(pid, name) if k else (IDLE, NOBODY) for (pid, _, name), k in zip(switched, known, strict=True)]
+
+
+def _cpus(s: States, chosen: Chosen) -> str:
+    """The CPUs that the thread had left, and whether it came back to the same one every time, as a pinned one must."""
+    left = sorted({int(c) for c in s.a["cpu_out"][chosen]} - {states.UNKNOWN})
+    if not left:
+        return "CPU not recorded"
+    named = ", ".join(map(str, left[:MAX_CPUS])) + (", …" if len(left) > MAX_CPUS else "")
+    back = bool((s.a["cpu_out"] == s.a["cpu"]).all())
+    if len(left) > 1:
+        return f"CPUs {named}"
+    return f"CPU {named}, to which the thread came back every time" if back else f"CPU {named}"
+
+
+def _rank(s: States, chosen: Chosen) -> str:
+    """That the other one goes first by the kernel's priorities (a lower number), where both were recorded."""
+    own, other = s.a["priority"][chosen], s.a["next_priority"][chosen]
+    higher = (own != states.UNKNOWN) & (other != states.UNKNOWN) & (other < own)
+    return ", at a higher priority" if higher.any() and higher.all() else ""
 
 
 def _named(s: States, pid: int, name: str) -> str:

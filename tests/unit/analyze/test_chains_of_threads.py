@@ -37,7 +37,17 @@ def sleeping(at: int, length: int, waker: tuple[int, int, str] | None = None, **
 
 
 def test_a_neighbour_that_ran_instead() -> None:
-    assert told(off(launches(), AT + MS, 20 * MS)) == {("preempted", "hog (99)"): 20 * MS}
+    (chain,) = chains(off(launches(), AT + MS, 20 * MS)).values()
+    assert (chain.detector, chain.values["culprit"], chain.impact.value) == ("preempted", "hog (99)", 20 * MS)
+    assert chain.values["cpus"] == "CPU 1, to which the thread came back every time"
+
+
+def test_a_neighbour_of_a_higher_priority_on_two_cpus() -> None:
+    scene = off(launches(), AT, 10 * MS, priority=120, next_priority=49)
+    off(scene, AT + 20 * MS, 10 * MS, priority=120, next_priority=49, cpu_out=3, cpu=0)
+    (chain,) = chains(scene).values()
+    assert chain.values["cpus"] == "CPUs 1, 3"
+    assert chain.links[0].cause.endswith("hog (99) ran there, at a higher priority")
 
 
 @pytest.mark.parametrize(
