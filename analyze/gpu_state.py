@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuaudit.analyze import intervals
-from gpuaudit.analyze.call_meanings import BLOCKING_COPY, OUTERMOST, SYNCHRONISE, any_of
+from gpuaudit.analyze.call_meanings import BLOCKING_COPY, OUTERMOST, SYNCHRONISE, Meaning, any_of
 from gpuaudit.analyze.causal.model import Cause, Causes, Effect
 from gpuaudit.analyze.finding import Quantity, Threshold
 from gpuaudit.analyze.gpu_time import GpuTime
@@ -97,14 +97,16 @@ class Contrast:
 Read = Callable[["Context", Effect, GpuTime], Sequence[State]]
 
 
-def causes(context: Context, effects: Sequence[Effect], detector: str, read: Read, waits: bool = True) -> Causes:
-    """States of the GPUs that each effect's process held, where they made a difference; of slow calls only those that
-    wait for a GPU, unless ``waits`` is false."""
+def causes(
+    context: Context, effects: Sequence[Effect], detector: str, read: Read, calls: Meaning = WAITS_FOR_GPU
+) -> Causes:
+    """States of the GPUs that each effect's process held, where they made a difference; of slow calls those that mean
+    one of ``calls``."""
     times = int(context.policy.value(TIMES, detector))
     least = int(context.policy.value(LEAST_OUTSIDE, detector))
     out: dict[str, list[Cause]] = {}
     for e in effects:
-        if waits and e.kind == SLOW_CALL and not WAITS_FOR_GPU.means(e.op):
+        if e.kind == SLOW_CALL and not calls.means(e.op):
             continue
         gpus = context.gpus_by_pid.get(e.pid, [])
         for state in (s for g in gpus for s in read(context, e, g)):

@@ -85,12 +85,32 @@ def _known(gpu: GpuTime, cap: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     return out
 
 
-def _of_gpu(context: Context, gpu: GpuTime, cap: npt.NDArray[np.int64]) -> Finding | None:
+def by_applications_clock(
+    context: Context, gpu: GpuTime, cap: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Samples in which something ran and the clocks were told, and of them those that the applications clock bound."""
     busy = _known(gpu, cap) & (gpu.utilization > 0)
     below = _below(gpu, cap, Fraction(context.policy.value(CAP, DECLARATION.id)))
     free = (gpu.event_reasons == UNKNOWN) | (gpu.event_reasons & MASK == 0)
+    bound = (gpu.clock_sm_mhz == cap) | (_setting(gpu) & (gpu.clock_sm_mhz < cap))
+    return busy, busy & below & free & bound
+
+
+def by_named_setting(
+    context: Context, gpu: GpuTime, cap: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Samples in which something ran and clocks and reasons were told, and of them those that another setting bound."""
+    limit = Fraction(context.policy.value(CAP, DECLARATION.id))
+    told = (gpu.utilization != UNKNOWN) & (gpu.clock_sm_mhz != UNKNOWN) & (gpu.clock_sm_max_mhz > 0)
+    busy = told & (gpu.utilization > 0) & (gpu.event_reasons != UNKNOWN)
+    by_cap = (cap > 0) & _below(gpu, cap, limit)
+    free = gpu.event_reasons & MASK == 0
+    return busy, busy & _setting(gpu) & free & ~by_cap & _below(gpu, gpu.clock_sm_mhz, limit)
+
+
+def _of_gpu(context: Context, gpu: GpuTime, cap: npt.NDArray[np.int64]) -> Finding | None:
+    busy, chosen = by_applications_clock(context, gpu, cap)
     named = _setting(gpu)
-    chosen = busy & below & free & ((gpu.clock_sm_mhz == cap) | (named & (gpu.clock_sm_mhz < cap)))
     capped, ran = intervals.measure(gpu.time(chosen)), intervals.measure(gpu.time(busy))
     if not capped or Fraction(capped, ran) < context.policy.value(MIN_SHARE, DECLARATION.id):
         return None
@@ -127,11 +147,7 @@ def _setting(gpu: GpuTime) -> npt.NDArray[np.bool_]:
 
 def _named(context: Context, gpu: GpuTime, cap: npt.NDArray[np.int64]) -> Finding | None:
     """Samples that a setting other than the applications clock bound, as NVML names it."""
-    limit = Fraction(context.policy.value(CAP, DECLARATION.id))
-    told = (gpu.utilization != UNKNOWN) & (gpu.clock_sm_mhz != UNKNOWN) & (gpu.clock_sm_max_mhz > 0)
-    busy = told & (gpu.utilization > 0) & (gpu.event_reasons != UNKNOWN)
-    by_cap = (cap > 0) & _below(gpu, cap, limit)
-    chosen = busy & _setting(gpu) & (gpu.event_reasons & MASK == 0) & ~by_cap & _below(gpu, gpu.clock_sm_mhz, limit)
+    busy, chosen = by_named_setting(context, gpu, cap)
     capped, ran = intervals.measure(gpu.time(chosen)), intervals.measure(gpu.time(busy))
     if not capped or Fraction(capped, ran) < context.policy.value(MIN_SHARE, DECLARATION.id):
         return None

@@ -93,7 +93,7 @@ def evaluate(context: Context) -> Outcome:
     known = {}
     loaded = 0
     for gpu in context.gpus:
-        link = _Link(context, gpu)
+        link = Link(context, gpu)
         known[gpu.uuid] = gpu.time(link.known)
         loaded += intervals.measure(gpu.time(link.loaded(context)))
         items += [f for f in (_degraded(context, link), _replays(context, link)) if f is not None]
@@ -105,7 +105,7 @@ def evaluate(context: Context) -> Outcome:
     return coverage.outcome(context, items, known, f"the PCIe link (under load: {duration(loaded)})", DECLARATION.id)
 
 
-class _Link:
+class Link:
     """The link of one GPU: its samples, and the widest and fastest that it can be (None where not told)."""
 
     def __init__(self, context: Context, gpu: GpuTime) -> None:
@@ -127,17 +127,25 @@ class _Link:
         out: npt.NDArray[np.bool_] = self.known & working & busy
         return out
 
+    @property
+    def below(self) -> npt.NDArray[np.bool_]:
+        """Samples in which the link was slower or narrower than it can be; none where that was not told."""
+        if self.generation_max is None or self.width_max is None:
+            return np.zeros(len(self.generation), dtype=bool)
+        out: npt.NDArray[np.bool_] = (self.generation < self.generation_max) | (self.width < self.width_max)
+        return out
+
 
 def bandwidth(generation: int, width: int) -> Fraction:
     """Bytes per second in one direction."""
     return LANE_BYTES_PER_S[generation] * width
 
 
-def _degraded(context: Context, link: _Link) -> Finding | None:
+def _degraded(context: Context, link: Link) -> Finding | None:
     if link.generation_max is None or link.width_max is None:
         return None
     gpu, loaded = link.gpu, link.loaded(context)
-    chosen = loaded & ((link.generation < link.generation_max) | (link.width < link.width_max))
+    chosen = loaded & link.below
     degraded, under = intervals.measure(gpu.time(chosen)), intervals.measure(gpu.time(loaded))
     if not degraded or Fraction(degraded, under) < context.policy.value(MIN_SHARE, DECLARATION.id):
         return None
@@ -175,7 +183,7 @@ def _degraded(context: Context, link: _Link) -> Finding | None:
     )  # fmt: skip
 
 
-def _missing(link: _Link, chosen: npt.NDArray[np.bool_]) -> Fraction:
+def _missing(link: Link, chosen: npt.NDArray[np.bool_]) -> Fraction:
     most = bandwidth(link.generation_max or 1, link.width_max or 1)
     total = Fraction(0)
     pairs = np.stack([link.generation, link.width], axis=1)
@@ -185,7 +193,7 @@ def _missing(link: _Link, chosen: npt.NDArray[np.bool_]) -> Fraction:
     return total
 
 
-def _busiest(link: _Link, chosen: npt.NDArray[np.bool_]) -> Fraction | None:
+def _busiest(link: Link, chosen: npt.NDArray[np.bool_]) -> Fraction | None:
     carried = np.maximum(link.samples["pcie_tx_kib_per_s"], link.samples["pcie_rx_kib_per_s"])
     told = chosen & (carried != UNKNOWN)
     pairs = np.stack([link.generation, link.width], axis=1)
@@ -196,7 +204,7 @@ def _busiest(link: _Link, chosen: npt.NDArray[np.bool_]) -> Fraction | None:
     return max(shares, default=None)
 
 
-def _replays(context: Context, link: _Link) -> Finding | None:
+def _replays(context: Context, link: Link) -> Finding | None:
     values, gpu = link.samples["pcie_replays"], link.gpu
     grew, at = growth(values), gpu.starts[values != UNKNOWN]
     length = int(at[-1] - at[0]) if len(at) else 0

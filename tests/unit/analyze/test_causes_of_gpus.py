@@ -7,12 +7,16 @@ from collections.abc import Callable
 import pytest
 
 from gpuaudit.analyze.finding import Chain
-from tests.rule_scenes import gpu_shared, throttled
+from tests.rule_scenes import clock_capped, gpu_error, gpu_shared, pcie_degraded, throttled
 from tests.rule_scenes.gpu_shared import BEGIN, END, waits
+from tests.rule_scenes.xid import event
 from tests.scenes import T0, S, Scene
 from tests.unit.analyze.test_causes_of_calls import chains, number, refused
 
-MAKERS: dict[str, Callable[[Scene], Scene]] = {"gpu_shared": gpu_shared.shared, "throttled": throttled.hot}
+MAKERS: dict[str, Callable[[Scene], Scene]] = {
+    "gpu_shared": gpu_shared.shared, "throttled": throttled.hot, "clock_capped": clock_capped.capped,
+    "pcie_degraded": pcie_degraded.narrow,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=sorted(MAKERS))
@@ -67,3 +71,33 @@ def test_a_process_that_is_only_listed_did_not_run() -> None:
 def test_without_reasons_nothing_is_clear() -> None:
     scene = waits().samples(BEGIN, END, pids=[7], event_reasons=None)
     assert "no clock event reasons" in refused(scene, "throttled")
+
+
+@pytest.mark.parametrize("detector", ["clock_capped", "pcie_degraded"])
+def test_a_setting_or_a_link_that_is_so_all_the_time_does_not_tell_calls_apart(detector: str) -> None:
+    make = {"clock_capped": clock_capped.capped, "pcie_degraded": pcie_degraded.narrow}[detector]
+    assert chains(make(waits(), T0, T0 + 60 * S), detector) == []
+
+
+def test_a_narrow_link_does_not_slow_what_is_no_copy() -> None:
+    scene = pcie_degraded.narrow(waits())
+    for row in scene.rows["cuda_calls"]:
+        row["op"] = "cudaStreamSynchronize"
+    assert chains(scene, "pcie_degraded") == []
+
+
+def test_an_xid_inside_a_call_explains_what_follows_it() -> None:
+    (chain,) = chains(gpu_error.scenes()[0], "gpu_error")
+    assert chain.values["culprit"] == "XID 79"
+    assert number(chain, "effect_time") == 20 * S
+    assert number(chain, "explained") == 15 * S
+    assert chains(event(gpu_error.hanging(), 79, gpu_error.BACK + S), "gpu_error") == []
+    assert chains(event(gpu_error.hanging(), 79, gpu_error.HANG + S, gpu=1), "gpu_error") == []
+    assert chains(event(gpu_error.hanging(), 74, gpu_error.HANG + S), "gpu_error") == [], "NVLink: fabric_error"
+
+
+def test_memory_errors_count_between_readings_that_both_lie_in_the_call() -> None:
+    (chain,) = chains(gpu_error.scenes()[1], "gpu_error")
+    assert (chain.text, number(chain, "explained") == 5 * S) == ("ecc", True)
+    outside = gpu_error.hanging(ecc_uncorrected_volatile=lambda at: int(at >= T0 + 43 * S))
+    assert chains(outside, "gpu_error") == []
