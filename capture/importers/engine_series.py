@@ -31,7 +31,7 @@ def _parse(line: str) -> dict[str, Any]:
     """One poll. Unreadable where the line is not one."""
     try:
         poll = json.loads(line, parse_float=Decimal, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as e:
+    except (ValueError, ArithmeticError, RecursionError) as e:
         raise Unreadable(f"no JSON: {str(e)[:80]}") from None
     if not isinstance(poll, dict) or not {"t", "took_ms"} <= set(poll) or not {"text", "error"} & set(poll):
         raise Unreadable("not an object with t, took_ms, and text or error")

@@ -162,7 +162,7 @@ class _Window:
                     return value
                 reason = "cut off"
             except (ValueError, ArithmeticError, RecursionError) as e:
-                reason = str(e)
+                reason = e.msg if isinstance(e, json.JSONDecodeError) else str(e)
                 end = self._end_of_value()
                 if end >= 0:
                     self.at = end

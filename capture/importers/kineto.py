@@ -86,7 +86,8 @@ def _event(name: str, events: Events, value: Any, told: Told) -> None:
         told.refuse(told.lines, str(e))
         if told.unreadable > MAX_UNREADABLE:
             raise InputUnusable(
-                f"{name}: more than {MAX_UNREADABLE} of its events cannot be read, the last one because {e}"
+                f"{name}: more than {MAX_UNREADABLE} of its events cannot be read; of event {told.lines}: {e}",
+                hint="write the trace again, or leave these events out of it",
             ) from None
 
 
