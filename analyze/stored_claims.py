@@ -27,10 +27,10 @@ from gpuaudit.analyze.store import MAX_TIME_NS, NOT_OWN, is_text
 
 Verdict = Literal["supported", "refuted", "unsupported"]
 
-MAX_CLAIMS = 100
+MAX_CLAIMS = 40
 """Different claims that are judged, those stored most often first."""
-MAX_THREADS = 200
-"""Threads of an operation that are looked at."""
+MAX_THREADS = 32
+"""Threads of an operation that are looked at, the first by their ids: tools of this kind follow main threads."""
 FULL_PERCENT = 90
 """As ``input_starvation`` has it: at least so much of all CPUs in use leaves nobody a free one."""
 SAMPLE_NS = 1_000_000_000
