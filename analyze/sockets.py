@@ -28,6 +28,15 @@ SELECT la, lp, ra, rp, end_ns FROM socket_io JOIN sides ON local_address = la AN
 """
 
 
+MAX_ADDRESS = 64
+"""Characters of an address that are shown; one of IPv6 has 39, and a stranger's bundle may hold anything."""
+
+
+def shown(address: object) -> str:
+    """An address from evidence, of bounded length."""
+    return str(address)[:MAX_ADDRESS]
+
+
 @dataclass(frozen=True)
 class Sockets:
     """Processes by the ends and inodes of the sockets that they sent or received on."""

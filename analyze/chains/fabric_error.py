@@ -39,6 +39,9 @@ LEAST_ERRORS = Threshold(
     "chosen: a recovery or replay stops a link's traffic for a moment; in a sound link there is none", least=1,
 )  # fmt: skip
 
+MAX_UUID = 96
+"""Characters of a UUID; NVML's have 40 (NVML_DEVICE_UUID_V2_BUFFER_SIZE is 96), a stranger's bundle any number."""
+
 MOST_ERRORS = 1 << 40
 """A counter that grew by more is not evidence; sums of a few stay within int64."""
 
@@ -123,7 +126,7 @@ def _events(context: Context) -> list[_Event]:
         "SELECT start_ns, gpu_uuid, gpu_index, event_data, leaf, row FROM nvml_events WHERE op = 'xid' AND event_data "
         f"IN ({', '.join(map(str, NVLINK_XIDS))}) ORDER BY start_ns, leaf, row"
     )
-    return [_Event(int(t), str(u), int(i), int(n), (int(leaf), int(row))) for t, u, i, n, leaf, row in rows]
+    return [_Event(int(t), str(u)[:MAX_UUID], int(i), int(n), (int(leaf), int(row))) for t, u, i, n, leaf, row in rows]
 
 
 def _growths(context: Context) -> list[_Growth]:
@@ -140,7 +143,7 @@ def _growths(context: Context) -> list[_Growth]:
         "ORDER BY low, gpu_uuid, link"
     )
     return [
-        _Growth(int(a), int(b), str(u), int(i), int(n), int(e), ((int(la), int(ra)), (int(lb), int(rb))))
+        _Growth(int(a), int(b), str(u)[:MAX_UUID], int(i), int(n), int(e), ((int(la), int(ra)), (int(lb), int(rb))))
         for a, b, u, i, n, e, la, ra, lb, rb in rows
     ]
 
@@ -150,7 +153,7 @@ def _causes(
 ) -> Iterator[Cause]:  # fmt: skip
     found: dict[str, _Found] = {}
     for call in collective_calls.of_effect(context, effect):
-        gpus = {g.uuid for pid in call.ranks for g in context.gpus_by_pid.get(pid, [])}
+        gpus = {g.uuid[:MAX_UUID] for pid in call.ranks for g in context.gpus_by_pid.get(pid, [])}
         for e in events:
             if e.gpu in gpus and call.start <= e.at < call.end:
                 _add_event(found, call, e)
@@ -184,7 +187,7 @@ def _cause(context: Context, culprit: str, found: _Found) -> Cause:
     pieces = np.array(found.pieces, dtype=np.int64)
     event = found.text == "fabric_event"
     table = "nvml_events" if event else "nvml_links"
-    wide = f"gpu_uuid = {quoted(found.subject['gpu'])}"
+    wide = f"left(gpu_uuid, {MAX_UUID}) = {quoted(found.subject['gpu'])}"
     book = context.book.listed(table, np.array(sorted(found.rows), dtype=np.int64), wide)
     told = Quantity(
         found.count, "count", "measured" if event else "derived", (book,),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,7 @@ from gpuaudit.analyze.causal.model import Cause, Causes, Detector, Effect
 from gpuaudit.analyze.collectives import Collectives
 from gpuaudit.analyze.finding import Declaration, Threshold
 from gpuaudit.analyze.intervals import Intervals
+from gpuaudit.analyze.sockets import shown
 from gpuaudit.analyze.store import NOT_OWN
 from gpuaudit.analyze.syncs import CARRIERS, NONE, Array
 
@@ -128,8 +130,7 @@ def _usual(context: Context, c: Collectives, r: int, kind: int) -> int | None:
 
 def _cause(context: Context, f: _Found) -> Cause:
     c, pieces = f.c, np.array(f.pieces, dtype=np.int64)
-    unseen = sorted(set(range(c.nranks)) - set(c.ranks))
-    culprit = f"{_ranks(unseen)} of communicator {c.name}, not observed"
+    culprit = f"{_unseen(c)} of communicator {c.name}, not observed"
     return Cause(
         culprit=culprit, time=intervals.from_bounds(pieces[:, 0], pieces[:, 1]), evidence=_evidence(context, f),
         text="slow_host",
@@ -139,16 +140,14 @@ def _cause(context: Context, f: _Found) -> Cause:
     )  # fmt: skip
 
 
-def _ranks(numbers: Sequence[int]) -> str:
-    """Ranks as runs: "ranks 4–7, 9"."""
-    runs: list[list[int]] = []
-    for n in numbers:
-        if runs and runs[-1][-1] == n - 1:
-            runs[-1][1:] = [n]
-        else:
-            runs.append([n])
-    told = ", ".join("–".join(map(str, run)) for run in runs[:MAX_ADDRESSES])
-    return ("rank " if len(numbers) == 1 else "ranks ") + told + (" …" if len(runs) > MAX_ADDRESSES else "")
+def _unseen(c: Collectives) -> str:
+    """The ranks that were not observed, as runs: "ranks 4–7, 9". How many a stranger's bundle says there are may be
+    anything, so that none of them is written down singly."""
+    edges = [-1, *sorted(c.ranks), c.nranks]
+    runs = [(a + 1, b - 1) for a, b in pairwise(edges) if b - a > 1]
+    told = ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in runs[:MAX_ADDRESSES])
+    one = len(runs) == 1 and runs[0][0] == runs[0][1]
+    return ("rank " if one else "ranks ") + told + (" …" if len(runs) > MAX_ADDRESSES else "")
 
 
 def _addresses(context: Context, pids: Sequence[int]) -> str:
@@ -158,7 +157,7 @@ def _addresses(context: Context, pids: Sequence[int]) -> str:
         "AND remote_address NOT IN (SELECT local_address FROM socket_io WHERE local_address IS NOT NULL "
         f"AND {NOT_OWN}) ORDER BY 1 LIMIT {MAX_ADDRESSES}"
     )
-    return ", ".join(str(a) for (a,) in rows) or "none recorded"
+    return ", ".join(shown(a) for (a,) in rows) or "none recorded"
 
 
 def _evidence(context: Context, f: _Found) -> Callable[[Intervals], tuple[str, ...]]:

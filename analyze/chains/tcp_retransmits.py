@@ -24,7 +24,7 @@ from gpuaudit.analyze.causal.model import Cause, Causes, Detector, Effect
 from gpuaudit.analyze.causal.recorded import unrecorded
 from gpuaudit.analyze.finding import Declaration, Quantity, Threshold
 from gpuaudit.analyze.intervals import Intervals
-from gpuaudit.analyze.sockets import End, Sockets, read_sockets
+from gpuaudit.analyze.sockets import End, Sockets, read_sockets, shown
 from gpuaudit.analyze.store import quoted
 
 if TYPE_CHECKING:
@@ -150,10 +150,10 @@ def _cause(context: Context, sockets: Sockets, remote: str, found: _Found) -> Ca
     book = context.book.listed("tcp_retransmits", np.array(rows, dtype=np.int64), f"remote_address = {quoted(remote)}")
     packets = Quantity(len(rows), "count", "measured", (book,), "rows of packets sent again within the calls")
     return Cause(
-        culprit=f"{remote}", time=intervals.from_bounds(pieces[:, 0], pieces[:, 1]),
+        culprit=shown(remote), time=intervals.from_bounds(pieces[:, 0], pieces[:, 1]),
         evidence=_evidence(context, found.resent, remote), text="tcp_retransmits",
-        what=f"packets to {remote} were sent again by {_names(context, found.resent)}",
-        values={"packets": packets}, subject={"address": remote},
+        what=f"packets to {shown(remote)} were sent again by {_names(context, found.resent)}",
+        values={"packets": packets}, subject={"address": shown(remote)},
         against=(UNPROVEN,) if known else (UNPROVEN, OTHER_END),
     )  # fmt: skip
 
