@@ -122,6 +122,10 @@ def command(
             assert isinstance(items, list)  # noqa: S101 - made by run_import
             for item in items:
                 print_line(f"{word:8} {item}")
+        weaknesses = told["weaknesses"]
+        assert isinstance(weaknesses, list)  # noqa: S101 - made by run_import
+        for weakness in weaknesses:
+            print_line(f"grade {weakness['grade']}  {weakness['text']}")
         if told["unreadable"] != "0":
             print_line(f"unread   {told['unreadable']} lines of {told['lines']}")
 

@@ -40,10 +40,10 @@ MAX_SESSIONS = 64
 _SESSION = ("started_at", "stopped_at", "gpu_model", "gpu_driver", "cpu_model", "cpu_cores", "mem_total", "kernel",
             "os_release", "cuda_ver", "python_ver", "ingero_ver", "pid_filter", "flags", "node")  # fmt: skip
 _LEFT = {
-    "cgroup_schedstat": "off-CPU statistics of cgroups over windows that overlap",
-    "annotations": "annotations of the user",
+    "cgroup_schedstat": "statistics of cgroups",
+    "annotations": "of the user",
 }
-"""Tables that ours cannot hold, and why."""
+"""Tables that ours cannot hold, and what they have."""
 _CARRIED = {"events", "stack_traces", "event_aggregates", "event_aggregates_5s", "system_snapshots", "causal_chains",
             "sessions", "process_names", "cgroup_metadata", "sources", "ops", "schema_info", *_LEFT}  # fmt: skip
 
@@ -176,9 +176,9 @@ def _events(database: ForeignDatabase, rows: EventRows, told: Told) -> int:
 
 def _left_out(database: ForeignDatabase, rows: EventRows, stacks: Stacks, people: People, told: Told) -> None:
     told.not_carried += [f"{what}: {n}" for what, n in sorted(rows.counts.items())]
-    for table, why in _LEFT.items():
+    for table, what in _LEFT.items():
         if n := database.count(table):
-            told.not_carried.append(f"{table} ({n} rows): {why}")
+            told.not_carried.append(f"{table} ({n} rows, {what})")
     for n, what in (
         (stacks.unresolved, "stacks without names: addresses alone say nothing after the process ended"),
         (stacks.unreadable, "stacks whose frames could not be read"),
@@ -188,7 +188,7 @@ def _left_out(database: ForeignDatabase, rows: EventRows, stacks: Stacks, people
     ):
         if n:
             told.not_carried.append(f"{what}: {n}")
-    told.not_carried.append("gpu_id, which the tool always writes as 0, and addresses of native frames")
+    told.not_carried += ["gpu_id, which the tool always writes as 0", "addresses of native frames"]
     unknown = sorted(database.tables - _CARRIED)
     if unknown:
         told.not_carried.append(f"tables that are not known: {', '.join(unknown[:16])}")
