@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpuaudit.analyze import intervals
+from gpuaudit.analyze import family, intervals
 from gpuaudit.analyze.call_meanings import LIBRARIES
 from gpuaudit.analyze.context import Context
 from gpuaudit.analyze.gpu_time import GpuTime
@@ -93,13 +93,4 @@ def calls_seen(context: Context, pid: int) -> tuple[Intervals, str]:
 
 def descendants(context: Context, pid: int) -> frozenset[int]:
     """A process and all that descend from it, as far as processes were recorded: servers start their workers."""
-    children: dict[int, set[int]] = {}
-    rows = context.store.sql("SELECT DISTINCT pid, parent_pid FROM processes WHERE parent_pid IS NOT NULL")
-    for child, parent in rows:
-        children.setdefault(int(parent), set()).add(int(child))
-    found, todo = {pid}, [pid]
-    while todo:
-        more = children.get(todo.pop(), set()) - found
-        found |= more
-        todo += sorted(more)
-    return frozenset(found)
+    return frozenset({pid, *family.descendants(context, pid)})

@@ -85,6 +85,9 @@ READS = frozenset({"recvfrom", "recvmsg", "recvmmsg"}) | ASYNCHRONOUS_IO
 _PERCENT = "CASE WHEN cpu_percent BETWEEN 0 AND 100 THEN floor(cpu_percent)::BIGINT ELSE -1 END"
 """SQL: whole per cent; -1 for what is none."""
 
+MOST_SWITCHES = 1 << 60
+"""Of a period; more is no evidence, and sums of two stay within int64."""
+
 _WHAT = {
     "saturated": "the CPUs were full with the processes it had started",
     "busy": "its thread slept while a process it had started computed",
@@ -137,7 +140,12 @@ def _both(
 
 
 def _workers(context: Context, workers: Sequence[int]) -> Quantity:
-    rows = context.book.present(("processes", "lifecycle", "period_totals", "off_cpu"), pids_of(workers))
+    named = pids_of(workers)
+    tables = ("processes", "off_cpu", "process_samples", "period_totals")
+    rows = (
+        *context.book.present(tables, named),
+        *context.book.present(("lifecycle",), f"op = 'fork' AND other_{named}"),
+    )
     return Quantity(len(workers), "count", "derived", rows, "processes that it started, and those that these did")
 
 
@@ -209,8 +217,8 @@ def _periods(context: Context, workers: Sequence[int]) -> Rows:
     switches = f"op = 'off_cpu' AND {NOT_OWN}"
     a = context.store.arrays(
         "SELECT start_ns::BIGINT AS start_ns, max(end_ns)::BIGINT AS end_ns, "
-        f"least(coalesce(sum(count) FILTER ({pids_of(workers)}), 0), {1 << 60})::BIGINT AS mine, "
-        f"least(sum(count), {1 << 60})::BIGINT AS every, min(leaf)::BIGINT AS leaf, min(row)::BIGINT AS row "
+        f"least(coalesce(sum(count) FILTER ({pids_of(workers)}), 0), {MOST_SWITCHES})::BIGINT AS mine, "
+        f"least(sum(count), {MOST_SWITCHES})::BIGINT AS every, min(leaf)::BIGINT AS leaf, min(row)::BIGINT AS row "
         f"FROM period_totals WHERE {switches} GROUP BY start_ns ORDER BY 1"
     )
     least = Fraction(context.policy.value(THEIRS, DECLARATION.id))
