@@ -68,7 +68,7 @@ def _link(x: Explained) -> Link:
         cause=x.cause.what or x.cause.culprit,
         effect_ns=Quantity(x.effect.length_ns, "ns", "derived", evidence, "time of the effect, each moment once"),
         overlap_ns=Quantity(
-            x.part.allotted_ns, "ns", "derived", evidence, "effect ∩ cause, less what a cause before it was allotted"
+            x.part.allotted_ns, "ns", "derived", evidence, "effect within cause, less what a cause before it was allotted"
         ),
         explained=Quantity(x.allotment.share(x.part.allotted_ns), "share", "derived", evidence, "overlap / effect"),
         evidence=evidence,
@@ -99,7 +99,7 @@ def _chain(context: Context, found: Findings, group: Sequence[Explained]) -> Cha
     values: dict[str, Quantity | str] = {
         "effect": _named(group),
         "effect_time": Quantity(effect_ns, "ns", "derived", evidence, "time of the effects, each moment once a thread"),
-        "explained": Quantity(explained, "ns", "derived", evidence, "effects ∩ cause"),
+        "explained": Quantity(explained, "ns", "derived", evidence, "effects within cause"),
         "share": Quantity(share, "share", "derived", evidence, "explained / effect_time"),
         "culprit": lead.cause.culprit,
         **lead.cause.values,
@@ -114,7 +114,7 @@ def _chain(context: Context, found: Findings, group: Sequence[Explained]) -> Cha
         values=values,
         subject={"pid": str(lead.effect.pid), **lead.effect.subject, **lead.cause.subject},
         links=made,
-        impact=Quantity(explained, "ns", "derived", evidence, "effects ∩ cause, each moment once a thread"),
+        impact=Quantity(explained, "ns", "derived", evidence, "effects within cause, each moment once a thread"),
         confidence=_at_most(
             _confidence(context, name, share, grade, any(x.cause.refuted for x in group)), told.inferred
         ),

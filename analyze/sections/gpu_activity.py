@@ -110,10 +110,10 @@ def _times(context: Context, d: Device) -> tuple[Cell, ...]:
         q(length["compute"], "ns", "union of kernels that are no collective"),
         q(communication, "ns", "union of kernels of collectives"),
         q(length["memory"], "ns", "union of copies and memory sets"),
-        q(overlap, "ns", "compute ∩ communication"),
+        q(overlap, "ns", "compute within communication"),
         q(intervals.measure(d.exposed), "ns", "communication − compute"),
         q(Fraction(overlap, communication) if communication else None, "share",
-          "compute ∩ communication / communication", "no kernel of a collective was recorded"),
+          "compute within communication / communication", "no kernel of a collective was recorded"),
         q(d.count, "count", "rows"), q(d.streams, "count", "different streams"),
         q(unlinked(context.store, d), "count", "rows without a call of the same process and number in cuda_calls"),
     )  # fmt: skip
@@ -134,7 +134,7 @@ def _idle(context: Context, d: Device) -> tuple[Cell, ...]:
         q(int(ordered[(len(ordered) + 1) // 2 - 1]) if len(ordered) else None, "ns", "median of them"),
         q(int(ordered[-1]) if len(ordered) else None, "ns", "longest of them"),
         q(i.before_call, "ns", "start of the call that gave the next work − begin of the stretch, within it"),
-        q(i.in_call, "ns", "that call ∩ stretch"), q(i.after_call, "ns", "end of the stretch − end of that call"),
+        q(i.in_call, "ns", "that call within stretch"), q(i.after_call, "ns", "end of the stretch − end of that call"),
         q(i.unlinked, "ns", "stretches that end with work whose call is not recorded"),
     )  # fmt: skip
 

@@ -86,8 +86,8 @@ def _row(context: Context, c: Claim, j: Judgement) -> tuple[Quantity | str | Non
         text(c.severity), text(c.op) or None, MEANINGS.get(c.alleged, text(c.alleged)), j.verdict, j.why,
         derived(j.calls, "count", evidence, "calls of the operation"),
         derived(j.touched, "count", evidence, "calls that share a moment with the cause", "nothing to compare"),
-        ns(j.slow_ns, "time of its slow calls"), ns(j.watched_ns, "slow calls ∩ time watched"),
-        ns(j.overlap_ns, "slow calls ∩ cause"),
+        ns(j.slow_ns, "time of its slow calls"), ns(j.watched_ns, "slow calls within time watched"),
+        ns(j.overlap_ns, "slow calls within cause"),
     )  # fmt: skip
 
 
