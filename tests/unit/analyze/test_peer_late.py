@@ -182,3 +182,27 @@ def test_without_identity_it_is_not_evaluated() -> None:
         row |= {"comm_id": None, "rank": None}
     outcome = EVALUATE(s.context())
     assert outcome == NotEvaluated("no communicator's identity was recorded")
+
+
+def test_the_chain_of_a_habitually_late_rank_goes_on_in_the_same_way() -> None:
+    """Rank 2 is 30 ms late in every step, 20 ms of which the tokenizer had its CPU: peers ← rank 2 ← tokenizer."""
+    s = collectives("asynchronous", steps=10, late={2: 30 * MS}, gap=200 * MS)
+    for rank in range(4):
+        s.process(100 + rank, "dispatcher")
+    s.process(TOKENIZER, "tokenizer", role="workload", parent_pid=100)
+    for call in (r for r in s.rows["nccl_calls"] if r["rank"] == 2):
+        start, end = call["start_ns"] - 21 * MS, call["start_ns"] - MS
+        off_cpu(
+            s, LATE, LATE, start, end, op="preempted", prev_state=0, next_pid=TOKENIZER, next_tid=ITS_THREAD,
+            next_comm="tokenizer", runqueue_ns=end - start,
+        )  # fmt: skip
+        off_cpu(s, TOKENIZER, ITS_THREAD, start - 50 * MS, start)
+        off_cpu(s, TOKENIZER, ITS_THREAD, end, end + 50 * MS)
+    (chain,) = [c for c in s.document().chains if c.detector == "late_rank"]
+    waited, preempted, culprit = chain.links
+    assert "the other ranks are inside the collective" in waited.effect
+    assert "10 late arrivals of rank 2" in preempted.effect
+    assert preempted.overlap_ns.value == culprit.overlap_ns.value == culprit.effect_ns.value == 200 * MS
+    assert "tokenizer (300) is part of the workload" in culprit.cause
+    times = [int(share.time.value or 0) for share in chain.shares]
+    assert sum(times) == preempted.effect_ns.value
