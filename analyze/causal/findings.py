@@ -59,7 +59,7 @@ class Explained:
     def waited_key(self) -> str:
         """Key of the effect that the wait for the cause's thread is."""
         pid, tid = self.cause.thread or (0, 0)
-        return f"{WAITED_FOR}:{pid}:{tid}:{self.effect.key}"
+        return f"{WAITED_FOR}:{self.known.declaration.id}:{pid}:{tid}:{self.effect.key}"
 
 
 @dataclass

@@ -68,7 +68,11 @@ def _link(x: Explained) -> Link:
         cause=x.cause.what or x.cause.culprit,
         effect_ns=Quantity(x.effect.length_ns, "ns", "derived", evidence, "time of the effect, each moment once"),
         overlap_ns=Quantity(
-            x.part.allotted_ns, "ns", "derived", evidence, "effect within cause, less what a cause before it was allotted"
+            x.part.allotted_ns,
+            "ns",
+            "derived",
+            evidence,
+            "effect within cause, less what a cause before it was allotted",
         ),
         explained=Quantity(x.allotment.share(x.part.allotted_ns), "share", "derived", evidence, "overlap / effect"),
         evidence=evidence,

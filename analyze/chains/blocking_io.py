@@ -18,6 +18,7 @@ import numpy as np
 from gpuaudit.analyze import intervals, system_calls
 from gpuaudit.analyze.causal import model, recorded, states
 from gpuaudit.analyze.causal.during import DEVICE, PROCESS, THREAD, Columns, During, device_key, rows_during, thread_key
+from gpuaudit.analyze.causal.leading import codes, leading
 from gpuaudit.analyze.causal.model import Cause, Causes, Detector, Effect
 from gpuaudit.analyze.causal.states import Chosen, States
 from gpuaudit.analyze.finding import Declaration
@@ -104,7 +105,7 @@ def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
         chosen: dict[str, Chosen] = {key: getattr(x, kind) for key, x in sleeps.items()}
         wanted = {key: (x.key(what), x.states.asleep(chosen[key])) for key, x in sleeps.items()}
         for key, requests in rows_during(context, what, wanted).items():
-            causes[key] += _by_device(context, sleeps[key].states, chosen[key], requests, machine)
+            causes[key] += _by_device(context, sleeps[key].states, chosen[key], requests)
     return _with_others(context, causes, {key: x.pid for key, x in sleeps.items()})
 
 
@@ -118,27 +119,45 @@ def _sleep(s: States, machine: str) -> _Sleep:
     return _Sleep(s, chosen & files, chosen & ~files, chosen & (called(system_calls.WRITING) | s.unknown))
 
 
-def _by_device(context: Context, s: States, chosen: Chosen, requests: Columns, machine: str) -> Iterator[Cause]:
-    asleep = s.asleep(chosen)
-    for major, minor in sorted(set(zip(requests["major"].tolist(), requests["minor"].tolist(), strict=True))):
-        mine = (requests["major"] == major) & (requests["minor"] == minor)
-        pending = intervals.from_bounds(requests["start_ns"][mine], requests["end_ns"][mine])
-        time = intervals.intersect(asleep, pending)
-        if not len(time):
-            continue
-        touched = chosen & states.overlapping(s.a["start_ns"], s.a["end_ns"], time)
-        told = _requests(requests, mine)
+def _by_device(context: Context, s: States, chosen: Chosen, requests: Columns) -> Iterator[Cause]:
+    asleep, device = s.asleep(chosen), (requests["major"], requests["minor"])
+    pending_ns = requests["end_ns"] - requests["start_ns"]
+    named, rest = leading(codes(*device), pending_ns, np.ones(len(pending_ns), dtype=bool), device)
+    for mine in named:
+        at = int(np.flatnonzero(mine)[0])
+        major, minor = int(device[0][at]), int(device[1][at])
+        place = {"device": f"{major}:{minor}"} if major >= 0 else {}
         disk = f"disk {major}:{minor}" if major >= 0 else "a disk (device not recorded)"
-        calls = _calls(s, touched, machine)
-        known = not s.unknown[touched].all()
-        slept = f"slept in {calls}" if known else "was off its CPU"
-        yield Cause(
-            culprit=disk, time=time, evidence=_evidence(context, s, chosen, requests, mine),
-            text="blocking_io" if known else "blocking_io_unknown",
-            what=f"its thread {slept} while {told} on {disk} were pending",
-            values={"requests": told, "calls": calls},
-            subject={"device": f"{major}:{minor}"} if major >= 0 else {},
-        )  # fmt: skip
+        yield from _cause(context, _Part(s, chosen, requests, mine), asleep, disk, place)
+    yield from _cause(context, _Part(s, chosen, requests, rest), asleep, "other disks, each for less", {})
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Intervals off the CPU (``chosen``), and requests that were pending then (``mine``)."""
+
+    states: States
+    chosen: Chosen
+    requests: Columns
+    mine: Chosen
+
+
+def _cause(context: Context, part: _Part, asleep: Intervals, disk: str, subject: Mapping[str, str]) -> Iterator[Cause]:
+    s, requests, mine = part.states, part.requests, part.mine
+    pending = intervals.from_bounds(requests["start_ns"][mine], requests["end_ns"][mine])
+    time = intervals.intersect(asleep, pending)
+    if not len(time):
+        return
+    touched = part.chosen & states.overlapping(s.a["start_ns"], s.a["end_ns"], time)
+    told, calls = _requests(requests, mine), _calls(s, touched, system_calls.machine(context.store.open_body))
+    known = not s.unknown[touched].all()
+    slept = f"slept in {calls}" if known else "was off its CPU"
+    yield Cause(
+        culprit=disk, time=time, evidence=_evidence(context, part),
+        text="blocking_io" if known else "blocking_io_unknown",
+        what=f"its thread {slept} while {told} on {disk} were pending",
+        values={"requests": told, "calls": calls}, subject=subject,
+    )  # fmt: skip
 
 
 def _requests(requests: Columns, mine: Chosen) -> str:
@@ -151,23 +170,19 @@ def _requests(requests: Columns, mine: Chosen) -> str:
 
 def _calls(s: States, touched: Chosen, machine: str) -> str:
     """In which system calls it slept, by how much, the most first; a page fault is in none."""
-    slept = s.runnable_from - s.a["start_ns"]
-    numbers = np.unique(s.a["syscall"][touched]).tolist()
-    by_time = sorted(numbers, key=lambda n: (-int(slept[touched & (s.a["syscall"] == n)].sum()), n))
-    return " and ".join(
-        "a page fault" if n == states.UNKNOWN else system_calls.name(n, machine) for n in by_time[:MAX_OTHERS]
-    )
+    numbers = s.a["syscall"]
+    most, _ = leading(numbers, s.runnable_from - s.a["start_ns"], touched, (numbers,), MAX_OTHERS)
+    named = [int(numbers[np.flatnonzero(m)[0]]) for m in most]
+    return " and ".join("a page fault" if n == states.UNKNOWN else system_calls.name(n, machine) for n in named)
 
 
-def _evidence(
-    context: Context, s: States, chosen: Chosen, requests: Columns, mine: Chosen
-) -> Callable[[Intervals], tuple[str, ...]]:
-    off = s.evidence(context, chosen)
+def _evidence(context: Context, part: _Part) -> Callable[[Intervals], tuple[str, ...]]:
+    off, requests = part.states.evidence(context, part.chosen), part.requests
+    pid = int(part.states.a["pid"][0])
 
     def rows(time: Intervals) -> tuple[str, ...]:
-        touching = mine & states.overlapping(requests["start_ns"], requests["end_ns"], time)
+        touching = part.mine & states.overlapping(requests["start_ns"], requests["end_ns"], time)
         keys = np.stack([requests["leaf"][touching], requests["row"][touching]], axis=1).astype(np.int64)
-        pid = int(s.a["pid"][0])
         return (*off(time), context.book.listed("block_io", keys, f"(pid = {pid} OR for_pid = {pid})"))
 
     return rows
@@ -198,18 +213,19 @@ def _at(key: str, n: int) -> str:
 def _others(time: Intervals, rows: Columns, own: int) -> Iterator[str]:
     theirs = (rows["pid"] != own) & (rows["for_pid"] != own)
     told = []
-    for pid in np.unique(rows["pid"][theirs]).tolist():
-        his = theirs & (rows["pid"] == pid)
+    most, _ = leading(rows["pid"], rows["end_ns"] - rows["start_ns"], theirs, (rows["pid"],), MAX_OTHERS)
+    for his in most:
+        at = int(np.flatnonzero(his)[0])
         pending = intervals.from_bounds(rows["start_ns"][his], rows["end_ns"][his])
         ns = intervals.measure(intervals.intersect(time, pending))
-        told.append((-ns, pid, str(rows["comm"][his][0]) or "a process"))
-    for ns, pid, comm in sorted(told)[:MAX_OTHERS]:
+        told.append((-ns, int(rows["pid"][at]), str(rows["comm"][at]) or "a process"))
+    for ns, pid, comm in sorted(told):
         yield f"for {duration(-ns)} of it requests of {comm} ({pid}) were pending on the same disk too"
 
 
 DETECTOR = Detector(
     precedence=30,
-    kinds=frozenset({"slow_call", "late_arrival", "stall", model.WAITED_FOR}),
+    kinds=frozenset({"slow_call", "late_arrival", "stall", model.WAITED_FOR, "slow_step"}),
     scope="same thread, and a request of its process",
     find=find,
     refuted_by="The same calls as slow with the files in memory already (read once before), or on another disk.",

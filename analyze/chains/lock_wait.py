@@ -15,8 +15,9 @@ import numpy as np
 
 from gpuaudit.analyze import system_calls
 from gpuaudit.analyze.causal import model, states
+from gpuaudit.analyze.causal.leading import codes, leading
 from gpuaudit.analyze.causal.model import Cause, Causes, Detector, Effect
-from gpuaudit.analyze.causal.states import States
+from gpuaudit.analyze.causal.states import Chosen, States
 from gpuaudit.analyze.finding import Declaration
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ DECLARATION = Declaration(
 )  # fmt: skip
 
 
+OTHERS = "other threads, each after less"
+
+
 def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
     """Sleep of each effect's thread in calls that wait for another thread, by the one that ended it."""
     why = states.unrecorded(context)
@@ -56,22 +60,33 @@ def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
 
 def _by_waker(context: Context, s: States, numbers: frozenset[int]) -> Iterator[Cause]:
     a = s.a
-    machine = system_calls.machine(context.store.open_body)
     # The idle task (0) is not a thread that anybody waits for: an interrupt came while nothing ran.
     waited = (a["op"] == "blocked") & s.in_calls(numbers) & (a["waker_pid"] > 0) & (a["waker_tid"] > 0)
-    for pid, tid in sorted(set(zip(a["waker_pid"][waited].tolist(), a["waker_tid"][waited].tolist(), strict=True))):
-        chosen = waited & (a["waker_pid"] == pid) & (a["waker_tid"] == tid)
-        time = s.asleep(chosen)
-        if not len(time):
-            continue
-        calls = sorted({system_calls.name(int(n), machine) for n in np.unique(a["syscall"][chosen])})
-        culprit = _named(context, int(a["pid"][0]), pid, tid, str(a["waker_comm"][chosen][-1]))
-        yield Cause(
-            culprit=culprit, time=time, evidence=s.evidence(context, chosen),
-            what=f"its thread slept in {' and '.join(calls)} until {culprit} woke it",
-            values={"calls": " and ".join(calls)}, subject={"culprit_pid": str(pid), "culprit_tid": str(tid)},
-            thread=(pid, tid), observer=pid in context.observers,
-        )  # fmt: skip
+    ns = s.runnable_from - a["start_ns"]
+    who = (a["waker_pid"], a["waker_tid"])
+    named, rest = leading(codes(*who), ns, waited, who)
+    for chosen in named:
+        at = int(np.flatnonzero(chosen)[-1])
+        pid, tid = int(a["waker_pid"][at]), int(a["waker_tid"][at])
+        culprit = _named(context, int(a["pid"][0]), pid, tid, str(a["waker_comm"][at]))
+        yield from _cause(context, s, chosen, culprit, (pid, tid))
+    yield from _cause(context, s, rest, OTHERS, None)
+
+
+def _cause(
+    context: Context, s: States, chosen: Chosen, culprit: str, thread: tuple[int, int] | None
+) -> Iterator[Cause]:
+    time = s.asleep(chosen)
+    if not len(time):
+        return
+    machine = system_calls.machine(context.store.open_body)
+    calls = " and ".join(sorted({system_calls.name(int(n), machine) for n in np.unique(s.a["syscall"][chosen])}))
+    subject = {"culprit_pid": str(thread[0]), "culprit_tid": str(thread[1])} if thread else {}
+    yield Cause(
+        culprit=culprit, time=time, evidence=s.evidence(context, chosen),
+        what=f"its thread slept in {calls} until {culprit} woke it", values={"calls": calls}, subject=subject,
+        thread=thread, observer=thread is not None and thread[0] in context.observers,
+    )  # fmt: skip
 
 
 def _named(context: Context, own: int, pid: int, tid: int, comm: str) -> str:
@@ -83,7 +98,7 @@ def _named(context: Context, own: int, pid: int, tid: int, comm: str) -> str:
 
 DETECTOR = Detector(
     precedence=40,
-    kinds=frozenset({"slow_call", "late_arrival", model.WAITED_FOR}),
+    kinds=frozenset({"slow_call", "late_arrival", model.WAITED_FOR, "slow_step"}),
     scope="same thread",
     find=find,
     refuted_by="The same calls as slow with the other thread stopped from taking the lock, or with nothing to hand on.",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpuaudit.analyze.causal import model, neighbours, states
+from gpuaudit.analyze.causal.leading import MAX_CULPRITS, codes, leading
 from gpuaudit.analyze.causal.model import Cause, Causes, Detector, Effect
 from gpuaudit.analyze.causal.states import Chosen, States
 from gpuaudit.analyze.finding import Declaration
@@ -48,6 +49,8 @@ DECLARATION = Declaration(
 
 NOBODY = "nobody that was seen"
 
+OTHERS = "other processes, each for less"
+
 MAX_CPUS = 8
 """CPUs that are named, the lowest ones."""
 
@@ -69,42 +72,47 @@ unrecorded = states.unrecorded
 
 
 def _by_culprit(context: Context, s: States) -> Iterator[Cause]:
-    who = _culprits(s)
-    for pid, name in sorted(set(who)):
-        chosen = np.array([w == (pid, name) for w in who], dtype=bool)
-        time = s.runnable(chosen)
-        if not len(time):
-            continue
-        culprit = _named(s, pid, name)
-        tids = sorted(set(s.a["next_tid"][chosen].tolist()) - {states.UNKNOWN, IDLE}) if pid else []
-        yield Cause(
-            culprit=culprit, time=time, evidence=s.evidence(context, chosen),
-            text="preempted" if pid else "preempted_unknown",
-            what=f"its thread was ready to run and had no CPU, while {culprit} ran there{_rank(s, chosen)}" if pid else
-            "its thread was ready to run and had no CPU; who ran instead was not seen",
-            values={"cpus": _cpus(s, chosen)}, subject={"culprit_pid": str(pid)} if pid else {},
-            ran=tuple((pid, tid) for tid in tids), further=neighbours.follow(context, pid, tids),
-            observer=pid in context.observers,
-        )  # fmt: skip
+    a = s.a
+    known = _known(s)
+    ns = a["end_ns"] - s.runnable_from
+    named, rest = leading(codes(a["next_pid"], a["next_comm"]), ns, known, (a["next_pid"], a["next_comm"]))
+    for chosen in named:
+        at = int(np.flatnonzero(chosen)[0])
+        yield from _cause(context, s, chosen, int(a["next_pid"][at]), str(a["next_comm"][at]))
+    yield from _cause(context, s, rest, IDLE, OTHERS)
+    yield from _cause(context, s, ~known, IDLE, NOBODY)
 
 
-def _culprits(s: States) -> list[tuple[int, str]]:
-    """For each row who ran instead; process 0 is nobody that was seen.
+def _cause(context: Context, s: States, chosen: Chosen, pid: int, name: str) -> Iterator[Cause]:
+    time = s.runnable(chosen)
+    if not len(time):
+        return
+    culprit = _named(s, pid, name)
+    ran = f"its thread was ready to run and had no CPU, while {culprit} ran there{_rank(s, chosen)}"
+    tids = sorted(set(s.a["next_tid"][chosen].tolist()) - {states.UNKNOWN, IDLE})[:MAX_CULPRITS] if pid else []
+    yield Cause(
+        culprit=culprit, time=time, evidence=s.evidence(context, chosen),
+        text="preempted_unknown" if name == NOBODY else "preempted",
+        what="its thread was ready to run and had no CPU; who ran instead was not seen" if name == NOBODY else ran,
+        values={"cpus": _cpus(s, chosen)}, subject={"culprit_pid": str(pid)} if pid else {},
+        ran=tuple((pid, tid) for tid in tids), further=neighbours.follow(context, pid, tids),
+        observer=pid in context.observers,
+    )  # fmt: skip
+
+
+def _known(s: States) -> Chosen:
+    """Rows of which it is known who ran instead.
 
     Where the thread was preempted: who ran at the switch. Where it slept and was woken, who ran at the switch is not
     who kept it from the CPU later, unless the same thread took that very CPU from it at another time of the effect,
     and it came back there.
     """
     a = s.a
-    switched = list(zip(a["next_pid"].tolist(), a["next_tid"].tolist(), a["next_comm"].tolist(), strict=True))
-    preempted = (a["op"] == "preempted").tolist()
-    cpus = list(zip(a["cpu_out"].tolist(), a["cpu"].tolist(), strict=True))
-    took = {(tid, out) for (_, tid, _), (out, _), p in zip(switched, cpus, preempted, strict=True) if p}
-    known = [
-        pid > IDLE and (p or (out == back and (tid, out) in took))
-        for (pid, tid, _), (out, back), p in zip(switched, cpus, preempted, strict=True)
-    ]
-    return [(pid, name) if k else (IDLE, NOBODY) for (pid, _, name), k in zip(switched, known, strict=True)]
+    place = codes(a["next_tid"], a["cpu_out"])
+    preempted = a["op"] == "preempted"
+    back = (a["cpu_out"] == a["cpu"]) & np.isin(place, place[preempted])
+    out: Chosen = (a["next_pid"] > IDLE) & (preempted | back)
+    return out
 
 
 def _cpus(s: States, chosen: Chosen) -> str:
@@ -128,13 +136,13 @@ def _rank(s: States, chosen: Chosen) -> str:
 
 def _named(s: States, pid: int, name: str) -> str:
     if not pid:
-        return NOBODY
+        return name
     return f"{name} (of its own process, {pid})" if pid == int(s.a["pid"][0]) else f"{name} ({pid})"
 
 
 DETECTOR = Detector(
     precedence=50,
-    kinds=frozenset({"slow_call", "late_arrival", model.WAITED_FOR}),
+    kinds=frozenset({"slow_call", "late_arrival", model.WAITED_FOR, "slow_step"}),
     scope="same thread",
     find=find,
     refuted_by="The same calls as slow with the thread alone on its CPU.",

@@ -16,6 +16,7 @@ from gpuaudit.analyze import intervals, system_calls
 from gpuaudit.analyze.aggregates import Cell, text
 from gpuaudit.analyze.causal import states
 from gpuaudit.analyze.causal.detect import UNEXPLAINED, detectors, shares
+from gpuaudit.analyze.causal.leading import leading
 from gpuaudit.analyze.causal.model import WAITED_FOR, Effect
 from gpuaudit.analyze.context import Context, NotEvaluated
 from gpuaudit.analyze.drafts import derived
@@ -148,14 +149,14 @@ def _doing(context: Context, effect: Effect, s: states.States, seen: Intervals, 
 
 
 def _asleep_in(s: states.States, known: states.Chosen, left: Intervals, machine: str) -> str | None:
-    slept = {}
-    for number in np.unique(s.a["syscall"][known]).tolist():
-        ns = intervals.measure(intervals.intersect(left, s.asleep(known & (s.a["syscall"] == number))))
-        if ns:
-            slept[number] = ns
-    ordered = sorted(slept, key=lambda n: (-slept[n], n))[:MAX_CALLS]
-    named = ["no system call" if n == states.UNKNOWN else system_calls.name(n, machine) for n in ordered]
-    return text(", ".join(named)) or None
+    numbers = s.a["syscall"]
+    touched = known & states.overlapping(s.a["start_ns"], s.runnable_from, left)
+    most, _ = leading(numbers, s.runnable_from - s.a["start_ns"], touched, (numbers,), MAX_CALLS)
+    named = [int(numbers[np.flatnonzero(m)[0]]) for m in most]
+    return (
+        text(", ".join("no system call" if n == states.UNKNOWN else system_calls.name(n, machine) for n in named))
+        or None
+    )
 
 
 def _detectors(context: Context) -> SectionTable:

@@ -78,6 +78,19 @@ def test_a_sleeper_that_comes_back_to_the_cpu_which_a_neighbour_takes_from_it() 
     assert told(away) == {("preempted", "hog (99)"): 10 * MS, ("preempted", "nobody that was seen"): 10 * MS}
 
 
+def test_of_many_neighbours_the_leading_ones_are_named_and_no_time_is_lost() -> None:
+    scene = launches()
+    for n in range(30):
+        off(scene, AT + n * MS, (900 + n) * US, next_pid=1000 + n, next_tid=1000 + n, next_comm=f"kworker/{n}")
+    result = found(scene)
+    (effect,) = [e for e in result.effects if e.kind == "slow_call"]
+    parts = {p.who[1].culprit: p.allotted_ns for p in result.allotments[effect.key].parts}
+    assert sum(parts.values()) == sum((900 + n) * US for n in range(30))
+    assert set(parts) == {*(f"kworker/{n} ({1000 + n})" for n in range(18, 30)), "other processes, each for less"}
+    (chain,) = result.chains
+    assert (chain.values["culprit"], chain.subject.get("culprit_pid")) == ("other processes, each for less", None)
+
+
 def test_a_sibling_is_told_as_one() -> None:
     scene = off(launches(), AT, 20 * MS, next_pid=7, next_tid=9, next_comm="loader")
     assert list(told(scene)) == [("preempted", "loader (of its own process, 7)")]
