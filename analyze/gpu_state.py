@@ -42,7 +42,7 @@ THRESHOLDS = (TIMES, LEAST_OUTSIDE)
 WAITS_FOR_GPU = any_of(SYNCHRONISE, BLOCKING_COPY)
 """Calls that return when the GPU has done what they wait for."""
 
-KINDS = frozenset({"slow_call", "blocking_copies", "throughput_drop"})
+KINDS = frozenset({"slow_call", "slow_step", "blocking_copies", "throughput_drop"})
 
 SLOW_CALL = "slow_call"
 

@@ -139,7 +139,7 @@ def _against(e: Effect, mine: Rows) -> tuple[str, ...]:
 
 DETECTOR = Detector(
     precedence=120,
-    kinds=frozenset({"slow_call", "late_arrival", "allocator_calls", "gpu_idle"}),
+    kinds=frozenset({"slow_call", "late_arrival", "allocator_calls", "gpu_idle", "slow_step"}),
     scope="same process",
     find=find,
     refuted_by="The same calls as slow with no allocation or release of the process near them.",

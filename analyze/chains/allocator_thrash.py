@@ -129,7 +129,7 @@ def pairs(rows: Rows, again_ns: int) -> tuple[npt.NDArray[np.bool_], int, int]:
 
 DETECTOR = Detector(
     precedence=118,
-    kinds=frozenset({"allocator_calls", "slow_call", "late_arrival", "throughput_drop", "gpu_idle"}),
+    kinds=frozenset({"allocator_calls", "slow_call", "late_arrival", "throughput_drop", "gpu_idle", "slow_step"}),
     scope="same process",
     find=find,
     refuted_by="The same time in allocator calls with no size asked for again.",

@@ -174,7 +174,7 @@ def _seen_from_its_start(context: Context, pid: int) -> bool:
 
 DETECTOR = Detector(
     precedence=100,
-    kinds=frozenset({"slow_call", "late_arrival", "gpu_idle"}),
+    kinds=frozenset({"slow_call", "late_arrival", "gpu_idle", "slow_step"}),
     scope="same thread",
     find=find,
     refuted_by="The same operation, kernel or communicator as slow at its second use in the same process.",

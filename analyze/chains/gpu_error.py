@@ -135,7 +135,7 @@ def _of_table(context: Context, table: str, where: str) -> gpu_state.Evidence:
 
 DETECTOR = Detector(
     precedence=90,
-    kinds=frozenset({"slow_call", "api_silence"}),
+    kinds=frozenset({"slow_call", "api_silence", "slow_step"}),
     scope="same GPU, within the very call or stretch of silence",
     find=find,
     refuted_by="The same call or silence as long without an error of the GPU.",

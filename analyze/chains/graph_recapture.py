@@ -74,7 +74,7 @@ def _again(context: Context, e: Effect, graphs: Graphs) -> Cause | None:
 
 DETECTOR = Detector(
     precedence=110,
-    kinds=frozenset({"graph_making", "slow_call", "late_arrival", "throughput_drop", "gpu_idle"}),
+    kinds=frozenset({"graph_making", "slow_call", "late_arrival", "throughput_drop", "gpu_idle", "slow_step"}),
     scope="same thread",
     find=find,
     refuted_by="The same effect in steps in which no graph is captured, made or updated.",

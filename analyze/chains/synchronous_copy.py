@@ -180,7 +180,7 @@ NS_PER_S = 10**9
 
 DETECTOR = Detector(
     precedence=130,
-    kinds=frozenset({"slow_call", "blocking_copies", "late_arrival", "throughput_drop", "gpu_idle"}),
+    kinds=frozenset({"slow_call", "blocking_copies", "late_arrival", "throughput_drop", "gpu_idle", "slow_step"}),
     scope="same thread",
     find=find,
     refuted_by="The GPU's own record (CUPTI) that shows kernels running during these calls: then they waited for "
