@@ -1,13 +1,13 @@
 """Chain: a thread was ready to run and was not let, because its cgroup had used up its CPU quota.
 
-Effect: slow calls, or the lateness of a rank. Cause: time in which the same thread was runnable and off its CPU, in
-intervals that the throttling of its cgroup accounts for. The kernel does not say which interval was a throttling; its
-counters say how long and in how many enforcement periods the cgroup was throttled between two readings. Of the
-thread's intervals that ended between them (or soon after, when the counter had been read before the thread ran again)
-those in which its CPU went idle meanwhile (only a throttled thread is runnable while its CPU idles) are taken first,
-then the longest, as many as periods were throttled and until they are as long as the throttled time. What an interval
-has more than that is its end, in which the quota was refilled and the thread waited for a CPU: that is not claimed.
-Units: ns.
+Effect: slow calls, the lateness of a rank, or the wait for a thread that was itself waited for. Cause: time in which
+the same thread was runnable and off its CPU, in intervals that the throttling of its cgroup accounts for. The kernel
+does not say which interval was a throttling; its counters say how long and in how many enforcement periods the cgroup
+was throttled between two readings. Of the thread's intervals that ended between them (or soon after, when the counter
+had been read before the thread ran again) those that began runnable with its CPU going idle (only a throttled thread
+is runnable while its CPU idles) are taken first, then the longest, as many as periods were throttled and until they
+are as long as the throttled time. What an interval has more than that is its end, in which the quota was refilled and
+the thread waited for a CPU: that is not claimed. Units: ns.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuaudit.analyze import cgroup_limits, intervals
-from gpuaudit.analyze.causal import model, states
+from gpuaudit.analyze.causal import model, recorded, states
 from gpuaudit.analyze.causal.model import Cause, Causes, Detector, Effect
 from gpuaudit.analyze.causal.states import States
 from gpuaudit.analyze.cgroup_limits import Throttled
@@ -83,14 +83,11 @@ def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
 
 
 def _unrecorded(context: Context) -> NotEvaluated | None:
-    from gpuaudit.analyze.chains.preempted import unrecorded  # noqa: PLC0415 - it imports what imports this
-    from gpuaudit.analyze.context import NotEvaluated  # noqa: PLC0415
+    from gpuaudit.analyze.context import NotEvaluated  # noqa: PLC0415 - it imports what imports this
 
-    off_cpu = unrecorded(context)
-    if off_cpu is not None:
-        return off_cpu
-    if not context.store.row_count("cgroup_cpu"):
-        return NotEvaluated(context.quality.source_reason("memory") or "no counters of a cgroup's CPU were recorded")
+    why = states.unrecorded(context) or recorded.unrecorded(context, "cgroup_cpu", "reading of CPU counters", "memory")
+    if why is not None:
+        return why
     if not context.store.sql("SELECT 1 FROM process_samples WHERE cpu_cgroup IS NOT NULL LIMIT 1"):
         return NotEvaluated("which cgroup limits the CPU time of a process was not recorded")
     return None
@@ -109,15 +106,16 @@ def _time(limit: Throttled, windows: npt.NDArray[np.intp]) -> intervals.Interval
 def _causes(
     context: Context, limit: Throttled, windows: npt.NDArray[np.intp], s: States, siblings: npt.NDArray[np.int64]
 ) -> Iterator[Cause]:
-    # Where a thread of the same cgroup ran instead, the cgroup was not throttled on that CPU.
-    possible = (s.a["end_ns"] > s.runnable_from) & ~np.isin(s.a["next_pid"], siblings)
+    # Where a thread of the same cgroup took the CPU from it, the cgroup was not throttled there.
+    preempted = s.a["op"] == "preempted"
+    possible = (s.a["end_ns"] > s.runnable_from) & ~(preempted & np.isin(s.a["next_pid"], siblings))
     most = Fraction(context.policy.value(FITS, DECLARATION.id))
     ends = _accounted(limit, windows, s, possible, most)
     chosen = ends > s.runnable_from
     if not chosen.any():
         return
     time = intervals.from_bounds(s.runnable_from[chosen], ends[chosen])
-    other = intervals.measure(intervals.subtract(time, s.runnable(s.a["next_pid"] == 0)))
+    other = intervals.measure(intervals.subtract(time, s.runnable(_idle(s))))
     version, path = limit.place
     counters = (context.book.listed("cgroup_cpu", limit.rows[windows], f"version = {version} AND throttled_ns > 0"),)
     rows = s.evidence(context, chosen)
@@ -137,13 +135,19 @@ def _causes(
         },
         subject={"cgroup": path},
         against=(
-            f"for {duration(other)} another thread ran on its CPU meanwhile: whether the quota or that thread kept it "
+            f"for {duration(other)} its CPU was not seen idle meanwhile: whether the quota or another thread kept it "
             "waiting cannot be told from the counters",
         )
         if other
         else (),
         gain_low_ns=(lambda _: 0) if other else (lambda allotted: allotted),
     )
+
+
+def _idle(s: States) -> states.Chosen:
+    """Rows that began runnable while the CPU went idle."""
+    out: states.Chosen = (s.a["op"] == "preempted") & (s.a["next_pid"] == 0)
+    return out
 
 
 def _accounted(
@@ -156,7 +160,7 @@ def _accounted(
     within = np.searchsorted(limit.end, end)  # the window that it ended in, or the first one after
     until = np.zeros(len(s), dtype=np.int64)
     at = np.flatnonzero(possible)
-    for i in at[np.lexsort((start[at], -length[at], s.a["next_pid"][at] != 0))].tolist():
+    for i in at[np.lexsort((start[at], -length[at], ~_idle(s)[at]))].tolist():
         w, ns = int(within[i]), int(length[i])
         counted = [w] if w < len(limit.start) and end[i] > limit.start[w] else []
         counted += [w - 1] if w and start[i] < limit.end[w - 1] else []
@@ -171,7 +175,7 @@ def _accounted(
 
 DETECTOR = Detector(
     precedence=10,
-    kinds=frozenset({"slow_call", "late_arrival"}),
+    kinds=frozenset({"slow_call", "late_arrival", model.WAITED_FOR}),
     scope="same thread, and the cgroups of its process",
     find=find,
     refuted_by="The same calls as slow with the quota lifted.",

@@ -17,13 +17,9 @@ from pathlib import Path
 
 from gpuaudit.analyze import intervals
 from gpuaudit.analyze.causal.detect import Findings
-from gpuaudit.analyze.context import Context
-from gpuaudit.analyze.evidence import EvidenceBook
 from gpuaudit.analyze.finding import Chain, Document
-from gpuaudit.analyze.quality import read_quality
-from gpuaudit.analyze.run import AnalyzeOptions, analyze_store
+from gpuaudit.analyze.run import AnalyzeOptions, examine
 from gpuaudit.analyze.store import Store
-from gpuaudit.analyze.window import read_window
 from gpuaudit.bundle.columns import from_records
 from gpuaudit.bundle.tables import TABLES
 from gpuaudit.capture.rules import Rule
@@ -174,9 +170,7 @@ def analysed(bench: Bench) -> Analysed:
     assert r.lost() == 0
     tables = {t: from_records(TABLES[t], rows) for t, rows in r.rows.items() if rows}
     store = Store.from_tables(tables)
-    document = analyze_store(store, SEALED, AnalyzeOptions())
-    window = read_window(store)
-    context = Context(store, window, read_quality(store, window, SEALED.status), EvidenceBook(store))
+    document, context = examine(store, SEALED, AnalyzeOptions())
     return Analysed(document, context.causal, bench.victims)
 
 
