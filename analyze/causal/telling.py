@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Literal
 
 from gpuaudit.analyze import intervals, severity
-from gpuaudit.analyze.causal import code_lines
+from gpuaudit.analyze.causal import code_lines, unseen
 from gpuaudit.analyze.causal.arbitration import Allotment
 from gpuaudit.analyze.causal.findings import NOT_CHAINS, Claimed, Explained, Findings
 from gpuaudit.analyze.causal.model import HIGH, MEDIUM, Effect
@@ -123,7 +123,7 @@ def _chain(context: Context, found: Findings, group: Sequence[Explained]) -> Cha
             _confidence(context, name, share, grade, any(x.cause.refuted for x in group)), told.inferred
         ),
         grade=grade,
-        against=tuple(dict.fromkeys(_against(group))),
+        against=tuple(dict.fromkeys((*_against(group), *unseen.notes(context, group)))),
         refuted_by=told.refuted_by,
         next_step=told.next_step,
         evidence=evidence,

@@ -165,6 +165,5 @@ def _detectors(context: Context) -> SectionTable:
     for n, known in enumerate(detectors(), start=1):
         outcome = context.causal.outcomes[known.declaration.id]
         state = f"not evaluated: {outcome.reason}" if isinstance(outcome, NotEvaluated) else outcome.reason
-        place = Quantity(n, "count", "assumed", (), "declared order of allotment")
-        rows.append((place, known.declaration.title, known.detector.scope, text(state)))
+        rows.append((str(n), known.declaration.title, known.detector.scope, text(state)))
     return SectionTable("detectors", "Order in which time is allotted", DETECTORS, tuple(rows))

@@ -218,6 +218,15 @@ def test_who_else_used_the_disk_is_told() -> None:
     assert against == ("for 10.0 ms of it requests of backup (70) were pending on the same disk too",)
 
 
+@pytest.mark.parametrize(("pid", "told_of"), [(None, True), (7, True), (8, False)])
+def test_a_gap_in_what_a_detector_joins_on_is_told(pid: int | None, told_of: bool) -> None:
+    scene = off(launches(), AT, 20 * MS)
+    scene.add("gaps", start_ns=AT + 30 * MS, duration_ns=S, source="off_cpu", pid=pid, reason="the ring was full")
+    (chain,) = chains(scene).values()
+    note = "for 10.0 ms of the effects off_cpu was not recorded (gaps): the cause may cover more of them"
+    assert (note in chain.against) == told_of
+
+
 def test_without_states_or_requests_nothing_is_clear() -> None:
     outcomes = found(launches()).outcomes
     assert all(isinstance(outcomes[d], NotEvaluated) for d in ("preempted", "lock_wait", "blocking_io"))
