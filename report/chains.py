@@ -36,7 +36,7 @@ def told(chain: Chain, links: Links) -> Told:
         ("Lines of code", tuple(data(c) for c in chain.code) or (words(NO_CODE),)),
     ]
     if chain.experiment:
-        rows.append(("Experiment that would test it", (prose(chain.experiment),)))
+        rows.append(("Experiment", (prose(chain.experiment),)))
     if chain.gain is not None:
         rows.append(("What it could bring", (_gain(chain.gain),)))
     rows += [

@@ -15,6 +15,8 @@ from gpuaudit.report.tables import Column, Table, build
 from gpuaudit.report.text import Text, data, fill, join, link, listed, number, prose, words
 
 SEVERITIES = ("critical", "warning", "notice")
+PHRASES = frozenset({"effect", "culprit"})
+"""Values of chains that are words: "the slow call of cudaMalloc on thread 7", "rank 2 of communicator …"."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def _sentence(declaration: dict[str, Any], key: str, values: dict[str, Any]) -> 
             f"findings: {printable(declaration['id'], 80)!r} declares no text {printable(key, 80)!r}",
             hint="make the findings again with `audit analyze`",
         )
-    return fill(declaration["texts"][key], values, assumed=False)
+    return fill(declaration["texts"][key], values, assumed=False, phrases=PHRASES)
 
 
 def _finding(

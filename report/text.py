@@ -8,7 +8,7 @@ the bundled fonts escaped, and set in an isolated ``<bdi>`` by the template.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -133,10 +133,13 @@ def listed(texts: Iterable[Text], separator: str = ", ") -> Text:
     return out
 
 
-def fill(template: str, values: Mapping[str, Quantity | str], *, assumed: bool = True) -> Text:
+def fill(
+    template: str, values: Mapping[str, Quantity | str], *, assumed: bool = True, phrases: Container[str] = ()
+) -> Text:  # fmt: skip
     """A declared sentence with its ``{name}`` placeholders filled; InputUnusable when a value is missing.
 
     Without ``assumed`` what is assumed has no mark: in the text of a rule these are the rule's own thresholds.
+    ``phrases`` are values that are words of a sentence, and not names.
     """
     out: Text = ()
     at = 0
@@ -146,7 +149,9 @@ def fill(template: str, values: Mapping[str, Quantity | str], *, assumed: bool =
                 f"findings: the text {printable(template, 80)!r} asks for a value {match[1]!r} that the finding lacks",
                 hint="make the findings again with `audit analyze`",
             )
-        out = join(out, _prose_between(template[at : match.start()]), value(values[match[1]], assumed=assumed))
+        found = values[match[1]]
+        shown = prose(found) if match[1] in phrases and isinstance(found, str) else value(found, assumed=assumed)
+        out = join(out, _prose_between(template[at : match.start()]), shown)
         at = match.end()
     return join(out, _prose_between(template[at:]))
 

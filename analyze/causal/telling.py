@@ -72,7 +72,7 @@ def _link(x: Explained) -> Link:
             "ns",
             "derived",
             evidence,
-            "effect within cause, less what a cause before it was allotted",
+            "effect within cause, less what a cause before it got",
         ),
         explained=Quantity(x.allotment.share(x.part.allotted_ns), "share", "derived", evidence, "overlap / effect"),
         evidence=evidence,

@@ -147,7 +147,7 @@ def _wait(context: Context, money: Money, s: Skew, r: RankSkew) -> tuple[Quantit
     calls = context.book.where("nccl_calls", s.c.where)
     syncs = context.book.where("cuda_calls", f"{CARRIERS.condition} AND pid IN ({pids})")
     wait = derived(
-        r.wait_ns, "ns", (calls, syncs), "Σ over peers of call or synchronisation within median … late arrival"
+        r.wait_ns, "ns", (calls, syncs), "Σ over peers of call or synchronisation within its lateness"
     )
     why = f"no GPU is known of process {r.without_gpu[0]}" if r.without_gpu else ""
     gpus = (context.book.where("nvml_processes", f"pid IN ({pids})"),)
