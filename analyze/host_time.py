@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpuaudit.analyze import call_totals, intervals
+from gpuaudit.analyze import call_totals, intervals, unlisted
 from gpuaudit.analyze.call_meanings import BLOCKING_COPY, LIBRARIES, SYNCHRONISE, any_of
 from gpuaudit.analyze.context import Context
 from gpuaudit.analyze.intervals import Intervals
@@ -56,11 +56,13 @@ class HostTime:
 
 
 def unseen(context: Context, pid: int) -> Intervals:
-    """Time in which calls of a process were not seen one by one: gaps, and windows in which they were aggregated."""
+    """Time in which calls of a process were not seen one by one: gaps, windows in which they were aggregated, and what
+    an import kept a selection of."""
     tables = ", ".join(f"'{t}'" for t in CALL_TABLES)
     a = context.store.arrays(
         f"SELECT start_ns::BIGINT AS a, coalesce(end_ns, {context.window.end_ns})::BIGINT AS b FROM gaps "
         f"WHERE (source IN ('cuda', 'nccl', 'rccl') OR source IN {LIBRARIES} OR table_name IN ({tables})) "
         f"AND (pid IS NULL OR pid = {pid}) ORDER BY 1, 2"
     )
-    return intervals.union(intervals.from_bounds(a["a"], a["b"]), call_totals.windows(context.store, pid))
+    gaps = intervals.from_bounds(a["a"], a["b"])
+    return intervals.union(gaps, call_totals.windows(context.store, pid), unlisted.blind(context, pid))

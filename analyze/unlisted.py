@@ -1,19 +1,78 @@
-"""Calls that another tool counted and kept no row of: what is said of rows is then said of a selection.
+"""Calls that another tool saw and kept no row of: what is said of rows is then said of a selection.
 
-Totals are those of ``period_totals``; a driver's call inside a runtime's is counted as both. Units: ns.
+An import says that rows of a table are a selection, and until when all of them were kept. Totals are those of
+``period_totals``; a driver's call inside a runtime's is counted as both. Units: ns.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gpuaudit.analyze.store import is_text
+from gpuaudit.analyze import intervals
+from gpuaudit.analyze.intervals import Intervals
+from gpuaudit.analyze.store import MAX_TIME_NS, is_text
 from gpuaudit.analyze.words import duration
+from gpuaudit.bundle import canonical
+from gpuaudit.bundle.errors import BundleInvalid
 
 if TYPE_CHECKING:
     from gpuaudit.analyze.context import Context
 
 _OF_GPU = "regexp_matches(op, '^(cuda|cu|hip|nccl)[A-Z]')"
+
+SELECTION = "selection"
+"""``kind`` of a weakness of an import."""
+
+A_CALL_NS = 1_000_000_000
+"""Chosen: a process that uses a GPU calls many times a second, so a period with at most one call without a row in each
+second is told by its rows; with more, nothing can be said of when it called."""
+
+
+def complete_until(context: Context, table: str) -> int | None:
+    """Until when every row of a table was kept; None where an import says of no file that its rows are a selection."""
+    artefact = context.store.artefact("imports")
+    try:
+        told = canonical.loads(artefact.body) if artefact else []
+    except BundleInvalid:
+        told = []
+    found = []
+    for file in told if isinstance(told, list) else []:
+        weaknesses = file.get("weaknesses") if isinstance(file, dict) else None
+        for w in weaknesses if isinstance(weaknesses, list) else []:
+            tables = w.get("tables") if isinstance(w, dict) and w.get("kind") == SELECTION else None
+            if isinstance(tables, list) and table in tables:
+                found.append(_time(w.get("complete_until_ns")))
+    return min(found, default=None)
+
+
+def _time(told: object) -> int:
+    """A time of an artefact, which may hold anything; 0 where it tells none."""
+    known = isinstance(told, str) and told.isdecimal() and len(told) <= len(str(MAX_TIME_NS))
+    return min(int(str(told)), MAX_TIME_NS) if known else 0
+
+
+def blind(context: Context, pid: int) -> Intervals:
+    """Time in which the rows of a selection do not tell when a process called."""
+    until = complete_until(context, "cuda_calls")
+    if until is None:
+        return intervals.EMPTY
+    a = context.store.arrays(
+        f"SELECT start_ns::BIGINT AS a, max(end_ns)::BIGINT AS b, least(sum(count), {1 << 60})::BIGINT AS n "
+        f"FROM period_totals WHERE pid = {int(pid)} AND {_OF_GPU} GROUP BY start_ns ORDER BY a"
+    )
+    periods = context.store.sql(
+        "SELECT DISTINCT start_ns::BIGINT AS a, end_ns::BIGINT AS b FROM period_totals ORDER BY a, b"
+    )
+    counted = dict(zip(a["a"].tolist(), a["n"].tolist(), strict=True))
+    told = []
+    for start, end in periods:
+        ((rows,),) = context.store.sql(
+            f"SELECT count(*) FROM cuda_calls WHERE pid = {int(pid)} AND start_ns >= {start} AND start_ns < {end}"
+        )
+        if (counted.get(start, 0) - int(rows)) * A_CALL_NS <= end - start:
+            told.append((start, end))
+    seen = intervals.from_bounds([0, *(a for a, _ in told)], [until, *(b for _, b in told)])
+    return intervals.subtract(intervals.single(0, MAX_TIME_NS), seen)
 
 
 def note(context: Context, pid: int, op: str | None = None) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpuaudit.analyze import intervals
+from gpuaudit.analyze import intervals, unlisted
 from gpuaudit.analyze.call_meanings import LAUNCH, MODULE_LOAD, OUTERMOST, Meaning, any_of
 from gpuaudit.analyze.call_rows import Rows, pids_of
 from gpuaudit.analyze.causal import model
@@ -140,6 +140,9 @@ def _first(context: Context, kind: str, pids: Sequence[int]) -> Rows:
         for pid, op, since in _counted(context, pids, by_op=kind == "operation"):
             same = (rows.a["pid"] == pid) & ((op == "") | (rows.a["op"] == op))
             chosen &= ~(same & (rows.a["start_ns"] >= since))
+    until = unlisted.complete_until(context, table)
+    if until is not None:  # of a selection, a first row is a first call only while all were kept
+        chosen &= rows.a["start_ns"] < until
     return Rows(table, wanted, rows.of(chosen).a)
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from gpuaudit.analyze import intervals, silence
+from gpuaudit.analyze import intervals, silence, unlisted
 from gpuaudit.analyze.call_meanings import FIRST, GRAPH_LAUNCH, LAUNCH, any_of
 from gpuaudit.analyze.causal.model import Effect
 from gpuaudit.analyze.effects import api_silence
@@ -52,8 +52,8 @@ Counts = npt.NDArray[np.int64]
 
 def effects(context: Context) -> Sequence[Effect]:
     """One per process with a drop, by process id."""
-    if silence.unplaced_losses(context) > 0:
-        return []
+    if silence.unplaced_losses(context) > 0 or unlisted.complete_until(context, "cuda_calls") is not None:
+        return []  # a rate of rows that were lost, or of which a selection was kept, is no rate of calls
     rows = context.store.sql(
         f"SELECT pid, min(start_ns), max(start_ns) FROM cuda_calls WHERE {WORK.first} AND {NOT_OWN} "
         "GROUP BY pid ORDER BY pid"

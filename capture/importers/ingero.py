@@ -7,6 +7,7 @@ and the import says so in a way that lowers the grade. Its stored conclusions ar
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 from gpuaudit.bundle.errors import InputUnusable
 from gpuaudit.capture.importers import ingero_rest
@@ -47,6 +48,9 @@ _LEFT = {
 _CARRIED = {"events", "stack_traces", "event_aggregates", "event_aggregates_5s", "system_snapshots", "causal_chains",
             "sessions", "process_names", "cgroup_metadata", "sources", "ops", "schema_info", *_LEFT}  # fmt: skip
 
+COMPLETE_NS = 10_000_000_000
+"""The tool keeps every event of the first 10 s, here from the first event on: before it nobody was traced."""
+
 Session = dict[str, str]
 
 
@@ -68,7 +72,7 @@ def _read(database: ForeignDatabase, sink: RowSink, told: Told) -> None:
     out = Batches(sink, told)
     stacks = Stacks(database, out)
     rows = EventRows(out, people, stacks, told, pointers=version == "0.10")
-    kept = _events(database, rows, told)
+    events = _events(database, rows, told), told.first_ns or 0
     ingero_rest.samples(database, out, told)
     if told.first_ns is None or told.last_ns is None:
         raise InputUnusable(f"{database.name}: no event and no sample of it could be read")
@@ -83,8 +87,8 @@ def _read(database: ForeignDatabase, sink: RowSink, told: Told) -> None:
                   "sessions": sessions, "stored_conclusions": str(stored)}  # fmt: skip
     told.sources = {s for s, tables in _SOURCES.items() if any(told.rows[t] for t in tables)}
     _left_out(database, rows, stacks, people, told)
-    _weaknesses(database, told, version, {**sums, "rows": kept})
-    _trimmed(database, stacks, told)
+    complete = 0 if _trimmed(database, stacks, told) else events[1] + COMPLETE_NS
+    _weaknesses(database, told, version, sums, (events[0], complete))
 
 
 def _span(sessions: list[Session], first_ns: int, last_ns: int) -> tuple[int, int]:
@@ -196,16 +200,21 @@ def _left_out(database: ForeignDatabase, rows: EventRows, stacks: Stacks, people
     told.assume("Sizes of host memory are in MiB.")
 
 
-def _weaknesses(database: ForeignDatabase, told: Told, version: str, sums: dict[str, int]) -> None:
-    """Why no conclusion from it can be as sure as one from complete rows."""
+def _weaknesses(
+    database: ForeignDatabase, told: Told, version: str, sums: Counter[str], events: tuple[int, int]
+) -> None:  # fmt: skip
+    """Why no conclusion from it can be as sure as one from complete rows.
+
+    ``events``: how many rows there are, and until when there is one of every event.
+    """
     selected = ("cuda_calls", "off_cpu", "block_io", "os_calls", "stack_frames")
-    flags, kept = [s.get("flags", "") for s in _sessions(database)], sums.pop("rows")
+    flags, (kept, complete_until_ns) = [s.get("flags", "") for s in _sessions(database)], events
     if not all("record-all" in f for f in flags or [""]):
         text = ("its rows are a selection: all of the first 10 s, then synchronisation and slow calls, so that counts, "
                 "medians and percentiles of rows are biased")  # fmt: skip
-        if sums.get("count"):
+        if sums["count"]:
             text += f"; totals count {sums['count']} events, of which {kept} have rows"
-        told.weak("C", text, selected)
+        told.weak("C", text, selected, kind="selection", complete_until_ns=str(complete_until_ns))
     if sums and sums["kept"] != kept:
         told.weak("B", f"totals and rows do not reconcile: the totals say {sums['kept']} rows were kept, and there are "
                        f"{kept}", ("period_totals", *selected))  # fmt: skip
@@ -218,8 +227,8 @@ def _weaknesses(database: ForeignDatabase, told: Told, version: str, sums: dict[
         told.weak("B", f"it says schema {version}, and its user_version is {database.user_version}")
 
 
-def _trimmed(database: ForeignDatabase, stacks: Stacks, told: Told) -> None:
-    """Rows that were there once: stacks that nothing refers to any more, and ids that do not begin with 1."""
+def _trimmed(database: ForeignDatabase, stacks: Stacks, told: Told) -> bool:
+    """Whether rows were there once: stacks that nothing refers to any more, and ids that do not begin with 1."""
     orphans = database.count("stack_traces") - stacks.referred
     ids = database.read("events", ("id",)) if "id" in database.columns("events") else ()
     first = min((s for (id,) in ids if (s := _sequence(id)) is not None), default=1)
@@ -229,6 +238,7 @@ def _trimmed(database: ForeignDatabase, stacks: Stacks, told: Told) -> None:
         parts = [f"{orphans} stacks are left that no row refers to"] if orphans > 0 else []
         parts += [f"ids of rows begin with {first}"] if first > 1 else []
         told.weak("C", f"rows were taken out of it: {' and '.join(parts)}", ("cuda_calls", "off_cpu", "block_io"))
+    return orphans > 0 or first > 1
 
 
 def _sequence(id: object) -> int | None:

@@ -99,9 +99,12 @@ class Told:
         if what not in self.assumptions:
             self.assumptions.append(what)
 
-    def weak(self, grade: str, text: str, tables: Sequence[str] = ()) -> None:
-        """The recording cannot support all that complete rows could: why, and what grade that allows at best."""
-        self.weaknesses.append({"grade": grade, "text": text[:400], "tables": list(tables)})
+    def weak(self, grade: str, text: str, tables: Sequence[str] = (), **more: str) -> None:
+        """The recording cannot support all that complete rows could: why, and what grade that allows at best.
+
+        ``more``: ``kind="selection"`` where rows of the tables are one, with ``complete_until_ns``.
+        """
+        self.weaknesses.append({"grade": grade, "text": text[:400], "tables": list(tables), **more})
 
     def uuid_of(self, index: int) -> str:
         """UUID of a GPU that this file names by its index alone: the only one another file names there, if any."""
