@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from gpuaudit.analyze import collectives, gpu_time, lateness, waits
 from gpuaudit.analyze.barriers import Barriers, read_barriers
@@ -27,6 +28,10 @@ from gpuaudit.analyze.prices import PriceBook
 from gpuaudit.analyze.quality import Quality
 from gpuaudit.analyze.store import Store
 from gpuaudit.analyze.window import Window
+
+if TYPE_CHECKING:
+    from gpuaudit.analyze.silence import Seen
+    from gpuaudit.analyze.steps import Steps
 
 LATE_RANK = "late_rank"
 """The detector whose thresholds say what is late, also for the charts."""
@@ -145,6 +150,21 @@ class Context:
     def causal(self) -> Findings:
         """Every effect, what explains it, and the chains that come of it."""
         return detect(self)
+
+    @cached_property
+    def silences(self) -> list[Seen]:
+        """Every process that used a GPU, with the stretches in which it made no call, as long as the policy has it."""
+        from gpuaudit.analyze.rules.api_silence import DECLARATION, SILENCE  # noqa: PLC0415 - rules import this class
+        from gpuaudit.analyze.silence import read_silences  # noqa: PLC0415 - the same
+
+        return read_silences(self, int(self.policy.value(SILENCE, DECLARATION.id)))
+
+    @cached_property
+    def steps(self) -> list[Steps]:
+        """Steps of every thread that gives a GPU work and waits for it again and again."""
+        from gpuaudit.analyze.steps import read_steps  # noqa: PLC0415 - it imports this class
+
+        return read_steps(self)
 
     @cached_property
     def waiting(self) -> dict[int, list[tuple[str, Intervals]]]:

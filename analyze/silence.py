@@ -27,18 +27,19 @@ TABLES = ("cuda_calls", "nccl_calls", "nccl_comms")
 
 @dataclass(frozen=True)
 class Seen:
-    """A process after its first call: rows, time inside calls, and time for which it could be seen."""
+    """A process after its first call: its calls, when the last began, stretches inside none, time it could be seen."""
 
     pid: int
     calls: int
-    starts: npt.NDArray[np.int64]
-    inside: Intervals
-    observed: Intervals
+    last_start_ns: int
+    silent: Intervals
+    observed_ns: int
 
-    def silent(self, least_ns: int) -> Intervals:
-        """Stretches of at least so long inside no call."""
-        found = intervals.subtract(self.observed, self.inside)
-        return found[found[:, 1] - found[:, 0] >= least_ns]
+
+def read_silences(context: Context, least_ns: int) -> list[Seen]:
+    """Every process that used a GPU, by process id, with its stretches of at least ``least_ns`` inside no call."""
+    lost, _ = lossy(context.store)
+    return [_observe(context, pid, n, lost, least_ns) for pid, n in callers(context)]
 
 
 def callers(context: Context) -> list[tuple[int, int]]:
@@ -60,7 +61,7 @@ def unplaced_losses(context: Context) -> int:
     return sum(context.quality.lost(t) for t in TABLES) - lossy(context.store)[1]
 
 
-def observe(context: Context, pid: int, count: int, lost: Intervals) -> Seen:
+def _observe(context: Context, pid: int, count: int, lost: Intervals, least_ns: int) -> Seen:
     """What was seen of a process; ``lost`` is time in which records were lost."""
     lived_at = lives(context, pid)
     end = max((b for _, b in lived_at), default=0)
@@ -73,7 +74,10 @@ def observe(context: Context, pid: int, count: int, lost: Intervals) -> Seen:
     lived_at = lived_at or [(0, int(a["b"].max()))]  # nothing is known of it but its calls
     lived = intervals.union(inside, *(_from_first(a["a"], start, end) for start, end in lived_at))
     blind = intervals.union(unseen(context, pid), lost, context.window.asleep)
-    return Seen(pid, count, a["a"], inside, intervals.subtract(lived, blind))
+    observed = intervals.subtract(lived, blind)
+    silent = intervals.subtract(observed, inside)
+    silent = silent[silent[:, 1] - silent[:, 0] >= least_ns]
+    return Seen(pid, count, int(a["a"][-1]), silent, intervals.measure(observed))
 
 
 def gpu_told(context: Context, pid: int) -> tuple[Intervals, Intervals, list[str]]:

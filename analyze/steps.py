@@ -18,7 +18,6 @@ import numpy.typing as npt
 
 from gpuaudit.analyze import intervals
 from gpuaudit.analyze.call_meanings import BLOCKING_COPY, FIRST, GRAPH_LAUNCH, LAUNCH, SYNCHRONISE, any_of
-from gpuaudit.analyze.call_rows import Rows
 from gpuaudit.analyze.causal.states import overlapping
 from gpuaudit.analyze.context import Context
 from gpuaudit.analyze.store import NOT_OWN
@@ -26,6 +25,9 @@ from gpuaudit.analyze.threads import blind
 
 LEAST_STEPS = 20
 """Of a thread with fewer nothing is told: chosen, twice what a usual duration takes (least_calls of slow calls)."""
+
+MAX_CALLS = 5_000_000
+"""Launches and waits of one thread that are held in memory, about 90 MB; a thread with more is left out."""
 
 MAX_THREADS = 256
 """Threads that are looked at, those with most waits first."""
@@ -74,8 +76,9 @@ class Steps:
 def read_steps(context: Context) -> list[Steps]:
     """Every thread with enough steps, by process and thread."""
     rows = context.store.sql(
-        f"SELECT pid, tid FROM cuda_calls WHERE {_WAITS} AND {FIRST} AND {NOT_OWN} GROUP BY pid, tid "
-        f"HAVING count(*) >= {LEAST_STEPS} ORDER BY count(*) DESC, pid, tid LIMIT {MAX_THREADS}"
+        f"SELECT pid, tid FROM cuda_calls WHERE ({_GIVES} OR {_WAITS}) AND {FIRST} AND {NOT_OWN} GROUP BY pid, tid "
+        f"HAVING count(*) FILTER ({_WAITS}) >= {LEAST_STEPS} AND count(*) <= {MAX_CALLS} "
+        f"ORDER BY count(*) FILTER ({_WAITS}) DESC, pid, tid LIMIT {MAX_THREADS}"
     )
     found = [_of_thread(context, int(pid), int(tid)) for pid, tid in sorted(rows)]
     return [s for s in found if len(s) >= LEAST_STEPS]
@@ -83,8 +86,11 @@ def read_steps(context: Context) -> list[Steps]:
 
 def _of_thread(context: Context, pid: int, tid: int) -> Steps:
     where = f"pid = {pid} AND tid = {tid} AND ({_GIVES} OR {_WAITS}) AND {FIRST}"
-    calls = Rows.read(context, "cuda_calls", where, (f"({_CLASS})::BIGINT AS class",))
-    a, what = calls.a, calls.a["class"]
+    a = context.store.arrays(
+        f"SELECT start_ns::BIGINT AS start_ns, end_ns::BIGINT AS end_ns, ({_CLASS})::UTINYINT AS class FROM cuda_calls "
+        f"WHERE {where} AND end_ns IS NOT NULL ORDER BY start_ns, leaf, row"
+    )
+    what = a["class"]
     # Numbers the step that each call belongs to: a wait is the last call of its step.
     waits = np.flatnonzero(what == WAIT)
     step = np.searchsorted(waits, np.arange(len(what)))

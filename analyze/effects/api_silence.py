@@ -24,18 +24,13 @@ KIND = "api_silence"
 
 def effects(context: Context) -> Sequence[Effect]:
     """One per process that was silent."""
-    from gpuaudit.analyze.rules.api_silence import DECLARATION, SILENCE  # noqa: PLC0415 - rules import the context
-
     if silence.unplaced_losses(context) > 0:
         return []
-    least = int(context.policy.value(SILENCE, DECLARATION.id))
-    lost, _ = silence.lossy(context.store)
-    found = (_of_process(context, silence.observe(context, p, n, lost), least) for p, n in silence.callers(context))
-    return [e for e in found if e is not None]
+    return [e for seen in context.silences if (e := _of_process(context, seen)) is not None]
 
 
-def _of_process(context: Context, seen: Seen, least_ns: int) -> Effect | None:
-    stretches = seen.silent(least_ns)
+def _of_process(context: Context, seen: Seen) -> Effect | None:
+    stretches = seen.silent
     told, busy, where = silence.gpu_told(context, seen.pid)
     idle = intervals.subtract(stretches, busy)
     if not len(idle):
@@ -45,7 +40,7 @@ def _of_process(context: Context, seen: Seen, least_ns: int) -> Effect | None:
     return Effect(
         kind=KIND, key=f"{KIND}:{pid}",
         name=f"the API silence of {context.process_name(pid)} ({pid})", pid=pid, tid=_caller(context, pid),
-        op="silence", time=idle, parts=idle, of_ns=intervals.measure(seen.observed),
+        op="silence", time=idle, parts=idle, of_ns=seen.observed_ns,
         evidence=_evidence(context, pid, where), subject={"pid": str(pid)},
         notes=(*notes, *unlisted.note(context, pid)),
     )  # fmt: skip

@@ -28,10 +28,8 @@ MAX_KINDS = 16
 
 def effects(context: Context) -> Sequence[Effect]:
     """One per thread and kind of step with a slow one."""
-    from gpuaudit.analyze.steps import read_steps  # noqa: PLC0415 - it imports the context
-
     return [
-        e for s in read_steps(context) for k in range(min(len(s.names), MAX_KINDS))
+        e for s in context.steps for k in range(min(len(s.names), MAX_KINDS))
         if (e := _of_kind(context, s, k)) is not None
     ]  # fmt: skip
 

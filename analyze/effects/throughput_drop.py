@@ -20,7 +20,6 @@ import numpy.typing as npt
 from gpuaudit.analyze import intervals, silence, unlisted
 from gpuaudit.analyze.call_meanings import FIRST, GRAPH_LAUNCH, LAUNCH, any_of
 from gpuaudit.analyze.causal.model import Effect
-from gpuaudit.analyze.effects import api_silence
 from gpuaudit.analyze.finding import Threshold
 from gpuaudit.analyze.intervals import Intervals
 from gpuaudit.analyze.store import NOT_OWN
@@ -60,7 +59,7 @@ def effects(context: Context) -> Sequence[Effect]:
     )
     dropped = {int(pid): _drops(context, int(pid), int(first), int(last)) for pid, first, last in rows}
     dropped = {pid: runs for pid, runs in dropped.items() if len(runs)}
-    silent = {e.pid: e.parts for e in api_silence.effects(context)} if dropped else {}
+    silent = {s.pid: s.silent for s in context.silences} if dropped else {}
     observed = {int(pid): int(last - first) for pid, first, last in rows}
     found = (
         _effect(context, pid, runs, intervals.subtract(runs, silent.get(pid, intervals.EMPTY)), observed[pid])

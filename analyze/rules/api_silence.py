@@ -61,14 +61,13 @@ def evaluate(context: Context) -> Outcome:
         return NotEvaluated(
             f"the capture covers {duration(context.window.length_ns)}, less than the {duration(silence_ns)} it takes"
         )
-    lost, _ = silence.lossy(context.store)
     unplaced = silence.unplaced_losses(context)
     if unplaced > 0:
         return NotEvaluated(
             f"{unplaced} records were lost at times that are not known, so silence cannot be told from loss"
         )
-    seen = [silence.observe(context, pid, n, lost) for pid, n in rows]
-    long = [s for s in seen if intervals.measure(s.observed) >= silence_ns]
+    seen = context.silences
+    long = [s for s in seen if s.observed_ns >= silence_ns]
     reason = f"{len(long)} of {len(seen)} processes evaluated"
     if len(long) < len(seen):
         reason += f"; the others were observed for less than {duration(silence_ns)} after their first call"
@@ -78,10 +77,10 @@ def evaluate(context: Context) -> Outcome:
 
 def _finding(context: Context, seen: Seen, silence_ns: int) -> Finding | None:
     pid = seen.pid
-    silent = seen.silent(silence_ns)
+    silent = seen.silent
     if not len(silent):
         return None
-    total, of = intervals.measure(silent), intervals.measure(seen.observed)
+    total, of = intervals.measure(silent), seen.observed_ns
     at = int((silent[:, 1] - silent[:, 0]).argmax())
     evidence = context.book.present((*TABLES, "call_totals", "processes"), f"pid = {pid}")
     busy = _gpu_busy(context, pid, silent)
@@ -108,7 +107,7 @@ def _finding(context: Context, seen: Seen, silence_ns: int) -> Finding | None:
             "stretches": derived(len(silent), "count", "stretches of at least the threshold"),
             "longest": derived(int(silent[at, 1] - silent[at, 0]), "ns", "length of the longest stretch"),
             "start": derived(int(silent[at, 0]), "ns", "begin of the longest stretch"),
-            "where": "between two calls" if (seen.starts >= silent[at, 1]).any() else "after its last call",
+            "where": "between two calls" if seen.last_start_ns >= silent[at, 1] else "after its last call",
             "gpu_busy": busy,
             "threshold": Quantity(silence_ns, "ns", "assumed"),
         },

@@ -17,7 +17,7 @@ from gpuaudit.analyze.call_meanings import COPY, FIRST
 from gpuaudit.analyze.context import Context
 from gpuaudit.analyze.effects.slow_steps import KIND, name
 from gpuaudit.analyze.finding import Quantity, Section, SectionTable
-from gpuaudit.analyze.steps import Steps, read_steps
+from gpuaudit.analyze.steps import Steps
 
 ORDER = 34
 
@@ -55,7 +55,7 @@ MAX_BYTES = 1 << 40
 def evaluate(context: Context) -> Section:
     """A row per thread and kind, and a row per process with a reservation."""
     title, question = "Steps", "What steps did threads repeat, which took far longer than usual, and why?"
-    found = read_steps(context)
+    found = context.steps
     if not found:
         why = context.quality.source_reason("cuda") or "no thread gave a GPU work and waited for it again and again"
         return Section(ID, title, question, "not evaluated", why, definitions=DEFINITIONS)
