@@ -31,6 +31,7 @@ class Scene:
         self.rows: dict[str, list[Row]] = {}
         self.lost: dict[str, int] = {}
         self.open_body: dict[str, Any] = {"synthetic": True}
+        self.artefacts: list[tuple[str, bytes]] = []
 
     def add(self, table: str, **row: Any) -> Scene:
         """One row; what a ring adds (CPU, sequence) is filled in."""
@@ -79,7 +80,7 @@ class Scene:
             size = max(1, -(-len(rows) // segments))
             cuts = [rows[i : i + size] for i in range(0, len(rows), size)]
             tables[name] = [from_records(TABLES[name], cut) for cut in cuts]
-        return Store.from_tables(tables, open_body=self.open_body, lost=self.lost)
+        return Store.from_tables(tables, open_body=self.open_body, lost=self.lost, artefacts=self.artefacts)
 
     def context(self) -> Context:
         """What a rule gets."""
@@ -96,6 +97,7 @@ class Scene:
         other = Scene()
         other.rows = {t: change(t, [dict(r) for r in rows]) for t, rows in self.rows.items()}
         other.lost, other.open_body = dict(self.lost), dict(self.open_body)
+        other.artefacts = list(self.artefacts)
         return other
 
 

@@ -3,7 +3,8 @@
 Effect: slow calls, the lateness of a rank, or the wait for a thread that was itself waited for. Cause: time in which
 the same thread was preempted, runnable and off its CPU, while the kernel's own thread for interrupts ran there:
 ksoftirqd/CPU (software interrupts, as of a network card under load) or irq/NUMBER-NAME (the threaded part of a
-device's handler). Interrupts that are served on top of the running thread take its time without a switch and are not seen. Units: ns.
+device's handler). Interrupts that are served on top of the running thread take its time without a switch and are not
+seen. Units: ns.
 """
 
 from __future__ import annotations

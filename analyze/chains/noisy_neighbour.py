@@ -2,8 +2,8 @@
 
 Effect: slow calls, the lateness of a rank, or the wait for a thread that was itself waited for. Cause: the time in
 which the same thread was preempted, runnable and off its CPU, while processes of one other cgroup ran there at the
-switch, at least :data:`CROWD` of them. One process that does so is told by name (chain "preempted"); of a crowd none explains much, and
-what can be limited is their cgroup. Units: ns.
+switch, at least :data:`CROWD` of them. One process that does so is told by name (chain "preempted"); of a crowd none
+explains much, and what can be limited is their cgroup. Units: ns.
 """
 
 from __future__ import annotations
