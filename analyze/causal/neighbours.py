@@ -40,7 +40,7 @@ def follow(context: Context, pid: int, tids: Sequence[int]) -> Callable[[Interva
         ran = intervals.intersect(time, on_cpu(context, pid, tids))
         if not len(ran):
             return ()
-        return (_link(context, pid, told, time, ran),)
+        return (_link(context, pid, tids, told, (time, ran)),)
 
     return links
 
@@ -80,10 +80,14 @@ def on_cpu(context: Context, pid: int, tids: Sequence[int]) -> Intervals:
     return intervals.union(*out)
 
 
-def _link(context: Context, pid: int, told: str, time: Intervals, ran: Intervals) -> Link:
+def _link(
+    context: Context, pid: int, tids: Sequence[int], told: str, times: tuple[Intervals, Intervals]
+) -> Link:  # fmt: skip
+    time, ran = times
+    threads = ", ".join(str(int(t)) for t in sorted(set(tids)))
     busy = list(_activity(context, pid, ran))
     evidence = (
-        context.book.where("off_cpu", f"pid = {int(pid)} AND {_within(time)}"),
+        context.book.where("off_cpu", f"pid = {int(pid)} AND tid IN ({threads}) AND {_within(time)}"),
         context.book.where("processes", f"pid = {int(pid)}"),
         *(e for _, ids in busy for e in ids),
     )

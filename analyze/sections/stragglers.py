@@ -42,7 +42,10 @@ RANKS = (
     ("communicator", "communicator"), ("rank", "rank"), ("process", "process"), ("last", "last in"),
     ("late", "of them late in"), ("usual", "usual lateness"), ("max", "largest lateness"),
     ("deviation", "beyond the other ranks"), ("limit", "a straggler beyond"), ("verdict", "verdict"),
-    ("wait", "wait imposed"), ("gpu_wait", "time of peers' GPUs"), ("cost", "cost"),
+)  # fmt: skip
+WAITS = (
+    ("communicator", "communicator"), ("rank", "rank"), ("process", "process"), ("wait", "wait imposed on peers"),
+    ("gpu_wait", "time of the peers' GPUs"), ("cost", "cost"),
 )  # fmt: skip
 PAIRING = (
     ("process", "process"), ("how", "waited for by"), ("collectives", "collectives"),
@@ -71,7 +74,7 @@ def evaluate(context: Context) -> Section:
         return Section(ID, TITLE, QUESTION, "not evaluated", why, definitions=DEFINITIONS)
     skews = read_skews(context)
     money = Money.of_context(context)
-    tables = [_communicators(context, skews), _ranks(context, money, skews), _pairing(context), _limits(context)]
+    tables = [_communicators(context, skews), *_ranks(context, money, skews), _pairing(context), _limits(context)]
     nameless = len(context.without_identity)
     reason = f"{len(skews)} of {len(context.collectives) + nameless} communicators can be compared; {DEVICE_SIDE}"
     statements = tuple(_statement(context, money, s, r) for s in skews for r in s.ranks if r.straggler)
@@ -119,15 +122,20 @@ def _communicators(context: Context, skews: list[Skew]) -> SectionTable | None:
     return _table("communicators", "Communicators", COMMUNICATORS, rows)
 
 
-def _ranks(context: Context, money: Money, skews: list[Skew]) -> SectionTable | None:
+def _ranks(context: Context, money: Money, skews: list[Skew]) -> list[SectionTable | None]:
+    """How the ranks arrive, and what those that came late made the others wait; the largest wait first."""
     found = [(s, r) for s in skews for r in s.ranks]
     found.sort(key=lambda x: (-x[1].wait_ns, x[0].c.comm_id, x[1].rank))
-    return _table("ranks", "Ranks", RANKS, [_row(context, money, s, r) for s, r in found])
+    names = process(context)
+    waits = [(s.c.name, str(r.rank), names(r.pid), *_wait(context, money, s, r)) for s, r in found if r.late]
+    return [
+        _table("ranks", "Arrival of the ranks", RANKS, [_row(context, s, r) for s, r in found]),
+        _table("waits", "What late ranks made the others wait", WAITS, list(waits)),
+    ]
 
 
-def _row(context: Context, money: Money, s: Skew, r: RankSkew) -> tuple[Quantity | str | None, ...]:
+def _row(context: Context, s: Skew, r: RankSkew) -> tuple[Quantity | str | None, ...]:
     ids = (context.book.where("nccl_calls", s.c.where),)
-    wait, gpu_wait, cost = _wait(context, money, s, r)
     return (
         s.c.name, str(r.rank), process(context)(r.pid),
         derived(r.last, "count", ids, "collectives that no observed rank entered later"),
@@ -136,7 +144,7 @@ def _row(context: Context, money: Money, s: Skew, r: RankSkew) -> tuple[Quantity
         derived(r.max_ns, "ns", ids, "arrival − median arrival of the others, largest"),
         derived(r.deviation_ns, "ns", ids, "usual lateness − median of the other ranks' usual latenesses"),
         derived(r.limit_ns, "ns", ids, "max(lateness_floor_ns, k × 1.4826 × MAD of the other ranks' usual latenesses)"),
-        "straggler" if r.straggler else "with the others", wait, gpu_wait, cost,
+        "straggler" if r.straggler else "with the others",
     )  # fmt: skip
 
 
@@ -146,9 +154,7 @@ def _wait(context: Context, money: Money, s: Skew, r: RankSkew) -> tuple[Quantit
     pids = ", ".join(str(p) for p in sorted(set(s.c.pids)))
     calls = context.book.where("nccl_calls", s.c.where)
     syncs = context.book.where("cuda_calls", f"{CARRIERS.condition} AND pid IN ({pids})")
-    wait = derived(
-        r.wait_ns, "ns", (calls, syncs), "Σ over peers of call or synchronisation within its lateness"
-    )
+    wait = derived(r.wait_ns, "ns", (calls, syncs), "Σ over peers of call or synchronisation within its lateness")
     why = f"no GPU is known of process {r.without_gpu[0]}" if r.without_gpu else ""
     gpus = (context.book.where("nvml_processes", f"pid IN ({pids})"),)
     ids = (calls, syncs, *gpus)
