@@ -220,4 +220,29 @@ def sleeper(m: Maker) -> Truth:
     return Truth(pid, None, Fraction(0), tool, (), {"off_cpu": "refuted", "block_io": "refuted"})
 
 
-SCENARIOS = {"disk": disk, "starvation": starvation, "release": release, "sleeper": sleeper}
+def left_out(m: Maker) -> Truth:
+    """Ten seconds of rows, then twenty of a thousand launches a second without rows, but for three slow ones.
+
+    Workers fill the CPUs meanwhile; and the slow launches are the first *rows* of their kernels, and no first launches.
+    """
+    pid = m.person("t")
+    begin = 60 * S - m.t0 % (60 * S)
+    for n in range(200):
+        m.call(pid, 3, begin + n * 50 * MS, (20 + n % 5) * US, 0x4000_0000)
+    for n in range(3):
+        m.call(pid, 3, begin + (14 + 5 * n) * S, 3 * MS, 0x5000_0000 + n)
+    for n in range(3):
+        worker = m.person("w")
+        m.fork(pid, worker, begin + 9 * S + n * MS)
+        m.total((3, 1), worker, begin, 30_000 + n, sum_ns=S)
+    for second in range(10, 31):
+        m.sample(begin + second * S, 99.0)
+    m.end = begin + 30 * S
+    m.total((1, 3), pid, begin, 20_203, sum_ns=20_203 * 22 * US, stored=203)
+    m.conclude("cudaLaunchKernel", 3_000, 22, "cpu")
+    return Truth(pid, None, verdicts={"host_cpu": "supported"})
+
+
+SCENARIOS = {
+    "disk": disk, "starvation": starvation, "release": release, "sleeper": sleeper, "left_out": left_out,
+}  # fmt: skip
