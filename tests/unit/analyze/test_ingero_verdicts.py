@@ -166,5 +166,5 @@ def test_the_order_of_a_databases_rows_changes_nothing() -> None:
     other = maker.write(folder() / "reordered.db")
     assert other.read_bytes() != path.read_bytes()
     for table in ("off_cpu", "block_io", "cuda_calls", "processes", "stored_conclusions"):
-        query = f"SELECT * EXCLUDE (leaf, row) FROM {table} ORDER BY ALL"  # noqa: S608 - a name of ours
+        query = f"SELECT * EXCLUDE (leaf, row) FROM {table} ORDER BY ALL"
         assert store(path).sql(query) == store(other).sql(query)
