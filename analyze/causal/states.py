@@ -51,9 +51,10 @@ class States:
     @property
     def runnable_from(self) -> npt.NDArray[np.int64]:
         """Since when each row's thread was runnable: from the start where it was preempted, from the wake-up where it
-        slept; its end where the wake-up was not seen."""
+        slept; its end where the wake-up was not seen. Never before the row itself, whatever a stranger's row says."""
         queue = self.a["runqueue_ns"]
         woken = np.where(queue == UNKNOWN, self.a["end_ns"], self.a["end_ns"] - queue)
+        woken = np.clip(woken, self.a["start_ns"], self.a["end_ns"])
         out: npt.NDArray[np.int64] = np.where(self.a["op"] == "preempted", self.a["start_ns"], woken)
         return out
 

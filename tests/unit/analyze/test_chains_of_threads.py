@@ -78,6 +78,11 @@ def test_a_sleeper_that_comes_back_to_the_cpu_which_a_neighbour_takes_from_it() 
     assert told(away) == {("preempted", "hog (99)"): 10 * MS, ("preempted", "nobody that was seen"): 10 * MS}
 
 
+def test_a_row_that_waited_longer_for_a_cpu_than_it_lasted_counts_for_what_it_lasted() -> None:
+    scene = off(launches(), AT + 10 * MS, 5 * MS, op="blocked", prev_state=INTERRUPTIBLE, runqueue_ns=30 * MS)
+    assert told(scene) == {("preempted", "nobody that was seen"): 5 * MS}
+
+
 def test_of_many_neighbours_the_leading_ones_are_named_and_no_time_is_lost() -> None:
     scene = launches()
     for n in range(30):
