@@ -1,6 +1,6 @@
 """Section: what each GPU did by its own record: idle, compute, communication, memory, and how much of it overlapped.
 
-Units: ns of the recording's axis. Definitions: ``gpu_activity.py``.
+Units: ns of the recording's axis. Definitions: ``gpu_activity.py`` and ``device_lateness.py``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import numpy as np
 
 from gpuaudit.analyze import aggregates, intervals
 from gpuaudit.analyze.context import Context
+from gpuaudit.analyze.device_lateness import PAIRWISE, read_device_lateness
 from gpuaudit.analyze.drafts import derived
 from gpuaudit.analyze.finding import Quantity, Section, SectionTable, Statement
 from gpuaudit.analyze.gpu_activity import COMMUNICATION, Device, idle_time, read_devices, unlinked
@@ -23,6 +24,7 @@ TITLE = "What the GPUs did"
 QUESTION = "By its own record, was each GPU idle, computing or communicating, and was communication hidden?"
 
 MAX_DEVICES = 64
+MAX_NOTES = 8
 MAX_KERNELS = 20
 """Kernels of one device that are listed: the costliest."""
 
@@ -45,6 +47,15 @@ KERNELS = (
     ("total", "time in all"), ("share", "of all kernel time"), ("shortest", "shortest"), ("mean", "mean"),
     ("longest", "longest"),
 )  # fmt: skip
+LATENESS = (
+    ("group", "group"), ("collective", "collective"), ("process", "process"), ("device", "device"),
+    ("ranks", "ranks on record"), ("count", "collectives"), ("kernels", "time in its kernels"),
+    ("longer", "longer than the shortest"), ("last", "began last"), ("imposed", "others waited for it"),
+)  # fmt: skip
+NO_COLLECTIVE = (
+    "not evaluated: no kernel of a collective of a whole group is on record (sends and receives end with their own "
+    "peers)."
+)
 
 DEFINITIONS = (
     ("span", "From the start of a device's first kernel, copy or memory set to the end of its last one."),
@@ -55,6 +66,8 @@ DEFINITIONS = (
     ("before the next call began", "Idle time until the host began the call that gave the work which ended the idle "
      "stretch: the host was late. Inside that call and after it: the way to the GPU, the queue, and what the work "
      "had to wait for there."),
+    ("began last", "Collectives in which this rank's kernel was the shortest, alone: kernels of one collective end "
+     "together, so it began last. What the others' kernels ran longer is how long their GPUs waited for it at most."),
 )  # fmt: skip
 
 
@@ -66,15 +79,16 @@ def evaluate(context: Context) -> Section:
         return Section(ID, TITLE, QUESTION, "not evaluated", why, definitions=DEFINITIONS)
     shown, omitted = devices[:MAX_DEVICES], max(0, len(devices) - MAX_DEVICES)
     times = tuple(_times(context, d) for d in shown)
+    late, not_compared = _lateness(context, shown)
     tables = (
         SectionTable("times", "Time of each GPU", TIMES, times, _notes(context), omitted),
         SectionTable("idle", "Idle time, by what it waited for", IDLE, tuple(_idle(context, d) for d in shown), (),
                      omitted),
-        *_kernels(context, shown),
+        *_kernels(context, shown), *late,
     )  # fmt: skip
     told = f"{len(devices)} devices with work of their own on record"
     statements = tuple(_statement(context, d, row) for d, row in zip(shown, times, strict=True))
-    return Section(ID, TITLE, QUESTION, "evaluated", told, statements, tables, (), DEFINITIONS)
+    return Section(ID, TITLE, QUESTION, "evaluated", told, statements, tables, (), DEFINITIONS, not_compared)
 
 
 def _notes(context: Context) -> tuple[str, ...]:
@@ -166,6 +180,34 @@ def _kernels(context: Context, devices: list[Device]) -> list[SectionTable]:
         return []
     note = "Kernels of several streams run at once: their times added up may be more than the time of the device."
     return [SectionTable("kernels", "Costliest kernels", KERNELS, tuple(out), (note,), omitted)]
+
+
+def _lateness(context: Context, devices: list[Device]) -> tuple[list[SectionTable], tuple[str, ...]]:
+    """Which rank's GPU entered collectives last, where kernels of several ranks are on record; else notes why not."""
+    found, reasons = read_device_lateness(context.store)
+    named = {(d.pid, d.device): d for d in devices}
+    out: list[tuple[Cell, ...]] = []
+    for x in found[:MAX_DEVICES]:
+        d = named.get(x.member)
+        if d is None:
+            continue
+        rows = (context.book.where("gpu_activities", f"{COMMUNICATION} AND NOT {PAIRWISE} AND {d.where}"),)
+        out.append((
+            aggregates.text(x.group) or "without a name", aggregates.text(x.collective), *_names(context, d),
+            derived(x.members, "count", rows, "ranks that recorded the group"),
+            derived(x.count, "count", rows, "kernels of this collective"),
+            derived(x.kernel_ns, "ns", rows, "sum of their duration_ns"),
+            derived(x.longer_ns, "ns", rows, "Σ duration − shortest of the collective"),
+            derived(x.last, "count", rows, "collectives in which its kernel was the shortest, alone"),
+            derived(x.imposed_ns, "ns", rows, "Σ over the others, in those, of duration − its own"),
+        ))  # fmt: skip
+    why = [f"not compared: {r}." for r in reasons[:MAX_NOTES]]
+    if not out:
+        why = why or [NO_COLLECTIVE]
+        return [], tuple(f"Device-side lateness {text}" for text in why)
+    title = "Whose GPU entered collectives last"
+    notes = tuple(text[0].upper() + text[1:] for text in why)
+    return [SectionTable("lateness", title, LATENESS, tuple(out), notes, max(0, len(found) - len(out)))], ()
 
 
 def _statement(context: Context, d: Device, row: tuple[Cell, ...]) -> Statement:
