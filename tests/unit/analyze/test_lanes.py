@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
-from gpuaudit.analyze import intervals
+from gpuaudit.analyze import explain_chain, intervals
 from gpuaudit.analyze.context import Context
 from gpuaudit.analyze.drawn_lanes import BLOCKS, draw
 from gpuaudit.analyze.explain import explain_item
@@ -108,6 +109,15 @@ def test_somebody_woken_by_a_chain_reads_what_to_do_first(made: Made) -> None:
     assert rows == [["60.0", "ms", "75.0", "%"], ["20.0", "ms", "25.0", "%"], ["80.0", "ms", "100", "%"]]
     assert "at least 0 ns (the recording does not show what would be saved), at most 60.0 ms" in flat
     assert "late_rank" not in text
+
+
+def test_lines_of_code_are_told_and_so_is_that_there_are_none(made: Made) -> None:
+    chain = replace(chain_of(made, "preempted"), code=("cudaMalloc from train.py:142 in forward()", "main() of hog.c"))
+    said = [text for _, text in explain_chain.lines(chain)]
+    at = said.index("Code: cudaMalloc from train.py:142 in forward()")
+    assert said[at + 1].strip() == "main() of hog.c"
+    none = [text for _, text in explain_chain.lines(replace(chain, code=()))]
+    assert "Code: not known, no stack was recorded of these calls" in none
 
 
 def test_an_unknown_id_is_told_with_those_that_there_are(made: Made) -> None:
