@@ -134,7 +134,7 @@ def _causes(context: Context, effect: Effect, waiting: Sequence[_Wait]) -> Itera
         if not len(time):
             continue
         rank, pid = w.c.ranks[w.late], w.c.pids[w.late]
-        saved = int(w.saved[mine].sum())
+        saved = _once(w.carrier[mine], w.saved[mine])
         culprit = f"rank {rank} ({context.process_name(pid)} {pid}) of communicator {w.c.name}"
         yield Cause(
             culprit=culprit, time=time, evidence=_evidence(context, w), text="peer_late",
@@ -142,6 +142,14 @@ def _causes(context: Context, effect: Effect, waiting: Sequence[_Wait]) -> Itera
             subject={"comm": w.c.name, "rank": str(rank), "culprit_pid": str(pid)},
             against=(OWN_WORK,), gain_low_ns=_at_most(saved), because=_lateness(context, w),
         )  # fmt: skip
+
+
+def _once(carriers: Intervals, saved: npt.NDArray[np.int64]) -> int:
+    """What is saved of each call; of several collectives that one call waits for, the one of which most is."""
+    calls, number = np.unique(carriers, axis=0, return_inverse=True)
+    most = np.zeros(len(calls), dtype=np.int64)
+    np.maximum.at(most, number.reshape(-1), saved)
+    return int(most.sum())
 
 
 def _at_most(saved: int) -> Callable[[int], int]:

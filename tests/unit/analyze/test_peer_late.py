@@ -206,3 +206,30 @@ def test_the_chain_of_a_habitually_late_rank_goes_on_in_the_same_way() -> None:
     assert "tokenizer (300) is part of the workload" in culprit.cause
     times = [int(share.time.value or 0) for share in chain.shares]
     assert sum(times) == preempted.effect_ns.value
+
+
+def test_two_collectives_of_one_synchronisation_save_its_time_once() -> None:
+    """Two collectives back to back, one wait for both; rank 2 is late for both by the same 30 ms in two of 200 steps.
+
+    In the second of those they are of a kind of their own, with nothing to compare them with: what would be saved for
+    certain is three times 30 ms, of the six times that are claimed.
+    """
+    s = Scene().clock()
+    for step in range(200):
+        base, late = T0 + S + step * 100 * MS, 30 * MS if step in (60, 120) else 0
+        arrival = [base, base + 10 * US, base + 20 * US + late, base + 15 * US]
+        done = max(arrival) + 200 * US
+        for r, at in enumerate(arrival):
+            for n in range(2):
+                s.add(
+                    "nccl_calls", start_ns=at + n * 30 * US, duration_ns=9 * US, pid=100 + r, tid=100 + r,
+                    op="ncclAllGather" if step == 120 else "ncclAllReduce",
+                    return_code=0, comm_handle=r, comm_id=5, rank=r, nranks=4, datatype=7, count=1,
+                    size_bytes=4, stream=1,
+                )  # fmt: skip
+            s.cuda(100 + r, "cudaStreamSynchronize", at + 60 * US, done - at - 60 * US, stream=1)
+    chain = only(s)
+    assert chain.gain is not None
+    low, high = int(chain.gain.low.value or 0), int(chain.gain.high.value or 0)
+    assert 6 * 29 * MS < high < 6 * 31 * MS
+    assert 3 * 29 * MS < low < 3 * 31 * MS
