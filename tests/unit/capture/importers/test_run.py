@@ -17,6 +17,7 @@ from gpuaudit.bundle.errors import InputUnusable, OutputExists, UsageError
 from gpuaudit.bundle.reader import Bundle
 from gpuaudit.bundle.verify import IMPORTED_NOTICE, verify
 from gpuaudit.capture.importers.model import Request
+from gpuaudit.capture.importers.reading import HEAD_LINES
 from gpuaudit.capture.importers.run import ImportOptions, run_import
 from tests.unit.capture.importers.test_dcgmi import LOG as DMON
 from tests.unit.capture.importers.test_nvidia_smi import FIVE_NS
@@ -143,7 +144,8 @@ def test_an_unknown_file_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_a_file_that_breaks_half_way_leaves_nothing_behind(tmp_path: Path) -> None:
-    data = (VLLM / "idle.jsonl.gz").read_bytes()
+    first, rest = gzip.decompress((VLLM / "idle.jsonl.gz").read_bytes()).split(b"\n", 1)
+    data = gzip.compress(first + b"\n" + b"{}\n" * (HEAD_LINES + 1) + rest)  # it breaks past what tells the format
     path = tmp_path / "cut.jsonl.gz"
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(InputUnusable, match="broken after line"):
