@@ -1,4 +1,7 @@
-"""Print the line coverage of each stage's folder from the coverage data file of the run (COVERAGE_FILE)."""
+"""Print the line coverage of each stage's folder from the coverage data file of the run (COVERAGE_FILE).
+
+It is that of the tests that were traced (scripts/test says which): a lower bound, of analyze/ above all.
+"""
 
 from __future__ import annotations
 
