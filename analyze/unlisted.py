@@ -28,6 +28,10 @@ A_CALL_NS = 1_000_000_000
 second is told by its rows; with more, nothing can be said of when it called."""
 
 
+MAX_PERIODS = 10_080
+"""A week of minutes; later periods tell nothing."""
+
+
 def complete_until(context: Context, table: str) -> int | None:
     """Until when every row of a table was kept; None where an import says of no file that its rows are a selection."""
     artefact = context.store.artefact("imports")
@@ -61,7 +65,8 @@ def blind(context: Context, pid: int) -> Intervals:
         f"FROM period_totals WHERE pid = {int(pid)} AND {_OF_GPU} GROUP BY start_ns ORDER BY a"
     )
     periods = context.store.sql(
-        "SELECT DISTINCT start_ns::BIGINT AS a, end_ns::BIGINT AS b FROM period_totals ORDER BY a, b"
+        "SELECT DISTINCT start_ns::BIGINT AS a, end_ns::BIGINT AS b FROM period_totals ORDER BY a, b "
+        f"LIMIT {MAX_PERIODS}"
     )
     counted = dict(zip(a["a"].tolist(), a["n"].tolist(), strict=True))
     told = []

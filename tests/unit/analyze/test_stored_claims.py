@@ -6,6 +6,7 @@ import pytest
 
 from gpuaudit.analyze import stored_claims, unlisted
 from gpuaudit.analyze.effects import api_silence, stalls
+from gpuaudit.analyze.run import document_bytes
 from gpuaudit.analyze.sections import stored_conclusions
 from gpuaudit.analyze.stored_claims import Judgement
 from tests.scenes import MS, T0, US, S, Scene
@@ -152,3 +153,20 @@ def test_calls_without_rows_are_said_beside_a_silence() -> None:
     assert note.startswith("5 of 25 GPU calls that the recording tool counted have no row (2.00 ms in all)")
     (effect,) = api_silence.effects(context)
     assert note in effect.notes
+
+
+def test_extremes_that_a_stranger_may_have_sealed() -> None:
+    """The largest numbers, many alleged causes, texts of any kind: a document, and no error."""
+    most, late = (1 << 64) - 1, (1 << 62) - 1
+    s = scene(",".join(f"cause {n}" for n in range(500)), op="x" * 5_000)
+    s.add("stored_conclusions", start_ns=late, tool="\u202etool", key="", severity="", op=None, summary="s" * 9_000,
+          alleged="off_cpu", tail_ns=late, usual_ns=0, ratio=float("nan"), alleged_off_cpu_ns=late)  # fmt: skip
+    for op in ("cudaFree", "off_cpu"):
+        s.add("period_totals", start_ns=T0, duration_ns=late - T0, pid=PID, op=op, count=most, kept=most, sum_ns=late,
+              min_ns=late, max_ns=late, size_bytes=most)  # fmt: skip
+    s.add("host_samples", start_ns=0, cpu_percent=float("inf"), load_average_1min=-1.0)
+    s.add("off_cpu", start_ns=T0, duration_ns=late - T0, pid=PID, tid=PID, op="off")
+    document = s.document()
+    section = next(x for x in document.sections if x.id == "stored_conclusions")
+    assert section.tables[0].omitted == 501 - len(section.tables[0].rows) > 0
+    assert document_bytes(document)

@@ -147,7 +147,8 @@ def test_what_is_not_carried_is_named(maker: Maker, tmp_path: Path) -> None:
     sink, told = read(path)
     text = " / ".join(told.not_carried)
     for said in (
-        "rows of source 9, op 1: 1", "rows of source 3, op 11: 1", "without their heights: 1", "annotations (1 rows, of the user)",
+        "rows of source 9, op 1: 1", "rows of source 3, op 11: 1", "without their heights: 1",
+        "annotations (1 rows, of the user)",
         "tables that are not known: later_addition", "event_aggregates_5s (1 rows)",
     ):  # fmt: skip
         assert said in text

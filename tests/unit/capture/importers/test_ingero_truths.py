@@ -70,8 +70,8 @@ FACTS: dict[str, dict[str, str]] = {
         f"(max(start_ns) - {T0}) // 1000000, sum(duration_ns) FROM cuda_calls WHERE op = 'cudaFree'",
         "runtime malloc encloses driver cuMemAlloc when ts=entry (all) / when ts=end (none)": "SELECT count(*) FILTER "
         "(EXISTS (SELECT 1 FROM cuda_calls d WHERE d.op = 'cuMemAlloc_v2' AND d.parent_ns = f.start_ns AND d.tid = "
-        "f.tid)), count(*) FILTER (EXISTS (SELECT 1 FROM cuda_calls d WHERE d.op = 'cuMemAlloc_v2' AND d.tid = f.tid AND "
-        "d.start_ns <= f.start_ns AND d.start_ns - d.duration_ns >= f.start_ns - f.duration_ns)) FROM cuda_calls f "
+        "f.tid)), count(*) FILTER (EXISTS (SELECT 1 FROM cuda_calls d WHERE d.op = 'cuMemAlloc_v2' AND d.tid = f.tid "
+        "AND d.start_ns <= f.start_ns AND d.start_ns - d.duration_ns >= f.start_ns - f.duration_ns)) FROM cuda_calls f "
         "WHERE op = 'cudaMalloc'",
         "cudaLaunchKernel >1ms: n, total ns, n overlapping own off-CPU": "SELECT count(*), sum(duration_ns), count(*) "
         f"FILTER ({OWN}) FROM cuda_calls f WHERE op = 'cudaLaunchKernel' AND duration_ns > 1000000",
@@ -110,8 +110,8 @@ FACTS: dict[str, dict[str, str]] = {
         "cuMemAlloc p50": nth("cuda_calls", "op = 'cuMemAlloc_v2'", 50),
         "cuMemAlloc p99": nth("cuda_calls", "op = 'cuMemAlloc_v2'", 99),
         "block writes by ingero itself / jbd2 / workload": "SELECT count(*) FILTER (role = 'recorder'), count(*) "
-        "FILTER (p.comm LIKE 'jbd2%'), count(*) FILTER (role IN ('workload', 'traced')) FROM block_io JOIN processes p USING "
-        "(pid)",
+        "FILTER (p.comm LIKE 'jbd2%'), count(*) FILTER (role IN ('workload', 'traced')) FROM block_io JOIN processes p "
+        "USING (pid)",
         "stored chain": "SELECT severity, ratio FROM stored_conclusions",
     },
 }  # fmt: skip
@@ -168,7 +168,7 @@ def test_every_event_became_a_row_or_is_counted() -> None:
 
 def test_what_the_files_lack_lowers_the_grade() -> None:
     """Trimmed rows, totals that do not fit, a selection, main threads only, versions that disagree."""
-    told = {n: " / ".join(str(w["text"]) for w in imported(original(n)).files[0]["weaknesses"]) for n in NAMES}  # type: ignore[attr-defined,index]
+    told = {n: " / ".join(str(w["text"]) for w in imported(original(n)).files[0]["weaknesses"]) for n in NAMES}  # type: ignore[attr-defined]
     assert "the totals say 3844 rows were kept, and there are 3807" in told[STARVATION]
     assert "the totals say 451 rows were kept, and there are 3486" in told[EMPTY_CACHE]
     assert "8 stacks are left that no row refers to and ids of rows begin with 3538" in told[NODE_1]
