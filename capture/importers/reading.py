@@ -25,7 +25,7 @@ MAX_CONTENT_BYTES = 64 << 30
 """Decompressed size of one file: as much as analysis would take (``analyze/store.py``)."""
 
 BLOCK_BYTES = 1 << 20
-HEAD_LINES = 256
+HEAD_LINES = 192
 _GZIP_MAGIC = b"\x1f\x8b"
 
 

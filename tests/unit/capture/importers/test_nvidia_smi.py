@@ -11,6 +11,7 @@ from gpuaudit.bundle.errors import InputUnusable
 from gpuaudit.bundle.tables import TABLES
 from gpuaudit.capture.importers import nvidia_smi
 from gpuaudit.capture.importers.model import Request, Told
+from gpuaudit.capture.importers.reading import HEAD_LINES
 
 LOG = """\
 timestamp, index, uuid, name, driver_version, pstate, utilization.gpu [%], memory.used [MiB], power.draw [W], \
@@ -170,7 +171,7 @@ def test_gpus_past_the_head_and_past_any_host_are_told() -> None:
     rows, told = read("\n".join(["timestamp, uuid, power.draw", *lines]))
     assert len(rows.rows["nvml_samples"]) == 256
     assert (told.unreadable, told.examples[0]) == (44, "line 258: it is of one more GPU than 256")
-    assert any("first after line 64" in a for a in told.assumptions)
+    assert any(f"first after line {HEAD_LINES}" in a for a in told.assumptions)
     assert not any("first after line" in a for a in read(LOG)[1].assumptions)
 
 
