@@ -113,6 +113,21 @@ def reader(exported: Exported) -> Reader:
     return Reader(exported.data)
 
 
+def test_values_at_the_ends_of_their_types() -> None:
+    definitions = pytest.importorskip("perfetto.protos.perfetto.trace.perfetto_trace_pb2")
+    notes = [("a", -1), ("b", 2**64 - 1), ("c", "\x1b[2J")]
+    data = wire.track(5, 1, "clock", unit="MHz") + wire.counter(5, 10, -3)
+    data += wire.begin(5, 2**62, "n", "c", notes=notes, flows=[1], ends=[2**64 - 1])
+    track, counter, slice = definitions.Trace.FromString(data).packet
+    assert (track.track_descriptor.parent_uuid, track.track_descriptor.counter.unit_name) == (1, "MHz")
+    assert counter.track_event.counter_value == -3
+    event = slice.track_event
+    assert (slice.timestamp, list(event.flow_ids), list(event.terminating_flow_ids)) == (2**62, [1], [2**64 - 1])
+    assert [n.int_value or n.uint_value or n.string_value for n in event.debug_annotations] == [
+        -1, 2**64 - 1, "\\u{1b}[2J",
+    ]  # fmt: skip
+
+
 def test_perfetto_knows_every_field(reader: Reader) -> None:
     unknown_fields = pytest.importorskip("google.protobuf.unknown_fields")
     seen = 0
