@@ -26,10 +26,11 @@ from gpuaudit.analyze.intervals import Intervals
 from gpuaudit.analyze.policy import Policy
 from gpuaudit.analyze.prices import PriceBook
 from gpuaudit.analyze.quality import Quality
-from gpuaudit.analyze.store import Store
+from gpuaudit.analyze.store import Store, quoted
 from gpuaudit.analyze.window import Window
 
 if TYPE_CHECKING:
+    from gpuaudit.analyze.call_meanings import Meaning
     from gpuaudit.analyze.silence import Seen
     from gpuaudit.analyze.steps import Steps
 
@@ -38,6 +39,9 @@ LATE_RANK = "late_rank"
 
 MAX_NAME = 256
 """Characters of a process's name; the kernel has 15, and a stranger's bundle may hold anything."""
+
+MAX_OPERATIONS = 5_000
+"""Different names of calls that are looked at one by one; all libraries together export fewer."""
 
 UNNUMBERED = ""
 """Id of a finding or chain until the analysis numbers them all, gravest first."""
@@ -150,6 +154,22 @@ class Context:
     def causal(self) -> Findings:
         """Every effect, what explains it, and the chains that come of it."""
         return detect(self)
+
+    @cached_property
+    def operations(self) -> tuple[str, ...]:
+        """Names of all calls that the capture has, in order."""
+        tables = ("cuda_calls", "nccl_calls", "nccl_comms", "call_totals", "period_totals")
+        parts = " UNION ".join(f"SELECT op FROM {t}" for t in tables if self.store.row_count(t))
+        rows = self.store.sql(f"SELECT DISTINCT op FROM ({parts}) ORDER BY 1") if parts else []
+        return tuple(str(op) for (op,) in rows)
+
+    def means(self, meaning: Meaning) -> str:
+        """SQL condition on ``op``: the names of this capture that mean this. As :attr:`Meaning.condition`, which looks
+        at every row's name with a regular expression, and in a tenth of its time."""
+        if len(self.operations) > MAX_OPERATIONS:
+            return meaning.condition
+        names = [op for op in self.operations if meaning.means(op)]
+        return f"op IN ({', '.join(map(quoted, names))})" if names else "false"
 
     @cached_property
     def silences(self) -> list[Seen]:

@@ -56,7 +56,7 @@ class Graphs:
 def read_graphs(context: Context, pids: Iterable[int]) -> Graphs:
     """Every call about graphs of these processes."""
     named = pids_of(pids)
-    where = f"{named} AND {any_of(BEGIN, END, GRAPH_MAKE).condition} AND {FIRST} AND {NOT_OWN}"
+    where = f"{named} AND {context.means(any_of(BEGIN, END, GRAPH_MAKE))} AND {FIRST} AND {NOT_OWN}"
     exec_made = f"CASE WHEN {INSTANTIATE.condition} AND other_handle < {MAX_HANDLE} THEN other_handle END"
     columns = (
         "pid::BIGINT AS pid", "tid::BIGINT AS tid", "coalesce(stream::VARCHAR, '') AS stream",
@@ -66,10 +66,10 @@ def read_graphs(context: Context, pids: Iterable[int]) -> Graphs:
     calls = Rows.read(context, "cuda_calls", where, columns)
     launches = context.store.sql(
         f"SELECT pid, CASE WHEN handle < {MAX_HANDLE} THEN handle END, min(start_ns) FROM cuda_calls "
-        f"WHERE {named} AND {GRAPH_LAUNCH.condition} AND {NOT_OWN} GROUP BY 1, 2 ORDER BY 1, 2"
+        f"WHERE {named} AND {context.means(GRAPH_LAUNCH)} AND {NOT_OWN} GROUP BY 1, 2 ORDER BY 1, 2"
     )
     counted = context.store.sql(
-        f"SELECT pid, min(start_ns) FROM call_totals WHERE {named} AND {GRAPH_LAUNCH.condition} AND count > 0 "
+        f"SELECT pid, min(start_ns) FROM call_totals WHERE {named} AND {context.means(GRAPH_LAUNCH)} AND count > 0 "
         "GROUP BY 1 ORDER BY 1"
     )
     first: dict[int, int] = {}

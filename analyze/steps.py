@@ -37,9 +37,7 @@ TO_HOST = 2
 
 WAIT, GRAPH, KERNEL = range(3)
 
-_WAITS = f"({SYNCHRONISE.condition} OR ({BLOCKING_COPY.condition} AND coalesce(direction, {TO_HOST}) = {TO_HOST}))"
-_GIVES = any_of(LAUNCH, GRAPH_LAUNCH).condition
-_CLASS = f"CASE WHEN {_WAITS} THEN {WAIT} WHEN {GRAPH_LAUNCH.condition} THEN {GRAPH} ELSE {KERNEL} END"
+GIVES = any_of(LAUNCH, GRAPH_LAUNCH)
 
 Kind = tuple[int, int]
 """Graphs and kernels launched."""
@@ -57,6 +55,8 @@ class Steps:
     ends: Array
     kinds: Array
     names: tuple[Kind, ...]
+    where: str
+    """SQL condition of the calls that they are made of."""
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -67,28 +67,31 @@ class Steps:
         out: Array = self.ends - self.starts
         return out
 
-    @property
-    def where(self) -> str:
-        """SQL condition of the calls that they are made of."""
-        return f"pid = {self.pid} AND tid = {self.tid} AND ({_GIVES} OR {_WAITS}) AND {FIRST}"
+
+def _waits(context: Context) -> str:
+    back = f"coalesce(direction, {TO_HOST}) = {TO_HOST}"
+    return f"({context.means(SYNCHRONISE)} OR ({context.means(BLOCKING_COPY)} AND {back}))"
 
 
 def read_steps(context: Context) -> list[Steps]:
     """Every thread with enough steps, by process and thread."""
+    waits, gives = _waits(context), context.means(GIVES)
     rows = context.store.sql(
-        f"SELECT pid, tid FROM cuda_calls WHERE ({_GIVES} OR {_WAITS}) AND {FIRST} AND {NOT_OWN} GROUP BY pid, tid "
-        f"HAVING count(*) FILTER ({_WAITS}) >= {LEAST_STEPS} AND count(*) <= {MAX_CALLS} "
-        f"ORDER BY count(*) FILTER ({_WAITS}) DESC, pid, tid LIMIT {MAX_THREADS}"
+        f"SELECT pid, tid FROM cuda_calls WHERE ({gives} OR {waits}) AND {FIRST} AND {NOT_OWN} GROUP BY pid, tid "
+        f"HAVING count(*) FILTER ({waits}) >= {LEAST_STEPS} AND count(*) <= {MAX_CALLS} "
+        f"ORDER BY count(*) FILTER ({waits}) DESC, pid, tid LIMIT {MAX_THREADS}"
     )
     found = [_of_thread(context, int(pid), int(tid)) for pid, tid in sorted(rows)]
     return [s for s in found if len(s) >= LEAST_STEPS]
 
 
 def _of_thread(context: Context, pid: int, tid: int) -> Steps:
-    where = f"pid = {pid} AND tid = {tid} AND ({_GIVES} OR {_WAITS}) AND {FIRST}"
+    waits_sql = _waits(context)
+    where = f"pid = {pid} AND tid = {tid} AND ({context.means(GIVES)} OR {waits_sql}) AND {FIRST}"
+    class_sql = f"CASE WHEN {waits_sql} THEN {WAIT} WHEN {context.means(GRAPH_LAUNCH)} THEN {GRAPH} ELSE {KERNEL} END"
     a = context.store.arrays(
-        f"SELECT start_ns::BIGINT AS start_ns, end_ns::BIGINT AS end_ns, ({_CLASS})::UTINYINT AS class FROM cuda_calls "
-        f"WHERE {where} AND end_ns IS NOT NULL ORDER BY start_ns, leaf, row"
+        f"SELECT start_ns::BIGINT AS start_ns, end_ns::BIGINT AS end_ns, ({class_sql})::UTINYINT AS class "
+        f"FROM cuda_calls WHERE {where} AND end_ns IS NOT NULL ORDER BY start_ns, leaf, row"
     )
     what = a["class"]
     # Numbers the step that each call belongs to: a wait is the last call of its step.
@@ -104,13 +107,13 @@ def _of_thread(context: Context, pid: int, tid: int) -> Steps:
     names = tuple(kind for kind, _ in sorted(Counter(pairs).items(), key=lambda x: (-x[1], x[0])))
     place = {kind: i for i, kind in enumerate(names)}
     kinds = np.array([place[p] for p in pairs], dtype=np.int64)
-    return Steps(pid, tid, starts[seen], ends[seen], kinds, names)
+    return Steps(pid, tid, starts[seen], ends[seen], kinds, names, where)
 
 
 def _unseen(context: Context, pid: int, tid: int) -> intervals.Intervals:
     a = context.store.arrays(
         f"SELECT start_ns::BIGINT AS a, end_ns::BIGINT AS b FROM call_totals WHERE pid = {pid} AND tid = {tid} "
-        f"AND count > 0 AND ({_GIVES} OR {SYNCHRONISE.condition}) ORDER BY 1, 2"
+        f"AND count > 0 AND {context.means(any_of(GIVES, SYNCHRONISE))} ORDER BY 1, 2"
     )
     return intervals.union(intervals.from_bounds(a["a"], a["b"]), blind(context, pid), context.window.asleep)
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuaudit.analyze import intervals
-from gpuaudit.analyze.call_meanings import LIBRARIES, Meaning
+from gpuaudit.analyze.call_meanings import FIRST, LIBRARIES, Meaning
 from gpuaudit.analyze.call_totals import OUTER
 from gpuaudit.analyze.context import Context, Found, NotEvaluated, Outcome
 from gpuaudit.analyze.finding import Finding
@@ -84,7 +84,8 @@ class Thread:
         return Calls(
             context.store.arrays(
                 f"SELECT start_ns::BIGINT AS start_ns, greatest(coalesce(end_ns, {self.end_ns}), start_ns)::BIGINT "
-                f"AS end_ns{more} FROM cuda_calls WHERE {self.where_op(meaning)} ORDER BY start_ns, leaf, row"
+                f"AS end_ns{more} FROM cuda_calls WHERE {self.where} AND {context.means(meaning)} AND {FIRST} "
+                "ORDER BY start_ns, leaf, row"
             )
         )
 
@@ -92,12 +93,13 @@ class Thread:
 def threads(context: Context, meaning: Meaning) -> list[Thread]:
     """Threads of the workload that made a call that means this, by process and thread id."""
     calls = (
-        f"SELECT pid, tid, start_ns, end_ns, duration_ns IS NULL AS still_open, {meaning.first} AS wanted, 1 AS n "
+        "SELECT pid, tid, start_ns, end_ns, duration_ns IS NULL AS still_open, "
+        f"{context.means(meaning)} AND {FIRST} AS wanted, 1 AS n "
         "FROM cuda_calls"
     )
     if context.store.row_count("call_totals"):
         calls += (
-            f" UNION ALL SELECT pid, tid, start_ns, end_ns, false, {OUTER} AND {meaning.condition}, count "
+            f" UNION ALL SELECT pid, tid, start_ns, end_ns, false, {OUTER} AND {context.means(meaning)}, count "
             "FROM call_totals WHERE op NOT LIKE 'nccl%'"
         )
     rows = context.store.sql(

@@ -61,9 +61,9 @@ RELEASES = any_of(FREE, FREE_HOST)
 
 def read(context: Context, pids: Sequence[int]) -> Rows:
     """Calls of these processes that allocate or free, each once; ``makes`` is 1 for an allocation."""
-    where = f"{pids_of(pids)} AND {any_of(MAKES, RELEASES).condition} AND {FIRST} AND {NOT_OWN}"
+    where = f"{pids_of(pids)} AND {context.means(any_of(MAKES, RELEASES))} AND {FIRST} AND {NOT_OWN}"
     columns = (
-        "pid::BIGINT AS pid", "tid::BIGINT AS tid", f"{MAKES.condition}::BIGINT AS makes",
+        "pid::BIGINT AS pid", "tid::BIGINT AS tid", f"({context.means(MAKES)})::BIGINT AS makes",
         f"{bounded('size_bytes')} AS size",
     )  # fmt: skip
     return Rows.read(context, "cuda_calls", where, columns)

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuaudit.analyze.allocations import MAX_ADDRESS
+from gpuaudit.analyze.call_meanings import FIRST, any_of
 from gpuaudit.analyze.call_rows import Rows, pids_of
 from gpuaudit.analyze.causal import model
 from gpuaudit.analyze.causal.model import Cause, Causes, Detector, Effect
@@ -56,11 +57,11 @@ def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
     from gpuaudit.analyze.chains.allocation_burst import MAKES, RELEASES  # noqa: PLC0415 - one reading of the calls
 
     where = (
-        f"{pids_of([e.pid for e in effects])} AND ({MAKES.first} OR {RELEASES.first}) AND {NOT_OWN} "
+        f"{pids_of([e.pid for e in effects])} AND {context.means(any_of(MAKES, RELEASES))} AND {FIRST} AND {NOT_OWN} "
         "AND coalesce(return_code, 0) = 0"
     )
     columns = (
-        "pid::BIGINT AS pid", "tid::BIGINT AS tid", f"({MAKES.condition})::BIGINT AS makes",
+        "pid::BIGINT AS pid", "tid::BIGINT AS tid", f"({context.means(MAKES)})::BIGINT AS makes",
         f"{bounded('size_bytes')} AS size",
         f"CASE WHEN device_pointer < {MAX_ADDRESS} THEN device_pointer ELSE 0 END::BIGINT AS address",
     )  # fmt: skip

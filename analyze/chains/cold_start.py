@@ -75,7 +75,7 @@ MAKES = any_of(
 
 _FIRSTS = {
     "operation": ("cuda_calls", "op", OUTERMOST),
-    "kernel": ("cuda_calls", "function", f"function IS NOT NULL AND {LAUNCH.condition} AND {OUTERMOST}"),
+    "kernel": ("cuda_calls", "function", f"function IS NOT NULL AND {OUTERMOST}"),
     "communicator": ("nccl_calls", "comm_handle, op", OUTERMOST),
 }
 """By kind: table, what a call is the first of in its process, and which calls count."""
@@ -99,7 +99,10 @@ def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
     begun = [p for p in pids if _seen_from_its_start(context, p)]
     kinds = {kind: _first(context, kind, begun) for kind in _FIRSTS}
     kinds["loading"] = Rows.read(
-        context, "cuda_calls", f"{pids_of(pids)} AND {MAKES.condition}", ("pid::BIGINT AS pid", "tid::BIGINT AS tid")
+        context,
+        "cuda_calls",
+        f"{pids_of(pids)} AND {context.means(MAKES)}",
+        ("pid::BIGINT AS pid", "tid::BIGINT AS tid"),
     )
     return {e.key: list(_causes(context, e, kinds)) for e in effects if e.tid is not None}
 
@@ -129,7 +132,8 @@ def _alone(context: Context, e: Effect, kind: str, rows: Rows) -> Intervals:
 def _first(context: Context, kind: str, pids: Sequence[int]) -> Rows:
     """The first call of each process and operation, kernel, or communicator and operation."""
     table, what, which = _FIRSTS[kind]
-    wanted = f"{pids_of(pids)} AND {which} AND {NOT_OWN}"
+    launches = f" AND {context.means(LAUNCH)}" if kind == "kernel" else ""
+    wanted = f"{pids_of(pids)} AND {which} AND {NOT_OWN}{launches}"
     first = f"SELECT pid, {what}, min(start_ns) AS first_ns FROM {table} WHERE {wanted} GROUP BY ALL"
     rows = Rows.read(
         context, table, f"start_ns = first_ns AND {wanted}", ("pid::BIGINT AS pid", "tid::BIGINT AS tid", "op"),
@@ -152,7 +156,7 @@ def _counted(context: Context, pids: Sequence[int], by_op: bool) -> list[tuple[i
     Launches that were counted do not tell which kernel, so that of a kernel those of any operation count; of a period
     that another tool counted it is known only at its end that it is over.
     """
-    of_op = "true" if by_op else LAUNCH.condition
+    of_op = "true" if by_op else context.means(LAUNCH)
     rows = context.store.sql(
         f"SELECT pid, {'op' if by_op else repr('')}, min(since) FROM (SELECT pid, op, start_ns AS since FROM "
         f"call_totals WHERE count > 0 UNION ALL SELECT pid, op, end_ns FROM period_totals WHERE count > "

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from gpuaudit.analyze import intervals
 from gpuaudit.analyze.allocations import MAX_ADDRESS
-from gpuaudit.analyze.call_meanings import BLOCKING_COPY
+from gpuaudit.analyze.call_meanings import BLOCKING_COPY, FIRST
 from gpuaudit.analyze.call_rows import Rows, pids_of
 from gpuaudit.analyze.causal import model
 from gpuaudit.analyze.causal.model import Cause, Causes, Detector, Effect
@@ -88,7 +88,7 @@ Chosen = npt.NDArray[np.bool_]
 def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
     """Blocking copies of each effect's thread."""
     pids = sorted({e.pid for e in effects if e.tid is not None})
-    where = f"{pids_of(pids)} AND {BLOCKING_COPY.first} AND {NOT_OWN}"
+    where = f"{pids_of(pids)} AND {context.means(BLOCKING_COPY)} AND {FIRST} AND {NOT_OWN}"
     host = f"CASE WHEN direction = {TO_HOST} THEN device_pointer ELSE source_pointer END"
     columns = (
         "pid::BIGINT AS pid", "tid::BIGINT AS tid", "op", f"{bounded('size_bytes')} AS size",

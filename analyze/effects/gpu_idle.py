@@ -44,7 +44,7 @@ def _of_device(context: Context, d: Device, pid: int) -> Effect:
 def _giver(context: Context, pid: int) -> int | None:
     """The thread that gives most work; of equals the first."""
     rows = context.store.sql(
-        f"SELECT tid FROM cuda_calls WHERE pid = {int(pid)} AND {GIVES_WORK.condition} AND {FIRST} "
+        f"SELECT tid FROM cuda_calls WHERE pid = {int(pid)} AND {context.means(GIVES_WORK)} AND {FIRST} "
         "GROUP BY tid ORDER BY count(*) DESC, tid LIMIT 1"
     )
     return int(rows[0][0]) if rows else None

@@ -54,8 +54,8 @@ def effects(context: Context) -> Sequence[Effect]:
     if silence.unplaced_losses(context) > 0 or unlisted.complete_until(context, "cuda_calls") is not None:
         return []  # a rate of rows that were lost, or of which a selection was kept, is no rate of calls
     rows = context.store.sql(
-        f"SELECT pid, min(start_ns), max(start_ns) FROM cuda_calls WHERE {WORK.first} AND {NOT_OWN} "
-        "GROUP BY pid ORDER BY pid"
+        f"SELECT pid, min(start_ns), max(start_ns) FROM cuda_calls WHERE {context.means(WORK)} AND {FIRST} "
+        f"AND {NOT_OWN} GROUP BY pid ORDER BY pid"
     )
     dropped = {int(pid): _drops(context, int(pid), int(first), int(last)) for pid, first, last in rows}
     dropped = {pid: runs for pid, runs in dropped.items() if len(runs)}
@@ -111,7 +111,7 @@ def below(
 
 def _counts(context: Context, pid: int, first: int, seconds: int) -> tuple[Counts, npt.NDArray[np.bool_]]:
     """Launches in each second, and which seconds could be seen whole."""
-    where = f"pid = {pid} AND {WORK.condition}"
+    where = f"pid = {pid} AND {context.means(WORK)}"
     middle = f"(start_ns + duration_ns // 2 - {first})::BIGINT // {SECOND_NS}"
     rows = context.store.arrays(
         f"SELECT s, least(sum(n), {1 << 40})::BIGINT AS n FROM (SELECT (start_ns - {first})::BIGINT // {SECOND_NS} "
@@ -143,8 +143,8 @@ def _blind(context: Context, pid: int, where: str) -> Intervals:
 def _launcher(context: Context, pid: int) -> int | None:
     """The thread that launches most."""
     rows = context.store.sql(
-        f"SELECT tid FROM (SELECT tid, 1 AS n FROM cuda_calls WHERE pid = {pid} AND {WORK.first} UNION ALL "
-        f"SELECT tid, count FROM call_totals WHERE pid = {pid} AND {WORK.condition}) "
+        f"SELECT tid FROM (SELECT tid, 1 AS n FROM cuda_calls WHERE pid = {pid} AND {context.means(WORK)} AND {FIRST} "
+        f"UNION ALL SELECT tid, count FROM call_totals WHERE pid = {pid} AND {context.means(WORK)}) "
         "GROUP BY tid ORDER BY sum(n) DESC, tid LIMIT 1"
     )
     return int(rows[0][0]) if rows else None

@@ -10,6 +10,8 @@ def burst(op: str = "cudaFree", count: int = 40, every: int = 500 * US, slow: in
     scene = Scene().clock().process(7, start_ns=T0 - 100 * S)
     for i in range(200):
         scene.cuda(7, "cudaLaunchKernel", T0 + 100 * MS + i * 250 * MS, 10 * US)
+    for i in range(2 if tid != 7 else 0):  # the other thread is there all the time
+        scene.cuda(7, "cudaLaunchKernel", T0 + 50 * MS + i * 50 * S, 10 * US, tid=tid)
     at = BURST
     for i in range(count):
         took = slow if i == 9 else 400 * US
