@@ -177,3 +177,16 @@ def test_work_without_its_call_counts_and_is_counted(tmp_path: Path, monkeypatch
     (row,), (idle,) = rows(section, "times"), rows(section, "idle")
     assert (row["count"], row["unlinked"], row["span"], row["idle"]) == (4, 3, 45 * US, 20 * US)
     assert (idle["unlinked"], idle["before_call"], idle["gaps"]) == (20 * US, 0, 3)
+
+
+def test_a_wait_of_a_stream_is_no_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUPTI's synchronisation records are carried, and make no GPU busy; no more do ranges of a stream."""
+    monkeypatch.setenv("GPU_AUDIT_KEYS", str(tmp_path / "keys"))
+    sync = kernel(1, BASE_US + 12, 80, name="Stream Sync", cat="cuda_sync")
+    mark = kernel(1, BASE_US + 10, 90, name="step", cat="gpu_user_annotation")
+    events = [call(1), kernel(1, BASE_US + 10, 5), sync, mark, kernel(1, BASE_US + 100, 5)]
+    store, _ = imported([written(tmp_path / "t.json", events)], tmp_path / "t.db")
+    assert store.sql("SELECT op, name, stream FROM gpu_activities WHERE op = 'sync'") == [("sync", "Stream Sync", 7)]
+    assert store.sql("SELECT op, tid, detail FROM user_ranges") == [("gpu_annotation", None, '{"device":0,"stream":7}')]
+    (row,) = rows(gpu_activity.evaluate(context_of(store)), "times")
+    assert (row["span"], row["idle"], row["count"]) == (95 * US, 85 * US, 2)
