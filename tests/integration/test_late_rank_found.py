@@ -74,7 +74,8 @@ def test_the_late_rank_is_named(doubles: Path, tmp_path: Path, mode: str) -> Non
     out = tmp_path / "truth"
     r = run(doubles, out, mode, "--late-rank", "2", "--late-ms", str(LATE_NS // 1_000_000))
     document = analysed(r, doubles)
-    (chain,) = document.chains
+    # A host busy with other things makes single calls slow as well, and the causes of those are told.
+    (chain,) = [c for c in document.chains if c.detector == "late_rank"]
     assert chain.subject["rank"] == "2"
     values = {k: v.value for k, v in chain.values.items() if isinstance(v, Quantity)}
     told = told_lateness(out)
@@ -104,7 +105,7 @@ def test_no_rank_is_late(doubles: Path, tmp_path: Path, mode: str) -> None:
         pytest.skip(
             f"in {ATTEMPTS} runs the scheduler itself made a rank late in more than {STEPS // 10} of {STEPS} steps"
         )
-    assert document.chains == []
+    assert [c for c in document.chains if c.detector == "late_rank"] == []
     assert next(o for o in document.outcomes if o.id == "late_rank").state == "clear"
 
 
@@ -133,4 +134,4 @@ def test_a_communicator_made_before_attach_is_not_evaluated(doubles: Path, tmp_p
     outcome = next(o for o in document.outcomes if o.id == "late_rank")
     assert outcome.state == "not evaluated"
     assert "identity not recorded" in outcome.reason
-    assert document.chains == []
+    assert [c for c in document.chains if c.detector == "late_rank"] == []

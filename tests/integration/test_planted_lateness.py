@@ -97,12 +97,12 @@ def found(tmp_path_factory: pytest.TempPathFactory, bpf: None) -> Iterator[tuple
 def chain_of(a: Analysed, rank: Told) -> Chain:
     """The one chain about the rank's lateness.
 
-    Where this host, or the hog, keeps a call of the rank or a stream of the double waiting, there are slow calls beside
-    it, and what made them slow is told of them, rightly.
+    Where this host, or the hog, keeps a call of the rank or a stream of the double waiting, there are slow calls and
+    steps beside it, and what made them slow is told of them, rightly.
     """
     found = [c for c in a.document.chains if c.subject.get("pid") == str(rank.pid)]
     (chain,) = [c for c in found if c.detector == "late_rank"]
-    assert all("slow call" in str(c.values.get("effect")) for c in found if c is not chain), found
+    assert all("slow " in str(c.values.get("effect")) for c in found if c is not chain), found
     return chain
 
 
