@@ -2,7 +2,7 @@
 
 Effect: idle time of a device, by the GPU's own record. Cause: gaps between two pieces of work whose second was given by
 a call that had not returned when the gap began, and that came within ``near_ns`` of the same thread's call before it:
-the thread did nothing but give work, and the GPU waited for it all the same. A gap in whose beginning the work was
+the thread did little but give work, and the GPU waited for it all the same. A gap in whose beginning the work was
 queued already (another stream, an event, the device's own latency), or before which the thread did something else, is
 none of these. Units: ns.
 """
@@ -42,7 +42,7 @@ DECLARATION = Declaration(
     thresholds=(*model.THRESHOLDS, NEAR),
     texts={
         "launch_bound": "For {explained} of {effect_time} ({share}) of {effect} the GPU had run out of work while the "
-        "thread did nothing but give it more: {gaps} gaps. Its kernels take {kernel}, and {pace} pass from the start "
+        "thread did little but give it more: {gaps} gaps. Its kernels take {kernel}, and {pace} pass from the start "
         "of one call that gives work to the next (medians).",
     },
     never_claims="That the whole would be shorter by as much: a kernel that another one waits for cannot begin "
@@ -103,11 +103,14 @@ def _of_device(context: Context, d: Device) -> Cause | None:
 def _calls(context: Context, d: Device) -> dict[str, npt.NDArray[Any]]:
     """Calls that gave work, by correlation: ``since`` the end of the same thread's call before it, and ``pace`` from
     its start; -1 for a thread's first."""
+    from gpuaudit.analyze.effects.gpu_idle import GIVES_WORK  # noqa: PLC0415 - beside the effect's maker
+
     return context.store.arrays(
         "SELECT correlation::UBIGINT AS correlation, start_ns::BIGINT AS start_ns, end_ns::BIGINT AS end_ns, "
         "coalesce(greatest(start_ns::BIGINT - (lag(end_ns) OVER w)::BIGINT, 0), -1)::BIGINT AS since, "
         "coalesce(start_ns::BIGINT - (lag(start_ns) OVER w)::BIGINT, -1)::BIGINT AS pace FROM cuda_calls "
         f"WHERE pid = {d.pid} AND correlation IS NOT NULL AND end_ns IS NOT NULL AND {FIRST} "
+        f"AND {context.means(GIVES_WORK)} "
         "WINDOW w AS (PARTITION BY tid ORDER BY start_ns, leaf, row) "
         "QUALIFY row_number() OVER (PARTITION BY correlation ORDER BY start_ns, leaf, row) = 1 ORDER BY 1"
     )
