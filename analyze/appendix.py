@@ -34,7 +34,8 @@ DEFINITIONS = (
     ("memory wall", "GPM tells DRAM at 60 % of its bandwidth or more, and no arithmetic pipe as busy; headroom is what "
      "the busiest pipe left unused."),
     ("compute/stall ratio", stall.DEFINITION),
-    ("device-side lateness", "A rank whose GPU, not host, is slow. Not evaluated: no GPU timing was recorded."),
+    ("device-side lateness", "A rank whose GPU, not host, is slow. Calls do not tell it; where a profiler's "
+     "record of the GPUs was imported, the section on what the GPUs did compares the lengths of their kernels."),
     ("preempted, blocked", "Off-CPU while runnable; off-CPU while asleep. Sleep is not evidence of a problem."),
     ("outermost call", "A call that no other recorded call of its thread made. Only their durations are added up: the "
      "driver's call inside one of the runtime is a row that names the call it is in, and is counted apart."),

@@ -71,7 +71,10 @@ NEXT_STEP = (
     "See what the host thread of this rank did before it made the call: off_cpu rows of its thread id (preempted, "
     "blocked), its data loading, its other calls."
 )
-DEVICE_SIDE = "device-side lateness: not evaluated, because no GPU timing was recorded"
+DEVICE_SIDE = (
+    "device-side lateness: not evaluated from calls; it takes a record of the GPUs' own work (section What the GPUs "
+    "did)"
+)
 
 THRESHOLDS = (
     *lateness.THRESHOLDS, collectives.COHORT, collectives.QUORUM, SYSTEMATIC_SHARE, SYSTEMATIC_MIN, COSTLY_SHARE, STALL,
