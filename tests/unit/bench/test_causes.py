@@ -6,11 +6,13 @@ import json
 from collections import Counter
 from fractions import Fraction
 from functools import cache
+from pathlib import Path
 
 import pytest
 
 from bench.causes import __main__ as command
-from bench.causes import baseline, score
+from bench.causes import baseline, score, stages
+from bench.causes.events import write_bundle
 from gpuaudit.analyze.registry import plugins
 from tests.corpus.model import Played, play
 from tests.corpus.scenarios import COMPOUND, SCENARIOS, SINGLE, TWINS
@@ -145,3 +147,14 @@ def test_the_command_prints_both_sides(capsys: pytest.CaptureFixture[str]) -> No
     assert "baseline" in out
     assert command.main(["--only", "a quiet host", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["baseline, p99"]["all"]["wrong"] == 0
+
+
+def test_detectors_and_joins_by_hand_say_the_same_nanoseconds(tmp_path: Path) -> None:
+    """On a host made for it, through a sealed bundle: three detectors against plain SQL, process by process."""
+    bundle = tmp_path / "events.db"
+    rows = write_bundle(bundle, 30_000)
+    assert abs(sum(rows.values()) - 30_000) < 1_500
+    told = stages.measure(bundle)
+    assert set(told["covered"]) == {"preempted", "lock_wait", "blocking_io"}
+    assert told["covered"] == told["by_hand"]
+    assert min(ns for by_pid in told["covered"].values() for ns in by_pid.values()) > 0
