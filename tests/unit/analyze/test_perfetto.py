@@ -115,7 +115,7 @@ def reader(exported: Exported) -> Reader:
 
 def test_values_at_the_ends_of_their_types() -> None:
     definitions = pytest.importorskip("perfetto.protos.perfetto.trace.perfetto_trace_pb2")
-    notes = [("a", -1), ("b", 2**64 - 1), ("c", "\x1b[2J")]
+    notes: list[tuple[str, int | str]] = [("a", -1), ("b", 2**64 - 1), ("c", "\x1b[2J")]
     data = wire.track(5, 1, "clock", unit="MHz") + wire.counter(5, 10, -3)
     data += wire.begin(5, 2**62, "n", "c", notes=notes, flows=[1], ends=[2**64 - 1])
     track, counter, slice = definitions.Trace.FromString(data).packet
