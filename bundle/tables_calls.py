@@ -48,7 +48,7 @@ CUDA_CALLS = Table("cuda_calls", "Calls into the CUDA runtime, the CUDA driver a
     col("flags", "u32", "", "flags or mode argument (capture mode, event flags, memset value), as the API says",
         nullable=True),
     col("elapsed_ms", "f64", "ms", "what cudaEventElapsedTime gave", ring="f32", nullable=True),
-    col("correlation", "u64", "", "number that ties it to the GPU's own work (gpu_activities), in an imported recording",
+    col("correlation", "u64", "", "number that ties it to the GPU's own work (gpu_activities), where imported",
         nullable=True, in_ring=False),
     *PARENT, CPU, SEQ,
 ), ring=True)  # fmt: skip

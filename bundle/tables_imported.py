@@ -17,7 +17,7 @@ GPU_ACTIVITIES = Table("gpu_activities", "Kernels, copies, memory sets and waits
     col("device", "i32", "", "device ordinal of the recording", nullable=True),
     col("context", "i64", "", "context number", nullable=True),
     col("stream", "i64", "", "stream number; −1 is all streams of a context", nullable=True),
-    col("correlation", "u64", "", "number that ties it to the call that gave it (the cuda_calls row of the same process "
+    col("correlation", "u64", "", "number that ties it to the call that gave it (the cuda_calls row of that process "
         "and number); null where the recording gives none", nullable=True),
     col("external_id", "u64", "", "number of the operator or range that gave it (correlation of its user_ranges row), "
         "where the recording has such a number", nullable=True),
