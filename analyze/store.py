@@ -31,7 +31,7 @@ import pyarrow as pa
 from gpuaudit.analyze.overlap_join import MACRO
 from gpuaudit.bundle.columns import ColumnData, Rows, row_count
 from gpuaudit.bundle.errors import InputUnusable
-from gpuaudit.bundle.table import NUMPY_DTYPE, SQL_TYPE, Table
+from gpuaudit.bundle.table import SQL_TYPE, Table
 from gpuaudit.bundle.tables import TABLES
 
 if TYPE_CHECKING:
@@ -203,8 +203,7 @@ class Store:
         columns: dict[str, pa.Array] = {}
         for c in table.columns:
             data = rows.get(c.name)
-            if data is None and c.nullable:  # made before the column was added
-                columns[c.name] = pa.nulls(count, pa.string() if c.type == "text" else _ARROW[c.type])
+            if data is None and c.nullable:  # made before the column was added: null throughout
                 continue
             if data is None:
                 raise InputUnusable(
@@ -212,7 +211,8 @@ class Store:
                 )
             if c.name.endswith("_ns") and c.type in {"u64", "i64"}:
                 _check_times(table, c.name, leaf, data.values)
-            columns[c.name] = _arrow(data)
+            if data.valid is None or data.valid.any():  # what is null throughout need not be carried over
+                columns[c.name] = _arrow(data)
         if table.name not in self._rows:
             declared = ", ".join(f'"{c.name}" {SQL_TYPE[c.type]}' for c in table.columns)
             self._con.execute(f'CREATE TABLE raw."{table.name}"({declared}, "leaf" UINTEGER, "row" UINTEGER)')
@@ -220,7 +220,8 @@ class Store:
         columns["leaf"] = pa.array(np.full(count, leaf, dtype=np.uint32))
         columns["row"] = pa.array(np.arange(count, dtype=np.uint32))
         self._con.register("batch", pa.table(columns))
-        self._con.execute(f'INSERT INTO raw."{table.name}" SELECT * FROM batch')
+        names = ", ".join(f'"{name}"' for name in columns)
+        self._con.execute(f'INSERT INTO raw."{table.name}" ({names}) SELECT * FROM batch')
         self._con.unregister("batch")
         self._uncompressed += count
         if self._uncompressed >= COMPRESS_ROWS:
@@ -321,12 +322,9 @@ def _check_times(table: Table, column: str, leaf: int, values: npt.NDArray[Any])
         )
 
 
-_ARROW = {name: pa.from_numpy_dtype(dtype) for name, dtype in NUMPY_DTYPE.items()}
-
-
 def _arrow(data: ColumnData) -> pa.Array:
     mask = None if data.valid is None else ~data.valid
     values = pa.array(data.values, mask=mask)
     if data.dictionary is None:
         return values
-    return pa.DictionaryArray.from_arrays(values, pa.array(data.dictionary, type=pa.string())).cast(pa.string())
+    return pa.DictionaryArray.from_arrays(values, pa.array(data.dictionary, type=pa.string()))
