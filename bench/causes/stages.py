@@ -1,11 +1,11 @@
 """``python -m bench.causes.stages``: CPU time and peak memory of each kind of effect and each detector.
 
-With ``--events N`` a bundle of about N events is made first (``events.py``; 10,000,000 unless told, 100,000,000 fits the
-same code), and ``audit analyze`` is run on it as a command, Python's start and verification included. Then this process
-reads the bundle, then makes every effect and runs every detector one after the other in this process, and the joins of
-``by_hand.py``. What several need (collectives, rows of calls) is counted for the first that asks. Peak memory is that
-of the process so far (``ru_maxrss``): it never falls, so a stage that adds to it is one that needed more than all
-before. CPU time is of all threads of the process.
+Without a bundle one of ``--events N`` is made first (``events.py``; 10,000,000 unless told, 100,000,000 work too), and
+``audit analyze`` is run on it as a command, Python's start and verification included. Then this process reads the
+bundle, makes every effect, runs every detector, one after the other, and the joins of ``by_hand.py``. What several need
+(collectives, rows of calls) is counted for the first that asks. Peak memory is that of the process so far
+(``ru_maxrss``): it never falls, so a stage that adds to it is one that needed more than all before. CPU time is of all
+threads of the process.
 """
 
 from __future__ import annotations
