@@ -52,9 +52,14 @@ DECLARATION = Declaration(
 )  # fmt: skip
 
 
+MAX_CALLS = 2_000_000
+"""Calls that are paired one by one, which takes about a second a million."""
+
+
 def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
     """Pairs of a release and an allocation of the same size, by process."""
     from gpuaudit.analyze.chains.allocation_burst import MAKES, RELEASES  # noqa: PLC0415 - one reading of the calls
+    from gpuaudit.analyze.context import NotEvaluated  # noqa: PLC0415 - it imports what imports this
 
     where = (
         f"{pids_of([e.pid for e in effects])} AND {context.means(any_of(MAKES, RELEASES))} AND {FIRST} AND {NOT_OWN} "
@@ -66,6 +71,8 @@ def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
         f"CASE WHEN device_pointer < {MAX_ADDRESS} THEN device_pointer ELSE 0 END::BIGINT AS address",
     )  # fmt: skip
     rows = Rows.read(context, "cuda_calls", where, columns)
+    if len(rows) > MAX_CALLS:
+        return NotEvaluated(f"{len(rows)} allocator calls have rows of their own, at most {MAX_CALLS} are paired")
     again = int(context.policy.value(AGAIN, DECLARATION.id))
     least = int(context.policy.value(LEAST, DECLARATION.id))
     of_process = {pid: _of_process(context, rows.of(rows.a["pid"] == pid), again, least) for pid in _pids(effects)}
