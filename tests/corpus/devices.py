@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -126,6 +127,32 @@ class Device:
         host.reaches(end)
         if self.state != "healthy":
             host.planted.append(Planted(self.state, 0))
+            host.also |= {(c, 0) for c in ("clock_capped", "pcie_degraded", "gpu_error", "throttled")}
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A process that gives its work to a GPU from CPUs that are far from it, or (the twin) near."""
+
+    pid: int = 6_600
+    near: str = "0-15"
+    far: bool = True
+    calls: Range = (250, 400)
+
+    def happen(self, host: Host) -> None:
+        host.scene.process(self.pid, start_ns=T0 - 60 * S)
+        facts = {"gpus": [{"uuid": "GPU-0", "facts": {"cpu_affinity": {"value": self.near}}}]}
+        host.scene.artefacts.append(("gpus", json.dumps(facts).encode()))
+        at = T0 + 100 * MS
+        for _ in range(host.of(self.calls)):
+            cpu = host.of((16, 40) if self.far else (0, 15))
+            ns = host.around(900 * US)
+            host.scene.cuda(self.pid, "cudaLaunchKernel", at, ns, cpu=cpu, stream=7)
+            at += ns + host.of((MS, 20 * MS))
+        host.scene.samples(T0, at, 0, [self.pid])
+        host.reaches(at)
+        if self.far:
+            host.planted.append(Planted("numa_misplacement", self.pid))
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,7 @@ class Recapture:
     make: Range = (8 * MS, 60 * MS)
     launches: Range = (2, 5)
     captured_once: bool = False
+    cause: str = "graph_recapture"
 
     def happen(self, host: Host) -> None:
         host.scene.process(self.pid)
@@ -117,7 +118,8 @@ class Recapture:
         host.scene.samples(T0, at, 1, [self.pid])
         host.reaches(at)
         if not self.captured_once:
-            host.planted.append(Planted("graph_recapture", self.pid))
+            host.planted.append(Planted(self.cause, self.pid))
+            host.also |= {("graph_recapture", self.pid), ("launch_bound", self.pid)}
 
 
 @dataclass(frozen=True)

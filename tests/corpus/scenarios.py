@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tests.corpus import waits
-from tests.corpus.devices import HW_SLOWDOWN, HW_THERMAL, POWER_BRAKE, SW_THERMAL, Device, OutOfMemory, Stretch
+from tests.corpus.devices import HW_SLOWDOWN, HW_THERMAL, POWER_BRAKE, SW_THERMAL, Device, OutOfMemory, Placed, Stretch
 from tests.corpus.distractors import USUAL, Daemon, Pressure, Recorder
 from tests.corpus.model import Deed, Kind, Scenario
 from tests.corpus.phases import BlockingCopies, Burst, ColdStart, Hungry, Recapture, TinyLaunches
@@ -60,6 +60,11 @@ SINGLE = (
     _of("a cache gives everything back once", "single", Trainer(), Burst()),
     _of("an allocator thrashes", "single", Trainer(), Burst("allocator_thrash", times=(6, 12), frees=(12, 25))),
     _of("a graph is captured again and again", "single", Recapture()),
+    _of("graphs are made and never launched", "single", Recapture(launches=(0, 0), cause="graph_unused")),
+    _slow(
+        "software interrupts have the CPU", Slow(waits.preempted("ksoftirqd/2", 21), "irq_load", also=("preempted",))
+    ),
+    _of("work is given from the far socket", "single", Placed()),
     _of("data workers cannot keep up", "single", Hungry()),
     _of("kernels too small for the host", "single", TinyLaunches()),
     _of("small results are copied one by one", "single", BlockingCopies()),
@@ -154,6 +159,7 @@ TWINS = (
     _of("copies that do not block", "twin", BlockingCopies(blocking=False)),
     _of("the kernel kills a bystander", "twin", Trainer(), OutOfMemory(uses_gpu=False)),
     _of("a healthy GPU", "twin", Device("healthy")),
+    _of("work is given from the near socket", "twin", Placed(far=False)),
 )  # fmt: skip
 
 SCENARIOS: tuple[Scenario, ...] = (*SINGLE, *COMPOUND, *TWINS)
