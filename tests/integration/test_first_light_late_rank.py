@@ -77,7 +77,8 @@ def test_first_light_late_rank(shared: Road, mode: str) -> None:
     check_counts(r, mode, truth)
     document = r.findings(mode)
     assert document["bundle"]["status"] == "SEALED"
-    (chain,) = document["chains"]
+    # What made single calls slow on a busy host is told beside it.
+    (chain,) = [c for c in document["chains"] if c["detector"] == "late_rank"]
     check_chain(chain, truth, LATE_RANK, mode)
     assert "device-side lateness: not evaluated" in outcome(document, "late_rank")["reason"]
     # no NVIDIA driver here: a gap and a lower grade, never an error
@@ -98,7 +99,7 @@ def test_first_light_no_rank_is_late(shared: Road, mode: str) -> None:
     late_in_truth = [sum(ns > 1_000_000 for ns in truth.lateness(rank)) for rank in range(RANKS)]
     assert max(late_in_truth) < STEPS // 10, f"this host made a rank late: {late_in_truth} of {STEPS}"
     document = r.findings(name)
-    assert document["chains"] == []
+    assert [c for c in document["chains"] if c["detector"] == "late_rank"] == []
     late_rank = outcome(document, "late_rank")
     assert late_rank["state"] == "clear", late_rank
     assert late_rank["reason"].startswith("1 of 1 communicators evaluated")
@@ -131,7 +132,8 @@ def test_first_light_host_wide_before_and_after(shared: Road) -> None:
     named = r.query("host", f"SELECT count(comm_id) AS n, count(rank) AS r FROM nccl_calls WHERE pid IN ({pids})")
     assert named == [{"n": 0, "r": 0}]
     document = r.findings("host")
-    (chain,) = [c for c in document["chains"] if int(c["subject"]["pid"]) in mine]
+    lateness = [c for c in document["chains"] if c["detector"] == "late_rank"]
+    (chain,) = [c for c in lateness if int(c["subject"]["pid"]) in mine]
     check_chain(chain, after, 3, "asynchronous")
     reason = outcome(document, "late_rank")["reason"]
     for pid in before.pids:
