@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpuaudit.analyze import system_calls
+from gpuaudit.analyze.call_meanings import BLOCKING_COPY, SYNCHRONISE, any_of
 from gpuaudit.analyze.causal import model, states
 from gpuaudit.analyze.causal.leading import codes, leading
 from gpuaudit.analyze.causal.model import Cause, Causes, Detector, Effect
@@ -41,9 +42,15 @@ DECLARATION = Declaration(
     },
     never_claims="That the thread which woke it held a lock all that time: it ended the wait, and may have waited for "
     "something itself, such as the GPU.",
-    assumptions=("Who made the thread runnable is who it waited for.",),
+    assumptions=(
+        "Who made the thread runnable is who it waited for.",
+        "In a call that waits for the GPU (a synchronisation, a blocking copy) a thread that makes no calls itself and "
+        "wakes the caller is the driver's, which says that the GPU is done: that is no lock, and not counted.",
+    ),
 )  # fmt: skip
 
+
+WAITS_FOR_GPU = any_of(SYNCHRONISE, BLOCKING_COPY)
 
 OTHERS = "other threads, each after less"
 
@@ -55,13 +62,27 @@ def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
         return why
     numbers = system_calls.numbers(system_calls.LOCKS, system_calls.machine(context.store.open_body))
     seen = states.of_effects(context, effects)
-    return {key: list(_by_waker(context, s, numbers)) for key, s in seen.items()}
+    of_gpu = {e.key for e in effects if WAITS_FOR_GPU.means(e.op)}
+    callers = _callers(context) if of_gpu & set(seen) else frozenset()
+    return {key: list(_by_waker(context, s, numbers, callers if key in of_gpu else None)) for key, s in seen.items()}
 
 
-def _by_waker(context: Context, s: States, numbers: frozenset[int]) -> Iterator[Cause]:
+def _callers(context: Context) -> frozenset[tuple[int, int]]:
+    """Threads that make calls of their own: what a driver's thread does not."""
+    rows = context.store.sql("SELECT DISTINCT pid, tid FROM cuda_calls UNION SELECT DISTINCT pid, tid FROM nccl_calls")
+    return frozenset((int(pid), int(tid)) for pid, tid in rows)
+
+
+def _by_waker(
+    context: Context, s: States, numbers: frozenset[int], callers: frozenset[tuple[int, int]] | None
+) -> Iterator[Cause]:
+    """``callers``: the only threads that count as wakers, where not all do."""
     a = s.a
     # The idle task (0) is not a thread that anybody waits for: an interrupt came while nothing ran.
     waited = (a["op"] == "blocked") & s.in_calls(numbers) & (a["waker_pid"] > 0) & (a["waker_tid"] > 0)
+    if callers is not None:
+        wakers = zip(a["waker_pid"].tolist(), a["waker_tid"].tolist(), strict=True)
+        waited &= np.fromiter((w in callers for w in wakers), dtype=bool, count=len(waited))
     ns = s.runnable_from - a["start_ns"]
     who = (a["waker_pid"], a["waker_tid"])
     named, rest = leading(codes(*who), ns, waited, who)

@@ -124,6 +124,16 @@ def test_a_lock_of_another_process() -> None:
     assert told(scene) == {("lock_wait", "server (thread 13 of server 12)"): 30 * MS}
 
 
+def test_what_ends_a_wait_for_the_gpu_is_a_lock_only_where_it_makes_calls_itself() -> None:
+    scene = off(launches(), **sleeping(AT, 30 * MS, (7, 9, "cuda-EvtHandlr"), prev_state=INTERRUPTIBLE, syscall=FUTEX))
+    waits = scene.mapped(
+        lambda t, rows: [{**r, "op": "cudaStreamSynchronize"} for r in rows] if t == "cuda_calls" else rows
+    )
+    assert told(waits) == {}
+    waits.cuda(7, "cudaMalloc", AT, 30 * MS, tid=9)
+    assert told(waits) == {("lock_wait", "cuda-EvtHandlr (thread 9 of its own process)"): 30 * MS}
+
+
 @pytest.mark.parametrize(
     "row",
     [
