@@ -16,7 +16,11 @@ from tests.torture.progress import Progress
 
 AUDIT = [sys.executable, "-m", "gpuaudit.cli.main"]
 LONGEST_S = 4.0
-"""Latest moment of a kill after the start; attaching takes about a second, so that some kills come before leaf 0."""
+"""Latest moment of a kill after the start on a quiet machine; attaching takes about a second, so that some kills come
+before leaf 0. On a busy one it is :data:`TIMES_READY` times what a capture took to give its receipt there."""
+
+TIMES_READY = 3.0
+READY_DEADLINE_S = 120.0
 
 
 def run(count: int, seed: int) -> list[str]:
@@ -26,8 +30,9 @@ def run(count: int, seed: int) -> list[str]:
     with tempfile.TemporaryDirectory(prefix="torture-") as folder, Progress("crashes", count) as progress:
         env = {**os.environ, "GPU_AUDIT_KEYS": f"{folder}/keys"}
         subprocess.run([*AUDIT, "keys", "init"], env=env, check=True, stdout=subprocess.DEVNULL)
+        longest_s = max(LONGEST_S, TIMES_READY * _ready_s(Path(folder) / "ready", env))
         for i in range(count):
-            delay_s = choose.uniform(0.0, LONGEST_S)
+            delay_s = choose.uniform(0.0, longest_s)
             victim = choose.choice(["all", "recorder", "attacher"])
             problem = _one(Path(folder) / str(i), env, delay_s, victim)
             receipts += (Path(folder) / str(i) / "crash.db.receipt").exists()
@@ -38,6 +43,22 @@ def run(count: int, seed: int) -> list[str]:
     if count >= 8 and not receipts:
         problems.append(f"no capture of seed {seed} lived long enough to prove anything")
     return problems
+
+
+def _ready_s(folder: Path, env: dict[str, str]) -> float:
+    """How long a capture takes here until its receipt is there; it is ended then."""
+    folder.mkdir()
+    out, start_s = folder / "ready.db", time.monotonic()
+    command = [*AUDIT, "capture", "--duration", "600", "--out", str(out)]
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not Path(f"{out}.receipt").exists() and process.poll() is None:
+        if time.monotonic() - start_s > READY_DEADLINE_S:
+            break
+        time.sleep(0.02)
+    took_s = time.monotonic() - start_s
+    process.send_signal(signal.SIGINT)
+    process.wait()
+    return took_s
 
 
 def _one(folder: Path, env: dict[str, str], delay_s: float, victim: str) -> str:
