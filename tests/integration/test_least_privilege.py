@@ -71,11 +71,19 @@ def wait_until_attached(pid: int, links: int) -> None:
     """Until the attacher holds so many links to functions: an entry and a return for each library, or more."""
     end = time.monotonic() + DEADLINE_S
     while time.monotonic() < end:
-        kinds = [p.read_text() for p in Path(f"/proc/{pid}/fdinfo").iterdir() if p.exists()]
+        kinds = [_text(p) for p in Path(f"/proc/{pid}/fdinfo").iterdir()]
         if sum("link_type:" in k and "tracing" not in k and "raw_tracepoint" not in k for k in kinds) >= links:
             return
         time.sleep(0.05)
     raise AssertionError("the libraries were never probed")
+
+
+def _text(path: Path) -> str:
+    """What a file says; nothing where it is gone by now."""
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
 
 
 def child(session: Session, what: bytes) -> int:

@@ -77,7 +77,7 @@ def layers(tmp_path_factory: pytest.TempPathFactory, doubles: Path) -> tuple[Pat
     return build("driver", folder), build("layered", folder, flags=["-foptimize-sibling-calls"])
 
 
-def run_layers(layers: tuple[Path, Path], code: str, mechanism: Mechanism = "uprobe_multi") -> tuple[list[Row], int]:
+def run_layers(layers: tuple[Path, Path], code: str, mechanism: Mechanism | None = None) -> tuple[list[Row], int]:
     """The calls that the code made, and how many entries and returns had no partner."""
     with recording(mechanism=mechanism) as r:
         assert r.capture.prepare([str(p) for p in layers]) == []
