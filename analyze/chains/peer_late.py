@@ -1,9 +1,10 @@
 """Chain: a collective, or the synchronisation after it, was slow because a rank had not come yet.
 
-Effect: slow calls. Cause: the time from the median arrival of the others to the arrival of a late rank, in the calls
-that carry the wait of this rank for that collective (``waits.py``), the very rows. No collective ends before its last
-rank has entered it, so that this time is served before everything that the waiting thread itself went through: had it
-not been preempted, it would have waited all the same. What made the other rank late are the next links. Units: ns.
+Effect: slow calls, or slow steps. Cause: the time from the median arrival of the others to the arrival of a late rank,
+in the calls that carry the wait of this rank for that collective (``waits.py``): the very rows, or those within a step
+whose thread made the collective. No collective ends before its last rank has entered it, so that this time is served
+before everything that the waiting thread itself went through: had it not been preempted, it would have waited all the
+same. What made the other rank late are the next links. Units: ns.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from gpuaudit.analyze.barriers import same_rows
 from gpuaudit.analyze.causal import model, states
 from gpuaudit.analyze.causal.model import Cause, Causes, Detector, Effect
 from gpuaudit.analyze.collectives import Collectives
-from gpuaudit.analyze.effects import late_arrivals
+from gpuaudit.analyze.effects import late_arrivals, slow_steps
 from gpuaudit.analyze.finding import Declaration
 from gpuaudit.analyze.intervals import Intervals
 from gpuaudit.analyze.lateness import Lateness
@@ -57,7 +58,8 @@ OWN_WORK = "what the waiting ranks' own GPUs had to do meanwhile was not recorde
 
 @dataclass(frozen=True)
 class _Wait:
-    """Of one process, its waits for one late rank: a row of ``carrier``, ``time`` and ``saved`` for each collective."""
+    """Of one process, its waits for one late rank: a row of ``carrier``, ``time`` and ``saved`` for each collective,
+    and the thread (``tid``) that entered it."""
 
     c: Collectives
     late: int
@@ -65,6 +67,15 @@ class _Wait:
     carrier: Intervals
     time: Intervals
     saved: npt.NDArray[np.int64]
+    tid: npt.NDArray[np.int64]
+
+    def within(self, effect: Effect) -> npt.NDArray[np.bool_]:
+        """Which of them are calls of the effect: the same rows, or of a step, calls of its thread that lie in it."""
+        if effect.kind != slow_steps.KIND:
+            return same_rows(self.carrier, effect.parts)
+        at = np.searchsorted(effect.parts[:, 0], self.carrier[:, 0], side="right") - 1
+        inside: npt.NDArray[np.bool_] = (at >= 0) & (self.carrier[:, 1] <= effect.parts[np.maximum(at, 0), 1])
+        return inside & (self.tid == effect.tid)
 
 
 def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
@@ -95,6 +106,7 @@ def _waits(context: Context, c: Collectives, least: int) -> Iterator[tuple[int, 
     """Per waiting process and late rank."""
     judged = lateness.judge(c.arrival, context.late_limits)
     held, _ = waits.carriers(c, context.window.end_ns)
+    tids = _threads(context, c)
     for late in range(len(c.ranks)):
         at = np.flatnonzero(judged.late & (judged.last == late))
         if not len(at):
@@ -108,7 +120,15 @@ def _waits(context: Context, c: Collectives, least: int) -> Iterator[tuple[int, 
             high = np.minimum(carrier[:, 1], c.arrival[late, at])
             alone = np.maximum(high - np.maximum(low, before), 0)
             saved = np.minimum(alone, _longer(c, judged, r, at, least))
-            yield c.pids[r], _Wait(c, late, at, carrier, np.stack([low, high], axis=1), saved)
+            yield c.pids[r], _Wait(c, late, at, carrier, np.stack([low, high], axis=1), saved, tids[r, at])
+
+
+def _threads(context: Context, c: Collectives) -> npt.NDArray[np.int64]:
+    """Thread that made each call, shape (ranks, collectives)."""
+    rows = context.store.sql(f"SELECT leaf, row, tid FROM nccl_calls WHERE {c.where}")
+    tids = {(leaf, row): tid for leaf, row, tid in rows}
+    keys = c.call_keys.reshape(-1, 2).tolist()
+    return np.array([tids[leaf, row] for leaf, row in keys], dtype=np.int64).reshape(c.call_keys.shape[:2])
 
 
 def _longer(c: Collectives, judged: Lateness, r: int, at: npt.NDArray[np.intp], least: int) -> npt.NDArray[np.int64]:
@@ -129,7 +149,7 @@ def _longer(c: Collectives, judged: Lateness, r: int, at: npt.NDArray[np.intp], 
 def _causes(context: Context, effect: Effect, waiting: Sequence[_Wait]) -> Iterator[Cause]:
     """The waits that lie in the effect's own calls: the same row, not just the same time."""
     for w in waiting:
-        mine = same_rows(w.carrier, effect.parts)
+        mine = w.within(effect)
         time = intervals.from_bounds(w.time[mine, 0], w.time[mine, 1])
         if not len(time):
             continue
@@ -176,7 +196,7 @@ def _evidence(context: Context, w: _Wait) -> Callable[[Intervals], tuple[str, ..
 
 DETECTOR = Detector(
     precedence=5,
-    kinds=frozenset({"slow_call"}),
+    kinds=frozenset({"slow_call", slow_steps.KIND}),
     scope="same rank, same collective, the very call that carries its wait",
     find=find,
     refuted_by="GPU timing that shows the kernels of this rank busy, not waiting, until the late rank came.",

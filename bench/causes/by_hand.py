@@ -33,8 +33,10 @@ ON s.pid = o.pid AND s.tid = o.tid AND o.ready < s.b AND o.end_ns::BIGINT > s.a 
 FUTEX = """
 SELECT s.pid::BIGINT, sum(least(s.b, o.end_ns::BIGINT) - greatest(s.a, o.start_ns::BIGINT))::BIGINT
 FROM slow s JOIN off_cpu o ON s.pid = o.pid AND s.tid = o.tid AND o.start_ns::BIGINT < s.b AND o.end_ns::BIGINT > s.a
-WHERE o.syscall = 202 GROUP BY 1 ORDER BY 1
+WHERE o.syscall = 202 AND (NOT regexp_matches(s.op, 'Synchronize$|^cudaMemcpy(2D|3D)?$')
+  OR (o.waker_pid, o.waker_tid) IN (SELECT (pid, tid) FROM cuda_calls)) GROUP BY 1 ORDER BY 1
 """
+"""In a call that waits for the GPU, a thread without calls of its own that ends the sleep is the driver's."""
 DISK = """
 SELECT s.pid::BIGINT, sum(least(s.b, o.end_ns::BIGINT, i.end_ns::BIGINT) -
   greatest(s.a, o.start_ns::BIGINT, i.start_ns::BIGINT))::BIGINT
