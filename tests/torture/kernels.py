@@ -13,6 +13,7 @@ import re
 import subprocess
 import tarfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.torture import kernels_image
@@ -32,21 +33,20 @@ REPORT = kernels_image.REPOSITORY / "docs" / "reference" / "kernels.md"
 
 
 def run(count: int, seed: int) -> list[str]:
-    """Boot the first ``count`` kernels one after the other; sentences about what was expected and did not hold."""
+    """Boot the first ``count`` kernels side by side; sentences about what was expected and did not hold."""
     missing = kernels_image.missing_tools()
     if missing or os.geteuid() != 0:
         needs = f"apt-get install {' '.join(missing)}" if missing else "root, for debootstrap and chroot"
         return [f"nothing was booted: it needs {needs}"]
     disk = kernels_image.disk()
     problems, all_measured = [], []
-    for kernel in KERNELS[:count]:
-        boot = kernels_image.boot_files(kernel)
-        started = time.monotonic()
-        results = boot_and_wait(boot, disk)
-        measured = Measured.read(boot, results, time.monotonic() - started)
-        all_measured.append(measured)
-        problems += [f"{kernel.name} ({boot.release}): {p}" for p in measured.problems()]
-        print(table(measured), flush=True)
+    boots = [kernels_image.boot_files(kernel) for kernel in KERNELS[:count]]
+    with ThreadPoolExecutor(len(boots)) as pool:
+        for measured in pool.map(lambda boot: _measure(boot, disk), boots):
+            all_measured.append(measured)
+            boot = measured.boot
+            problems += [f"{boot.kernel.name} ({boot.release}): {p}" for p in measured.problems()]
+            print(table(measured), flush=True)
     said = locked_down(disk)
     if "locked down (confidentiality)" not in said:
         problems.append(f"{KERNELS[0].name}, locked down: what was said does not name it: {said}")
@@ -54,6 +54,11 @@ def run(count: int, seed: int) -> list[str]:
         REPORT.write_text(document(all_measured, said), encoding="utf-8")
         print(f"written: {REPORT}")
     return problems
+
+
+def _measure(boot: Boot, disk: Path) -> Measured:
+    started = time.monotonic()
+    return Measured.read(boot, boot_and_wait(boot, disk), time.monotonic() - started)
 
 
 def locked_down(disk: Path) -> str:
