@@ -25,6 +25,9 @@ UNITS = (
 )  # fmt: skip
 """Units of a quantity, in their base: a share is 0–1, ``gpu_ns`` is GPU-nanoseconds, ``points`` percentage points."""
 
+MAX_VALUE = 4_096
+"""Characters of a text among the values of a chain, or in its subject: names in evidence may have any length."""
+
 Json = Any
 """A value that canonical JSON can hold."""
 
@@ -280,6 +283,11 @@ class Chain:
     gain: Gain | None = None
     shares: tuple[Share, ...] = ()
     code: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        bounded = {k: v[:MAX_VALUE] if isinstance(v, str) else v for k, v in self.values.items()}
+        object.__setattr__(self, "values", bounded)
+        object.__setattr__(self, "subject", {k: v[:MAX_VALUE] for k, v in self.subject.items()})
 
     @property
     def shared_effect(self) -> str:

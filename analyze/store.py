@@ -1,13 +1,13 @@
-"""The evidence of one capture in an in-memory DuckDB: one SQL view per table, and nothing that can be written back.
+"""The evidence of one capture in an in-memory DuckDB: one SQL table per table, and nothing that can be written back.
 
-Schema ``raw`` holds the decoded columns; the views are those of :func:`gpuaudit.bundle.tables.sql_view`, and two more:
+Their columns are those of ``bundle/tables.py``, and ``end_ns`` where a row has a start and a duration. Two more are
 ``leaves`` (what each sealed leaf says of itself) and ``artefacts`` (named bodies, such as the cost of the recording).
 One thread, no extensions, no files: the same bundle gives the same answers anywhere. Columns are held compressed: a
 day of four engines polled at 4 Hz is a hundred million rows.
 
 Every store of a process is a database of its own in one DuckDB, which it leaves when nobody holds it any more; beside
-them lies one with a view of no rows for each table, for the tables that a store has no rows of: making forty views is
-what a small store would cost most.
+them lies one with an empty table for each, for those that a store has no rows of: making forty is what a small store
+would cost most.
 """
 
 from __future__ import annotations
@@ -104,9 +104,8 @@ class Store:
         self.artefacts: list[Artefact] = []
         self.open_body: dict[str, Any] = {}
         self.totals: dict[str, Any] = {}
-        self._con.execute("CREATE SCHEMA raw")
         for name, columns in _EXTRA_TABLES.items():
-            self._con.execute(f"CREATE TABLE raw.{name}({columns})")
+            self._con.execute(f"CREATE TABLE {name}({columns})")
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> Store:
@@ -214,14 +213,13 @@ class Store:
             if data.valid is None or data.valid.any():  # what is null throughout need not be carried over
                 columns[c.name] = _arrow(data)
         if table.name not in self._rows:
-            declared = ", ".join(f'"{c.name}" {SQL_TYPE[c.type]}' for c in table.columns)
-            self._con.execute(f'CREATE TABLE raw."{table.name}"({declared}, "leaf" UINTEGER, "row" UINTEGER)')
+            self._con.execute(f"CREATE TABLE {_declared(table)}")
         self._rows[table.name] = self._rows.get(table.name, 0) + count
         columns["leaf"] = pa.array(np.full(count, leaf, dtype=np.uint32))
         columns["row"] = pa.array(np.arange(count, dtype=np.uint32))
         self._con.register("batch", pa.table(columns))
         names = ", ".join(f'"{name}"' for name in columns)
-        self._con.execute(f'INSERT INTO raw."{table.name}" ({names}) SELECT * FROM batch')
+        self._con.execute(f'INSERT INTO "{table.name}" ({names}) SELECT * FROM batch')
         self._con.unregister("batch")
         self._uncompressed += count
         if self._uncompressed >= COMPRESS_ROWS:
@@ -241,13 +239,10 @@ class Store:
                 leaf.boot_ns,
                 leaf.utc_ns,
             )
-            self._con.execute("INSERT INTO raw.leaves VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", list(values))
+            self._con.execute("INSERT INTO leaves VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", list(values))
         for a in self.artefacts:
             text = a.body.decode("utf-8", "replace")
-            self._con.execute("INSERT INTO raw.artefacts VALUES (?, ?, ?, ?)", [a.leaf, a.name, len(a.body), text])
-        views = [f'CREATE VIEW "{t.name}" AS {_view(t)}' for t in TABLES.values() if t.name in self._rows]
-        views += [f"CREATE VIEW {name} AS SELECT * FROM raw.{name}" for name in _EXTRA_TABLES]
-        self._con.execute(f"BEGIN; {'; '.join(views)}; COMMIT")
+            self._con.execute("INSERT INTO artefacts VALUES (?, ?, ?, ?)", [a.leaf, a.name, len(a.body), text])
 
 
 _NOTHING = "nothing"
@@ -256,12 +251,12 @@ _numbers = itertools.count()
 
 @cache
 def _instance() -> duckdb.DuckDBPyConnection:
-    """The DuckDB of this process, with a view of no rows for every table, and the interval join."""
+    """The DuckDB of this process, with an empty table for every table of evidence, and the interval join."""
     con = duckdb.connect(":memory:", config=_CONFIG)
     con.execute(f"ATTACH ':memory:' AS {_NOTHING}")
-    for table in TABLES.values():
-        con.execute(f'CREATE VIEW {_NOTHING}."{table.name}" AS {_no_rows(table)}')
     con.execute(f"USE {_NOTHING}")
+    for table in TABLES.values():
+        con.execute(f"CREATE TABLE {_declared(table)}")
     con.execute(MACRO)
     return con
 
@@ -274,22 +269,15 @@ def _leave(con: duckdb.DuckDBPyConnection, name: str) -> None:
     con.close()
 
 
-def _view(table: Table) -> str:
-    """:func:`gpuaudit.bundle.tables.sql_view` without its casts, which cost time in every query: the columns have the
-    types of the views already."""
-    end = ""
+def _declared(table: Table) -> str:
+    """Name and columns of a table; ``end_ns`` is computed when it is asked for.
+
+    A table and not a view over one: to bind the columns of views took two fifths of what a small query costs.
+    """
+    columns = [f'"{c.name}" {SQL_TYPE[c.type]}' for c in table.columns]
     if {"start_ns", "duration_ns"} <= {c.name for c in table.columns}:
-        end = '("start_ns" + "duration_ns")::UBIGINT AS "end_ns", '
-    return f'SELECT * EXCLUDE ("leaf", "row"), {end}"leaf", "row" FROM raw."{table.name}"'
-
-
-def _no_rows(table: Table) -> str:
-    """A query with the columns of a table's view and no row."""
-    columns = [(c.name, SQL_TYPE[c.type]) for c in table.columns]
-    if {"start_ns", "duration_ns"} <= {name for name, _ in columns}:
-        columns.append(("end_ns", "UBIGINT"))
-    columns += [("leaf", "UINTEGER"), ("row", "UINTEGER")]
-    return "SELECT " + ", ".join(f'NULL::{kind} AS "{name}"' for name, kind in columns) + " WHERE false"
+        columns.append('"end_ns" UBIGINT GENERATED ALWAYS AS (("start_ns" + "duration_ns")::UBIGINT) VIRTUAL')
+    return f'"{table.name}"({", ".join(columns)}, "leaf" UINTEGER, "row" UINTEGER)'
 
 
 def quoted(text: str) -> str:

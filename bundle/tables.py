@@ -1,7 +1,7 @@
 """The tables of evidence: the single source of truth for every column that a bundle can hold.
 
 From these definitions come the C records of the BPF programs (:func:`c_header`), the numpy dtype of a ring record
-(:meth:`Table.record_dtype`), the SQL view (:func:`sql_view`) and ``docs/reference/tables.md`` (:func:`markdown`).
+(:meth:`Table.record_dtype`), the SQL tables of an analysis and ``docs/reference/tables.md`` (:func:`markdown`).
 ``python -m gpuaudit.bundle.generate --check`` says whether a generated file is out of step.
 
 Conventions: ``start_ns`` is the *start* of what the row tells, on CLOCK_BOOTTIME; ``duration_ns`` is null while the
@@ -18,7 +18,6 @@ from gpuaudit.bundle.table import (
     DURATION,
     PID,
     RING_BYTES,
-    SQL_TYPE,
     START,
     Table,
     col,
@@ -175,15 +174,6 @@ def c_header() -> str:
             out.append(f"#define {t.name.upper()}_HAS_{c.name.upper()} (1u << {bit})")
         out.append("")
     return "\n".join(out)
-
-
-def sql_view(table: Table) -> str:
-    """The SELECT behind the view of one table, over ``raw.<table>`` (columns, then ``leaf`` and ``row``)."""
-    cols = [f'"{c.name}"::{SQL_TYPE[c.type]} AS "{c.name}"' for c in table.columns]
-    names = {c.name for c in table.columns}
-    if {"start_ns", "duration_ns"} <= names:
-        cols.append('("start_ns" + "duration_ns")::UBIGINT AS "end_ns"')
-    return f'SELECT {", ".join(cols)}, "leaf", "row" FROM raw."{table.name}"'  # noqa: S608 (names of ours, checked)
 
 
 def markdown() -> str:

@@ -41,6 +41,21 @@ THRESHOLDS = (LEAST_SHARE, LEAST_NS, HIGH, MEDIUM, *severity.THRESHOLDS)
 """Of every detector of causes, beside its own."""
 
 
+MAX_TEXT = 512
+"""Characters of a name, culprit or value of a chain: names in evidence may have any length, sentences may not."""
+
+
+def bounded(text: str) -> str:
+    """A text of at most :data:`MAX_TEXT` characters; a longer one loses its end."""
+    return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…"
+
+
+def _bound(subject: Effect | Cause, *names: str) -> None:
+    for name in names:
+        object.__setattr__(subject, name, bounded(getattr(subject, name)))
+    object.__setattr__(subject, "subject", {k: bounded(v) for k, v in subject.subject.items()})
+
+
 @dataclass(frozen=True)
 class Effect:
     """Time lost. ``time`` is the denominator of every share of it.
@@ -65,6 +80,9 @@ class Effect:
     code: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     """What speaks against reading anything into it: rows that are a selection, a median of few."""
+
+    def __post_init__(self) -> None:
+        _bound(self, "name", "op")
 
     @property
     def count(self) -> int:
@@ -116,6 +134,11 @@ class Cause:
     """Threads of the culprit, whose lines of code in that time are told where they were recorded."""
     observer: bool = False
     """The recorder's or another observer's doing: a row in the table of shares, and never a chain."""
+
+    def __post_init__(self) -> None:
+        _bound(self, "culprit", "what")
+        values = {k: bounded(v) if isinstance(v, str) else v for k, v in self.values.items()}
+        object.__setattr__(self, "values", values)
 
 
 Causes = Mapping[str, Sequence[Cause]]

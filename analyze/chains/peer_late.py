@@ -75,7 +75,8 @@ class _Wait:
             return same_rows(self.carrier, effect.parts)
         at = np.searchsorted(effect.parts[:, 0], self.carrier[:, 0], side="right") - 1
         inside: npt.NDArray[np.bool_] = (at >= 0) & (self.carrier[:, 1] <= effect.parts[np.maximum(at, 0), 1])
-        return inside & (self.tid == effect.tid)
+        same: npt.NDArray[np.bool_] = self.tid == effect.tid
+        return np.logical_and(inside, same)
 
 
 def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:

@@ -85,6 +85,8 @@ def test_first_light_refuses_a_workload_that_is_not_there(shared: Road) -> None:
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv (util-linux)")
 def test_first_light_without_privilege_names_what_lacks(shared: Road) -> None:
     """Root without any capability, which every interpreter can be run as; what is decided by is the capabilities."""
+    if not (shared.folder / "keys").exists():  # it may be the first to need an identity
+        shared.run("keys", "init")
     before = listing(shared.folder)
     prefix = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
     done = shared.run("capture", "--out", "bare.db", status=4, prefix=prefix)

@@ -219,7 +219,7 @@ def test_the_late_rank_its_lateness_and_the_wait(stranger: Stranger, ranks: Rank
     assert told["wait"] == wait
     assert told["wait_alone"] == sum(length(common(effect[p], alone)) for p in peers)
     assert told["covered"] == Fraction(wait, length(cause) * len(peers))
-    (link,) = chain["links"]
+    link = chain["links"][0]  # what the late rank itself went through on this host may follow
     spent = sum(length(e) for e in effect.values())
     assert (number(link["effect_ns"]), number(link["explained"])) == (spent, Fraction(wait, spent))
     end = max(ranks.wait(r, i)[1] for r in range(len(ranks.calls)) for i in range(ranks.n))

@@ -34,5 +34,5 @@ def test_compressed_or_not_the_rows_are_the_same(monkeypatch: pytest.MonkeyPatch
     small = Store.from_tables({"engine_samples": _segments(5, 3_000)})
     for query in ("SELECT * FROM engine_samples", "SELECT leaf, count(*), sum(value) FROM engine_samples GROUP BY 1"):
         assert small.sql(query) == plain.sql(query)
-    kinds = {k for (k,) in small.sql("SELECT DISTINCT compression FROM pragma_storage_info('raw.engine_samples')")}
+    kinds = {k for (k,) in small.sql("SELECT DISTINCT compression FROM pragma_storage_info('engine_samples')")}
     assert kinds - {"Uncompressed", "Constant"}
