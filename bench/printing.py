@@ -28,6 +28,7 @@ HEADLINES: dict[str, tuple[str, ...]] = {
     "training": ("captured ÷ not, elapsed per step",),
     "startup": ("until the last probe is attached",),
     "day": ("bundle", "audit analyze", "audit analyze: peak memory"),
+    "imports": ("audit import ÷ HTA's loader, speed", "audit import ÷ HTA's loader, peak memory"),
     "render": ("our PDF ÷ WeasyPrint's defaults, CPU per page", "PDF", "HTML"),
     "demo": ("demo ÷ loading its libraries, elapsed", "demo", "demo: peak memory"),
 }
