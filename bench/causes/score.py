@@ -118,7 +118,7 @@ def claimed(played: Played) -> Claims:
         chains = [x for x in items if isinstance(x, Chain)]
         for chain in chains:
             key = (plugin.declaration.id, int(chain.subject.get("pid", "0")))
-            out[key] = _share([c for c in chains if c.subject.get("pid", "0") == str(key[1])])
+            out[key] = _share(context, *key)
             if key[0] == LATE_RANK:
                 late.add(key[1])
         if any(isinstance(x, Finding) for x in items):
@@ -134,18 +134,14 @@ def _items(plugin: Plugin, context: Context) -> Sequence[Chain | Finding]:
     return outcome.items if isinstance(outcome, Found) else ()
 
 
-def _share(chains: Sequence[Chain]) -> Fraction | None:
-    """Explained time of all chains of one cause and process over the time of their effects, each effect once."""
-    effects: dict[str, Fraction] = {}
-    explained = Fraction(0)
-    for chain in chains:
-        for link in chain.links:
-            if link.effect_ns.value is None or link.overlap_ns.value is None:
-                return None
-            effects[link.effect] = Fraction(link.effect_ns.value)
-            explained += Fraction(link.overlap_ns.value)
-    whole = sum(effects.values(), Fraction(0))
-    return explained / whole if whole else None
+def _share(context: Context, cause: str, pid: int) -> Fraction | None:
+    """What a cause was allotted of the slow calls of a process that it explains part of, over the time of these calls;
+    None where it explains no slow call. Steps and waits that hold the same time are other effects."""
+    found = context.causal
+    mine = [e for e in found.effects if e.kind == "slow_call" and e.pid == pid]
+    told = {e.key: [x for x in found.worth_telling(context, e) if x.known.declaration.id == cause] for e in mine}
+    whole = sum(e.length_ns for e in mine if told[e.key])
+    return Fraction(sum(x.part.allotted_ns for xs in told.values() for x in xs), whole) if whole else None
 
 
 def _of_late_ranks(context: Context, told: set[int]) -> Claims:

@@ -87,7 +87,9 @@ SINGLE = (
 )
 COMPOUND = (
     _slow("a hog, and a disk on other calls", PREEMPTED, DISK, kind="compound"),
-    _slow("a disk, and a lock on other operations", DISK, Slow(waits.futex(), "lock_wait", SYNC, FEW), kind="compound"),
+    _slow(
+        "a disk, and a lock on other operations", DISK, Slow(waits.futex(), "lock_wait", MALLOC, FEW), kind="compound",
+    ),
     _slow(
         "a lock, then a hog, in the same calls", Slow(waits.futex(), "lock_wait", covered=(40, 50)), kind="compound",
         together=(Slow(waits.preempted(), "preempted", after=(52, 55), covered=(35, 44)),),
