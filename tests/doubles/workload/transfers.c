@@ -279,6 +279,7 @@ static void crowd(void)
 static void parent(int four, int six, int unix_stream, int datagrams, int go[2])
 {
 	int pair[2];
+	long got = 0; /* of datagrams: a call may take those of the next round too */
 
 	for (int i = 0; i < 5; i++)
 		RECEIVE(six, recv(six, bytes, 1, MSG_DONTWAIT)); /* EAGAIN: nothing was sent yet */
@@ -287,8 +288,9 @@ static void parent(int four, int six, int unix_stream, int datagrams, int go[2])
 			receive_stream(four, ROUND_BYTES);
 			receive_stream(six, ROUND_BYTES);
 			receive_stream(unix_stream, ROUND_BYTES);
-			for (long got = 0; got < MANY_BYTES;)
+			while (got < MANY_BYTES)
 				got += many_messages(datagrams, 1, MSG_WAITFORONE);
+			got -= MANY_BYTES;
 		}
 		if (!half) {
 			crowd();
