@@ -112,6 +112,21 @@ class _RankCalls:
         return len(self.columns["start_ns"])
 
 
+def call_threads(store: Store, c: Collectives) -> Array:
+    """Thread that made each call, shape (ranks, collectives)."""
+    a = store.arrays(
+        f"SELECT leaf::BIGINT AS leaf, row::BIGINT AS row, tid::BIGINT AS tid FROM nccl_calls WHERE {c.where} "
+        "ORDER BY leaf, row"
+    )
+    at = np.searchsorted(a["leaf"] * _ROWS + a["row"], c.call_keys[..., 0] * _ROWS + c.call_keys[..., 1])
+    out: Array = a["tid"][at]
+    return out
+
+
+_ROWS = 1 << 32
+"""More than a leaf has rows: leaf and row as one number that sorts as they do."""
+
+
 def read_collectives(store: Store, nccl_lost: int, cohort: Cohort) -> list[Collectives]:
     """Every communicator with an identity, by identity. ``nccl_lost``: calls that the counters say were lost."""
     ids = store.sql(

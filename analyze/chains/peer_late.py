@@ -21,7 +21,7 @@ from gpuaudit.analyze import imposed, intervals, lateness, waits
 from gpuaudit.analyze.barriers import same_rows
 from gpuaudit.analyze.causal import model, states
 from gpuaudit.analyze.causal.model import Cause, Causes, Detector, Effect
-from gpuaudit.analyze.collectives import Collectives
+from gpuaudit.analyze.collectives import Collectives, call_threads
 from gpuaudit.analyze.effects import late_arrivals, slow_steps
 from gpuaudit.analyze.finding import Declaration
 from gpuaudit.analyze.intervals import Intervals
@@ -107,7 +107,7 @@ def _waits(context: Context, c: Collectives, least: int) -> Iterator[tuple[int, 
     """Per waiting process and late rank."""
     judged = lateness.judge(c.arrival, context.late_limits)
     held, _ = waits.carriers(c, context.window.end_ns)
-    tids = _threads(context, c)
+    tids = call_threads(context.store, c)
     for late in range(len(c.ranks)):
         at = np.flatnonzero(judged.late & (judged.last == late))
         if not len(at):
@@ -122,14 +122,6 @@ def _waits(context: Context, c: Collectives, least: int) -> Iterator[tuple[int, 
             alone = np.maximum(high - np.maximum(low, before), 0)
             saved = np.minimum(alone, _longer(c, judged, r, at, least))
             yield c.pids[r], _Wait(c, late, at, carrier, np.stack([low, high], axis=1), saved, tids[r, at])
-
-
-def _threads(context: Context, c: Collectives) -> npt.NDArray[np.int64]:
-    """Thread that made each call, shape (ranks, collectives)."""
-    rows = context.store.sql(f"SELECT leaf, row, tid FROM nccl_calls WHERE {c.where}")
-    tids = {(leaf, row): tid for leaf, row, tid in rows}
-    keys = c.call_keys.reshape(-1, 2).tolist()
-    return np.array([tids[leaf, row] for leaf, row in keys], dtype=np.int64).reshape(c.call_keys.shape[:2])
 
 
 def _longer(c: Collectives, judged: Lateness, r: int, at: npt.NDArray[np.intp], least: int) -> npt.NDArray[np.int64]:

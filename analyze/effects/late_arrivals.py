@@ -14,9 +14,10 @@ import numpy as np
 
 from gpuaudit.analyze import intervals, lateness
 from gpuaudit.analyze.causal.model import Effect
-from gpuaudit.analyze.collectives import Collectives
+from gpuaudit.analyze.collectives import Collectives, call_threads
 from gpuaudit.analyze.evidence import RowKeys
 from gpuaudit.analyze.intervals import Intervals
+from gpuaudit.analyze.syncs import Array
 
 if TYPE_CHECKING:
     from gpuaudit.analyze.context import Context
@@ -36,22 +37,25 @@ def key(comm: str, rank: int | str, tid: int) -> str:
 
 def _of_communicator(context: Context, c: Collectives) -> list[Effect]:
     judged = lateness.judge(c.arrival, context.late_limits)
+    if not judged.late.any():
+        return []
     out: list[Effect] = []
+    threads = call_threads(context.store, c)
     for r in range(len(c.ranks)):
         at = np.flatnonzero(judged.late & (judged.last == r))
         if len(at):
             parts = np.stack([judged.median[at], c.arrival[r, at]], axis=1)
-            out += _of_rank(context, c, r, parts, c.call_keys[r, at])
+            out += _of_rank(context, c, r, parts, (c.call_keys[r, at], threads[r, at]))
     return out
 
 
-def _of_rank(context: Context, c: Collectives, r: int, parts: Intervals, calls: RowKeys) -> Iterator[Effect]:
-    """``parts`` and ``calls`` have a row for each late arrival."""
+def _of_rank(
+    context: Context, c: Collectives, r: int, parts: Intervals, made: tuple[RowKeys, Array]
+) -> Iterator[Effect]:
+    """``parts`` and ``made`` (calls, and their threads) have a row for each late arrival."""
+    calls, threads = made
     pid, rank = c.pids[r], c.ranks[r]
     wide = f"{c.where} AND rank = {rank}"
-    rows = context.store.sql(f"SELECT leaf, row, tid FROM nccl_calls WHERE {wide}")
-    tids = {(leaf, row): tid for leaf, row, tid in rows}
-    threads = np.array([tids[leaf, row] for leaf, row in calls.tolist()])
     for tid in sorted(set(threads.tolist())):
         mine = parts[threads == tid]
         counted = "late arrival" if len(mine) == 1 else f"{len(mine)} late arrivals"
