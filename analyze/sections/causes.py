@@ -17,12 +17,13 @@ from gpuaudit.analyze.aggregates import Cell, text
 from gpuaudit.analyze.causal import states
 from gpuaudit.analyze.causal.detect import UNEXPLAINED, detectors, shares
 from gpuaudit.analyze.causal.leading import leading
-from gpuaudit.analyze.causal.model import WAITED_FOR, Effect
+from gpuaudit.analyze.causal.model import LEAST_NS, WAITED_FOR, Effect
 from gpuaudit.analyze.context import Context, NotEvaluated
 from gpuaudit.analyze.drafts import derived
 from gpuaudit.analyze.effects import slow_calls
 from gpuaudit.analyze.finding import Quantity, Section, SectionTable, Statement
 from gpuaudit.analyze.intervals import Intervals
+from gpuaudit.analyze.words import duration
 
 ORDER = 25
 
@@ -31,7 +32,7 @@ TITLE = "Where lost time went"
 QUESTION = "How much of the time of slow calls, late arrivals and other losses is explained, by what, and how much not?"
 
 MAX_EFFECTS = 60
-"""Effects with rows of their own, those with most time; the statement is of all."""
+"""Effects with rows of their own, those with most time and none too short to be told; the statement is of all."""
 
 MAX_CALLS = 3
 """System calls that are named, those with most time first."""
@@ -57,6 +58,9 @@ FIXED = (
 )  # fmt: skip
 
 
+NOTES = (f"Effects shorter than {duration(int(LEAST_NS.value))} are in the sums above and have no row.",)
+
+
 def evaluate(context: Context) -> Section:
     """Every effect with its shares; what is known of the rest; what became of each detector."""
     found = context.causal
@@ -65,9 +69,9 @@ def evaluate(context: Context) -> Section:
     if not effects:
         reason = "no slow call, late arrival or other loss that a detector of causes looks at"
         return Section(ID, TITLE, QUESTION, "evaluated", reason, (), (table,), (), FIXED)
-    shown, left = effects[:MAX_EFFECTS], len(effects[MAX_EFFECTS:])
+    shown = [e for e in effects if e.length_ns >= LEAST_NS.value][:MAX_EFFECTS]
     rows = tuple(row for e in shown for row in _shares(context, e))
-    tables = [SectionTable("shares", "Shares of every effect", SHARES, rows, (), left)]
+    tables = [SectionTable("shares", "Shares of each effect", SHARES, rows, NOTES, len(effects) - len(shown))]
     rest = tuple(_rest(context, shown))
     if rest:
         tables.append(SectionTable("unexplained", "What the threads did in the time left unexplained", REST, rest))

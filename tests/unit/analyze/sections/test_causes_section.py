@@ -10,7 +10,7 @@ import pytest
 from gpuaudit.analyze.finding import Quantity, Section, SectionTable
 from gpuaudit.analyze.sections.causes import evaluate
 from tests.rule_scenes.slow import AT, block, launches, off
-from tests.scenes import MS, Scene
+from tests.scenes import MS, US, Scene
 
 SLEPT = {"op": "blocked", "next_pid": 0, "next_tid": 0, "next_comm": "swapper/1", "runqueue_ns": 0}
 
@@ -77,3 +77,13 @@ def test_without_an_effect_there_is_nothing_to_share() -> None:
     assert section.state == "evaluated"
     assert not section.statements
     assert [t.id for t in section.tables] == ["detectors"]
+
+
+def test_an_effect_too_short_to_be_told_is_in_the_sums_alone() -> None:
+    section = evaluate(launches(slow=900 * US).context())
+    shares = next(t for t in section.tables if t.id == "shares")
+    assert (shares.rows, shares.omitted) == ((), 1)
+    (statement,) = [s for s in section.statements if s.values["kind"] == "“slow call”"]
+    lost = statement.values["lost"]
+    assert isinstance(lost, Quantity)
+    assert lost.value == 900 * US
