@@ -36,10 +36,12 @@ class Barriers:
     """Collectives of one process in order of time.
 
     ``calls`` and ``syncs`` are (n, 2) bounds, :data:`NONE` where open or without; ``how`` are positions in :data:`HOW`;
-    ``comm`` is the handle and ``comm_id`` the identity, in digits: empty where it was not recorded.
+    ``comm`` is the handle and ``comm_id`` the identity, in digits: empty where it was not recorded; ``tid`` the thread
+    that made the collective.
     """
 
     pid: int
+    tid: Array
     calls: Intervals
     syncs: Intervals
     call_keys: RowKeys
@@ -61,6 +63,16 @@ class Barriers:
         mine = np.arange(low, high)[self.calls[low:high, 1] == end]
         waited = by_wait[first:last][self.syncs[by_wait[first:last], 1] == end]
         return np.union1d(mine, waited).astype(np.intp)
+
+    def within(self, steps: Intervals, tid: int | None) -> Intervals:
+        """Calls and waits of a thread's collectives that lie in one of its ``steps``, each once, in order of time."""
+        mine = self.tid == tid
+        both = np.concatenate([self.calls[mine], self.syncs[mine]])
+        both = np.unique(both[(both != NONE).all(axis=1)], axis=0)
+        at = np.searchsorted(steps[:, 0], both[:, 0], side="right") - 1
+        ends = steps[np.maximum(at, 0), 1]
+        out: Intervals = both[(at >= 0) & (both[:, 0] < ends) & (both[:, 1] <= ends)]
+        return out
 
     @cached_property
     def _by_wait(self) -> npt.NDArray[np.intp]:
@@ -100,7 +112,7 @@ def read_barriers(store: Store) -> dict[int, Barriers]:
 def _of(store: Store, syncs: Syncs, pid: int, a: dict[str, npt.NDArray[Any]]) -> Barriers:
     start, end, keys = syncs.following(pid, a)
     return Barriers(
-        pid=pid,
+        pid=pid, tid=a["tid"],
         calls=np.stack([a["start_ns"], a["end_ns"]], axis=1), syncs=np.stack([start, end], axis=1),
         call_keys=np.stack([a["leaf"], a["row"]], axis=1), sync_keys=keys,
         how=_how(store, pid, a["stream"], keys), comm=a["comm"], comm_id=a["comm_id"], op=a["op"],

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from gpuaudit.analyze.causal.model import Effect
 from gpuaudit.analyze.collectives import Collectives
+from gpuaudit.analyze.effects import slow_steps
 
 if TYPE_CHECKING:
     from gpuaudit.analyze.context import Context
@@ -38,13 +39,15 @@ class CollectiveCall:
 
 
 def of_effect(context: Context, effect: Effect) -> Iterator[CollectiveCall]:
-    """Those of the effect's calls that are a collective or carry the wait for one, in order of time."""
+    """Those of the effect's calls, or of the calls in its steps, that are a collective or carry the wait for one, in
+    order of time."""
     b = context.barriers.get(effect.pid)
     if b is None:
         return
     positions = {str(c.comm_id): i for i, c in enumerate(context.aligned)}
     nameless = {x.pid for x in context.barriers.values() if (x.comm_id == "").any()}
-    for start, end in effect.parts.tolist():
+    calls = b.within(effect.parts, effect.tid) if effect.kind == slow_steps.KIND else effect.parts
+    for start, end in calls.tolist():
         mine = b.at(start, end)
         if len(mine):
             ids = set(b.comm_id[mine].tolist())

@@ -19,6 +19,7 @@ from gpuaudit.analyze import intervals
 from gpuaudit.analyze.causal import collective_calls, model
 from gpuaudit.analyze.causal.collective_calls import CollectiveCall
 from gpuaudit.analyze.causal.model import Cause, Causes, Detector, Effect
+from gpuaudit.analyze.effects import slow_steps
 from gpuaudit.analyze.finding import Declaration, Quantity, Threshold
 from gpuaudit.analyze.intervals import Intervals
 from gpuaudit.analyze.store import quoted
@@ -208,7 +209,7 @@ def _rows(book: str) -> Callable[[Intervals], tuple[str, ...]]:
 
 DETECTOR = Detector(
     precedence=190,
-    kinds=frozenset({"slow_call"}),
+    kinds=frozenset({"slow_call", slow_steps.KIND}),
     scope="a GPU of a rank of the same communicator, within the very call that is the collective or carries its wait",
     find=find,
     refuted_by="Collectives as slow without an error on any link of the ranks' GPUs, or errors without a slow one.",

@@ -19,6 +19,7 @@ from gpuaudit.analyze import imposed, intervals, lateness
 from gpuaudit.analyze.causal import collective_calls, model
 from gpuaudit.analyze.causal.model import Cause, Causes, Detector, Effect
 from gpuaudit.analyze.collectives import Collectives
+from gpuaudit.analyze.effects import slow_steps
 from gpuaudit.analyze.finding import Declaration, Threshold
 from gpuaudit.analyze.intervals import Intervals
 from gpuaudit.analyze.sockets import shown
@@ -178,7 +179,7 @@ def _evidence(context: Context, f: _Found) -> Callable[[Intervals], tuple[str, .
 
 DETECTOR = Detector(
     precedence=140,
-    kinds=frozenset({"slow_call"}),
+    kinds=frozenset({"slow_call", slow_steps.KIND}),
     scope="same communicator and collective, the very call that carries the wait of an observed rank",
     find=find,
     refuted_by="A capture of the other host in the same time that shows its ranks entering no later than these.",

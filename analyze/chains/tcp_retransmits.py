@@ -22,6 +22,7 @@ from gpuaudit.analyze import intervals
 from gpuaudit.analyze.causal import collective_calls, model
 from gpuaudit.analyze.causal.model import Cause, Causes, Detector, Effect
 from gpuaudit.analyze.causal.recorded import unrecorded
+from gpuaudit.analyze.effects import slow_steps
 from gpuaudit.analyze.finding import Declaration, Quantity, Threshold
 from gpuaudit.analyze.intervals import Intervals
 from gpuaudit.analyze.sockets import End, Sockets, read_sockets, shown
@@ -181,7 +182,7 @@ def _within(time: Intervals, at: int) -> bool:
 
 DETECTOR = Detector(
     precedence=60,
-    kinds=frozenset({"slow_call"}),
+    kinds=frozenset({"slow_call", slow_steps.KIND}),
     scope="sockets of the same process, or of another observed rank of the communicator, within the very call that is "
     "the collective or carries the wait for it",
     find=find,

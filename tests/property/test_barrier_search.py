@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,8 +22,8 @@ def made(calls: list[tuple[int, int]], waits: list[tuple[int, int] | None]) -> B
     syncs = np.array([w or (NONE, NONE) for w in waits[:n]], dtype=np.int64).reshape(-1, 2)
     texts = np.array([""] * n)
     return Barriers(
-        1, np.array(calls, dtype=np.int64).reshape(-1, 2), syncs, none, none, np.zeros(n, dtype=np.int64), texts, texts,
-        texts,
+        1, np.arange(n) % 2, np.array(calls, dtype=np.int64).reshape(-1, 2), syncs, none, none,
+        np.zeros(n, dtype=np.int64), texts, texts, texts,
     )  # fmt: skip
 
 
@@ -46,3 +48,19 @@ def test_search_and_comparison_agree(
 def test_rows_of_one_set_among_another(a: list[tuple[int, int]], b: list[tuple[int, int]]) -> None:
     found = same_rows(np.array(a, dtype=np.int64).reshape(-1, 2), np.array(b, dtype=np.int64).reshape(-1, 2))
     assert found.tolist() == [x in b for x in a]
+
+
+@given(
+    st.lists(BOUNDS, min_size=1, max_size=8),
+    st.lists(st.none() | BOUNDS, min_size=8, max_size=8),
+    st.lists(st.integers(0, 40), min_size=2, max_size=6, unique=True),
+)
+def test_what_lies_in_the_steps_of_a_thread(
+    calls: list[tuple[int, int]], waits: list[tuple[int, int] | None], cuts: list[int]
+) -> None:
+    """Thread 0 made every second collective; steps follow each other from cut to cut."""
+    b = made(calls, waits)
+    steps = list(itertools.pairwise(sorted(cuts)))
+    mine = [tuple(x) for rows in (b.calls, b.syncs) for x in rows[b.tid == 0].tolist() if NONE not in x]
+    inside = sorted({x for x in mine if any(a <= x[0] < e and x[1] <= e for a, e in steps)})
+    assert [tuple(x) for x in b.within(np.array(steps, dtype=np.int64), 0).tolist()] == inside
