@@ -13,6 +13,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from gpuaudit.analyze import intervals
 from gpuaudit.analyze.intervals import Intervals
 from gpuaudit.analyze.lanes import Drawing, Lane
 from gpuaudit.bundle.display import printable
@@ -97,20 +98,9 @@ def _bar(time: Intervals, start: int, end: int, columns: int) -> str:
     """One character per column; the columns are cut at exact nanoseconds, so that none is counted twice."""
     cuts = [start + (end - start) * i // columns for i in range(columns + 1)]
     edges = np.array(cuts, dtype=np.int64)
-    covered = _covered(time, edges)
+    covered = intervals.coverage(np.stack([edges[:-1], edges[1:]], axis=1), time)
     out = []
-    for got, low, high in zip(covered, cuts, cuts[1:], strict=False):
+    for got, low, high in zip(covered.tolist(), cuts, cuts[1:], strict=False):
         level = 0 if got == 0 else max(1, 8 * got // max(high - low, 1))
         out.append(BLOCKS[min(level, 8)])
     return "".join(out)
-
-
-def _covered(time: Intervals, edges: Intervals) -> list[int]:
-    """ns of ``time`` between each two edges: a running total of the set, looked up at the edges."""
-    lengths = time[:, 1] - time[:, 0]
-    before = np.concatenate([[0], np.cumsum(lengths)])
-    at = np.searchsorted(time[:, 0], edges, side="right")
-    last = np.maximum(at - 1, 0)
-    inside = np.minimum(np.maximum(edges - time[last, 0], 0), lengths[last])
-    total = np.where(at > 0, before[last] + inside, 0)
-    return [int(x) for x in np.diff(total)]
