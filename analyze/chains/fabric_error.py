@@ -9,6 +9,7 @@ whether the errors did, and nothing is claimed. Counters of InfiniBand and RoCE 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -155,14 +156,19 @@ def _causes(
     found: dict[str, _Found] = {}
     for call in collective_calls.of_effect(context, effect):
         gpus = {g.uuid[:MAX_UUID] for pid in call.ranks for g in context.gpus_by_pid.get(pid, [])}
-        for e in events:
-            if e.gpu in gpus and call.start <= e.at < call.end:
+        for e in events[_first(events, call.start) : _first(events, call.end)]:
+            if e.gpu in gpus:
                 _add_event(found, call, e)
-        for g in growths:
-            if g.gpu in gpus and call.start <= g.low and g.high <= call.end:
+        for g in growths[_first(growths, call.start) : _first(growths, call.end)]:
+            if g.gpu in gpus and g.high <= call.end:
                 _add_growth(found, g)
     for culprit in sorted(found):
         yield _cause(context, culprit, found[culprit])
+
+
+def _first(in_order: Sequence[_Event] | Sequence[_Growth], at: int) -> int:
+    """Position of the first that is at, or begins at, ``at`` or later."""
+    return bisect_left(in_order, at, key=lambda x: x.at if isinstance(x, _Event) else x.low)
 
 
 def _add_event(found: dict[str, _Found], call: CollectiveCall, e: _Event) -> None:

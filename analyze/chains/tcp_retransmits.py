@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from gpuaudit.analyze import intervals
 from gpuaudit.analyze.causal import collective_calls, model
@@ -103,6 +104,8 @@ def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
         return why
     sockets = read_sockets(context.store)
     resent = _resent(context, sockets)
+    if not resent:
+        return {}
     out = {e.key: list(_causes(context, sockets, resent, e)) for e in effects}
     return {key: causes for key, causes in out.items() if causes}
 
@@ -168,16 +171,21 @@ def _evidence(context: Context, resent: Sequence[Resent], remote: str) -> Callab
     """The packets at or within the allotted time."""
 
     def rows(time: Intervals) -> tuple[str, ...]:
-        ends = {int(b) for _, b in time} if len(time) else set()
-        keys = [(r.leaf, r.row) for r in resent if r.at in ends or _within(time, r.at)]
-        chosen = np.array(keys or [(r.leaf, r.row) for r in resent], dtype=np.int64)
+        keys = np.array([(r.leaf, r.row) for r in resent], dtype=np.int64)
+        inside = _within(time, np.array([r.at for r in resent], dtype=np.int64))
+        chosen = keys[inside] if inside.any() else keys
         return (context.book.listed("tcp_retransmits", chosen, f"remote_address = {quoted(remote)}"),)
 
     return rows
 
 
-def _within(time: Intervals, at: int) -> bool:
-    return bool(((time[:, 0] <= at) & (at <= time[:, 1])).any())
+def _within(time: Intervals, at: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Which moments lie in the set, or at an end of it: the time that a packet explains ends when it is sent again."""
+    if not len(time):
+        return np.zeros(len(at), dtype=bool)
+    before = np.searchsorted(time[:, 0], at, side="right") - 1
+    inside: npt.NDArray[np.bool_] = (before >= 0) & (at <= time[np.maximum(before, 0), 1])
+    return inside
 
 
 DETECTOR = Detector(
