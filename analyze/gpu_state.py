@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -94,7 +95,11 @@ class Contrast:
         )
 
 
-Read = Callable[["Context", Effect, GpuTime], Sequence[State]]
+Read = Callable[["Context", int, GpuTime], Sequence[State]]
+"""The states of a GPU that concern the process of this id."""
+
+Begins = npt.NDArray[np.int64]
+"""When calls began."""
 
 
 def causes(
@@ -104,18 +109,25 @@ def causes(
     one of ``calls``."""
     times = int(context.policy.value(TIMES, detector))
     least = int(context.policy.value(LEAST_OUTSIDE, detector))
+    of_process = cache(lambda pid: [s for g in context.gpus_by_pid.get(pid, []) for s in read(context, pid, g)])
+    every = cache(partial(_begins, context))
     out: dict[str, list[Cause]] = {}
     for e in effects:
         if e.kind == SLOW_CALL and not calls.means(e.op):
             continue
-        gpus = context.gpus_by_pid.get(e.pid, [])
-        for state in (s for g in gpus for s in read(context, e, g)):
+        several = len(context.gpus_by_pid.get(e.pid, [])) > 1
+        for state in of_process(e.pid):
             if not len(intervals.intersect(e.time, state.time)):
                 continue
-            compared = contrast(context, e, state)
+            compared = contrast(e, state, every)
             if compared.holds(times, least):
-                out.setdefault(e.key, []).append(_cause(state, compared, len(gpus) > 1))
+                out.setdefault(e.key, []).append(_cause(state, compared, several))
     return out
+
+
+def all_of(context: Context, *tables: tuple[str, str]) -> Evidence:
+    """Every row of each table that meets its condition, whatever time was allotted."""
+    return lambda _: tuple(context.book.where(table, where) for table, where in tables)
 
 
 def _cause(state: State, compared: Contrast, several: bool) -> Cause:
@@ -126,18 +138,13 @@ def _cause(state: State, compared: Contrast, several: bool) -> Cause:
     )  # fmt: skip
 
 
-def contrast(context: Context, e: Effect, state: State) -> Contrast:
-    """Slow and all, in and outside the state, of the time for which it is known."""
+def contrast(e: Effect, state: State, every: Callable[[int, str], Begins]) -> Contrast:
+    """Slow and all, in and outside the state, of the time for which it is known; ``every``: calls by process and op."""
     free = intervals.subtract(state.known, state.time)
     if e.kind == SLOW_CALL:
-        table = "nccl_calls" if e.op.startswith(("nccl", "pnccl")) else "cuda_calls"
-        every = context.store.arrays(
-            f"SELECT start_ns::BIGINT AS a FROM {table} WHERE pid = {e.pid} AND op = {quoted(e.op)} AND {OUTERMOST} "
-            "AND duration_ns IS NOT NULL ORDER BY 1"
-        )["a"]
-        slow = e.parts[:, 0]
+        slow, calls = e.parts[:, 0], every(e.pid, e.op)
         return Contrast(
-            _begin_in(slow, state.time), _begin_in(every, state.time), _begin_in(slow, free), _begin_in(every, free),
+            _begin_in(slow, state.time), _begin_in(calls, state.time), _begin_in(slow, free), _begin_in(calls, free),
             calls=True,
         )  # fmt: skip
     return Contrast(
@@ -146,7 +153,17 @@ def contrast(context: Context, e: Effect, state: State) -> Contrast:
     )  # fmt: skip
 
 
-def _begin_in(starts: npt.NDArray[np.int64], time: Intervals) -> int:
+def _begins(context: Context, pid: int, op: str) -> Begins:
+    table = "nccl_calls" if op.startswith(("nccl", "pnccl")) else "cuda_calls"
+    a = context.store.arrays(
+        f"SELECT start_ns::BIGINT AS a FROM {table} WHERE pid = {int(pid)} AND op = {quoted(op)} AND {OUTERMOST} "
+        "AND duration_ns IS NOT NULL ORDER BY 1"
+    )
+    begins: Begins = a["a"]
+    return begins
+
+
+def _begin_in(starts: Begins, time: Intervals) -> int:
     if not len(time):
         return 0
     at = np.searchsorted(time[:, 0], starts, side="right") - 1

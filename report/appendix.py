@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import groupby
 from typing import Any
 
 from gpuaudit.analyze.finding import Document, Quantity, number_from_json
@@ -102,11 +103,18 @@ def _thresholds(declarations: list[dict[str, Any]]) -> tuple[Table, ...]:
               [[data(f"{ids[0]}.{name}"), value, source] for ids, name, value, source in rows if len(ids) == 1],
               empty="none"),
         build("Thresholds that several share",
-              [*columns, Column("source"), Column("rules and detectors")],
-              [[data(name), value, source, listed(data(u) for u in ids)]
-               for ids, name, value, source in rows if len(ids) > 1],
-              empty="none"),
+              [*columns, Column("source", widest=True), Column("rules and detectors")],
+              _each_list_once([r for r in rows if len(r[0]) > 1]), empty="none", sortable=False),
     )  # fmt: skip
+
+
+def _each_list_once(rows: list[tuple[list[str], str, Quantity, Text]]) -> list[list[Cell | Text | Quantity]]:
+    """Thresholds that the same rules share stand together, and the second one does not name them again."""
+    out: list[list[Cell | Text | Quantity]] = []
+    for users, group in groupby(sorted(rows, key=lambda r: (-len(r[0]), r[0], r[1])), key=lambda r: r[0]):
+        for n, (_, name, value, source) in enumerate(group):
+            out.append([data(name), value, source, words("the same") if n else listed(data(u) for u in users)])
+    return out
 
 
 def _left_out(name: str, section: dict[str, Any]) -> Text:
@@ -167,7 +175,7 @@ def _libraries(rows: list[dict[str, Any]]) -> Table:
     titles = ("library", "state", "process", "path", "build id", "exported, not observed", "reason")
     return build(
         "Libraries that could be probed",
-        [Column(t, wide=t == "exported, not observed") for t in titles],
+        [Column(t, wide=t == "exported, not observed" and any(r.get("not_observed") for r in rows)) for t in titles],
         [[loose(r.get(k)) for k in keys] for r in rows], empty="no process mapped a library of the probe table",
     )  # fmt: skip
 

@@ -19,7 +19,6 @@ from gpuaudit.analyze.causal.model import Causes, Detector, Effect
 from gpuaudit.analyze.finding import Declaration, Quantity
 from gpuaudit.analyze.gpu_state import State
 from gpuaudit.analyze.gpu_time import UNKNOWN, GpuTime
-from gpuaudit.analyze.intervals import Intervals
 from gpuaudit.analyze.nvml_values import of_samples
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
     return gpu_state.causes(context, effects, DECLARATION.id, _capped)
 
 
-def _capped(context: Context, _: Effect, gpu: GpuTime) -> list[State]:
+def _capped(context: Context, _: int, gpu: GpuTime) -> list[State]:
     from gpuaudit.analyze.rules import clock_caps  # noqa: PLC0415 - rules import the context
 
     cap = of_samples(context.store, gpu, (clock_caps.COLUMN,))[clock_caps.COLUMN]
@@ -64,25 +63,20 @@ def _capped(context: Context, _: Effect, gpu: GpuTime) -> list[State]:
     chosen, known = bound | named, busy | also_busy
     if not chosen.any():
         return []
-    rows = _evidence(context, gpu)(gpu.time(chosen))
+    time = gpu.time(chosen)
+    evidence = gpu_state.all_of(context, ("nvml_samples", f"{gpu.where} AND clock_sm_mhz < clock_sm_max_mhz"))
+    rows = evidence(time)
     clocks = np.sort(gpu.clock_sm_mhz[chosen])
     return [State(
         culprit=f"setting of the clocks of GPU {gpu.index}", text="clock_capped",
         what="a setting kept the GPU's clock below the highest",
-        time=gpu.time(chosen), known=gpu.time(known), evidence=_evidence(context, gpu), subject={"gpu": gpu.uuid},
+        time=time, known=gpu.time(known), evidence=evidence, subject={"gpu": gpu.uuid},
         values={
             "gpu": f"{gpu.index} ({gpu.uuid})",
             "clock": Quantity(int(clocks[(len(clocks) + 1) // 2 - 1]), "MHz", "derived", rows, "median SM clock then"),
             "clock_max": Quantity(int(gpu.clock_sm_max_mhz[chosen].max()), "MHz", "derived", rows, "highest SM clock"),
         },
     )]  # fmt: skip
-
-
-def _evidence(context: Context, gpu: GpuTime) -> gpu_state.Evidence:
-    def rows(_: Intervals) -> tuple[str, ...]:
-        return (context.book.where("nvml_samples", f"{gpu.where} AND clock_sm_mhz < clock_sm_max_mhz"),)
-
-    return rows
 
 
 DETECTOR = Detector(

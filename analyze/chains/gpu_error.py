@@ -8,7 +8,8 @@ between which uncorrected errors were counted. Units: ns.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,6 +53,8 @@ DECLARATION = Declaration(
     assumptions=(f"Meaning and action of an XID: {SOURCE}.",),
 )  # fmt: skip
 
+COUNTER = "ecc_uncorrected_volatile"
+
 MAX_EVENTS = 10_000
 """Events of one GPU that are looked at, the first ones."""
 
@@ -62,33 +65,44 @@ def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
 
     if not context.store.row_count("nvml_health") and not context.store.row_count("nvml_events"):
         return NotEvaluated(context.quality.source_reason("nvml") or "neither events nor health of a GPU were recorded")
+    events, readings = cache(partial(_xids, context)), cache(partial(_uncorrected, context))
     out: dict[str, list[Cause]] = {}
     for e in effects:
         if e.kind == gpu_state.SLOW_CALL and not gpu_state.WAITS_FOR_GPU.means(e.op):
             continue
         for gpu in context.gpus_by_pid.get(e.pid, []):
-            found = [*_events(context, e, gpu), *_ecc(context, e, gpu)]
+            found = [*_events(context, e, gpu, events(gpu.where)), *_ecc(context, e, gpu, readings(gpu.where))]
             if found:
                 out.setdefault(e.key, []).extend(found)
     return out
 
 
-def _events(context: Context, e: Effect, gpu: GpuTime) -> Iterator[Cause]:
+def _xids(context: Context, where: str) -> dict[int, list[int]]:
+    """When each XID of a GPU was reported, in order."""
     from gpuaudit.analyze.chains.fabric_error import NVLINK_XIDS  # noqa: PLC0415 - told there
 
     rows = context.store.sql(
-        f"SELECT start_ns::BIGINT, event_data FROM nvml_events WHERE {gpu.where} AND op = 'xid' AND event_data IS NOT "
+        f"SELECT start_ns::BIGINT, event_data FROM nvml_events WHERE {where} AND op = 'xid' AND event_data IS NOT "
         f"NULL ORDER BY start_ns, leaf, row LIMIT {MAX_EVENTS}"
     )
-    for number in sorted({int(n) for _, n in rows} - set(NVLINK_XIDS)):
-        time = _from(e.parts, [int(at) for at, n in rows if int(n) == number])
+    out: dict[int, list[int]] = {}
+    for at, number in rows:
+        out.setdefault(int(number), []).append(int(at))
+    return {number: out[number] for number in sorted(out) if number not in NVLINK_XIDS}
+
+
+def _events(context: Context, e: Effect, gpu: GpuTime, events: Mapping[int, Sequence[int]]) -> Iterator[Cause]:
+    for number, reported in events.items():
+        time = _from(e.parts, reported)
         if not len(time):
             continue
         told = xid(number)
         known = number in XIDS
         yield Cause(
             culprit=f"XID {number}", time=time, text="xid", what=f"the GPU had reported XID {number}",
-            evidence=_of_table(context, "nvml_events", f"{gpu.where} AND op = 'xid' AND event_data = {number}"),
+            evidence=gpu_state.all_of(
+                context, ("nvml_events", f"{gpu.where} AND op = 'xid' AND event_data = {number}")
+            ),
             values={
                 "gpu": f"{gpu.index} ({gpu.uuid})",
                 "meaning": told.meaning if known else "the catalogue used here does not explain it",
@@ -107,30 +121,26 @@ def _from(parts: Intervals, events: Sequence[int]) -> Intervals:
     return intervals.from_bounds(first[hit], parts[hit, 1])
 
 
-def _ecc(context: Context, e: Effect, gpu: GpuTime) -> Iterator[Cause]:
-    column = "ecc_uncorrected_volatile"
-    a = series(context.store, "nvml_health", gpu.where, (column,))
-    told = a[column] != UNKNOWN
-    at, errors = a["start_ns"][told], a[column][told]
+def _uncorrected(context: Context, where: str) -> list[tuple[int, int]]:
+    """Consecutive readings of a GPU between which uncorrected errors were counted."""
+    a = series(context.store, "nvml_health", where, (COUNTER,))
+    told = a[COUNTER] != UNKNOWN
+    at, errors = a["start_ns"][told], a[COUNTER][told]
     grew = np.flatnonzero(np.diff(errors) >= int(context.policy.value(ERRORS, DECLARATION.id)))
-    whole = [
-        (low, high)
-        for low, high in zip(at[grew].tolist(), at[grew + 1].tolist(), strict=True)
-        if ((e.parts[:, 0] <= low) & (high <= e.parts[:, 1])).any()
-    ]
+    return list(zip(at[grew].tolist(), at[grew + 1].tolist(), strict=True))
+
+
+def _ecc(context: Context, e: Effect, gpu: GpuTime, grew: Sequence[tuple[int, int]]) -> Iterator[Cause]:
+    whole = [(low, high) for low, high in grew if ((e.parts[:, 0] <= low) & (high <= e.parts[:, 1])).any()]
     if not whole:
         return
     yield Cause(
         culprit=f"uncorrectable memory errors of GPU {gpu.index}", text="ecc",
         time=intervals.from_bounds([low for low, _ in whole], [high for _, high in whole]),
         what="the GPU counted uncorrectable memory errors", values={"gpu": f"{gpu.index} ({gpu.uuid})"},
-        evidence=_of_table(context, "nvml_health", f"{gpu.where} AND {column} IS NOT NULL"),
+        evidence=gpu_state.all_of(context, ("nvml_health", f"{gpu.where} AND {COUNTER} IS NOT NULL")),
         subject={"gpu": gpu.uuid},
     )  # fmt: skip
-
-
-def _of_table(context: Context, table: str, where: str) -> gpu_state.Evidence:
-    return lambda _: (context.book.where(table, where),)
 
 
 DETECTOR = Detector(

@@ -59,18 +59,18 @@ def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
     return gpu_state.causes(context, effects, DECLARATION.id, _others)
 
 
-def _others(context: Context, e: Effect, gpu: GpuTime) -> list[State]:
+def _others(context: Context, own: int, gpu: GpuTime) -> list[State]:
     rows = Rows.read(
         context, "nvml_processes", f"{gpu.where} AND sm_utilization_percent IS NOT NULL AND {NOT_OWN}",
         ("pid::BIGINT AS pid", "least(sm_utilization_percent, 100)::BIGINT AS percent",
          f"coalesce(gpu_instance::BIGINT, {UNKNOWN}) AS instance"),
     )  # fmt: skip
     listed = Rows.read(
-        context, "nvml_processes", f"{gpu.where} AND pid = {int(e.pid)}",
+        context, "nvml_processes", f"{gpu.where} AND pid = {int(own)}",
         (f"coalesce(gpu_instance::BIGINT, {UNKNOWN}) AS instance",),
     )  # fmt: skip
     out = []
-    for pid in sorted(set(rows.a["pid"].tolist()) - {e.pid}):
+    for pid in sorted(set(rows.a["pid"].tolist()) - {own}):
         for instance in sorted(set(listed.a["instance"].tolist())):
             known = intervals.intersect(listed.of(listed.a["instance"] == instance).time, gpu.covered)
             busy = rows.of((rows.a["pid"] == pid) & (rows.a["percent"] > 0) & (rows.a["instance"] == instance))

@@ -17,7 +17,6 @@ from gpuaudit.analyze.causal.model import Causes, Detector, Effect
 from gpuaudit.analyze.finding import Declaration, Quantity
 from gpuaudit.analyze.gpu_state import State
 from gpuaudit.analyze.gpu_time import GpuTime
-from gpuaudit.analyze.intervals import Intervals
 
 if TYPE_CHECKING:
     from gpuaudit.analyze.context import Context, NotEvaluated
@@ -57,7 +56,7 @@ def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
     return gpu_state.causes(context, effects, DECLARATION.id, _below, BLOCKING_COPY)
 
 
-def _below(context: Context, _: Effect, gpu: GpuTime) -> list[State]:
+def _below(context: Context, _: int, gpu: GpuTime) -> list[State]:
     from gpuaudit.analyze.rules.pcie_link import Link  # noqa: PLC0415 - rules import the context
 
     link = Link(context, gpu)
@@ -65,15 +64,19 @@ def _below(context: Context, _: Effect, gpu: GpuTime) -> list[State]:
     chosen = loaded & link.below
     if not chosen.any():
         return []
-    evidence = _evidence(context, gpu)
-    rows = evidence(gpu.time(chosen))
+    time = gpu.time(chosen)
+    evidence = gpu_state.all_of(
+        context, ("nvml_samples", f"{gpu.where} AND pcie_width IS NOT NULL"),
+        ("nvml_health", f"{gpu.where} AND pcie_width_max IS NOT NULL"),
+    )  # fmt: skip
+    rows = evidence(time)
 
     def told(value: int | None, how: str) -> Quantity:
         return Quantity(value, "count", "derived", rows, how)
 
     return [State(
         culprit=f"PCIe link of GPU {gpu.index}", text="pcie_degraded", what="the GPU's PCIe link was below what it can",
-        time=gpu.time(chosen), known=gpu.time(loaded), evidence=evidence, subject={"gpu": gpu.uuid},
+        time=time, known=gpu.time(loaded), evidence=evidence, subject={"gpu": gpu.uuid},
         values={
             "gpu": f"{gpu.index} ({gpu.uuid})",
             "generation": told(int(link.generation[chosen].min()), "lowest generation of those samples"),
@@ -82,16 +85,6 @@ def _below(context: Context, _: Effect, gpu: GpuTime) -> list[State]:
             "width_max": told(link.width_max, "last reading"),
         },
     )]  # fmt: skip
-
-
-def _evidence(context: Context, gpu: GpuTime) -> gpu_state.Evidence:
-    def rows(_: Intervals) -> tuple[str, ...]:
-        return (
-            context.book.where("nvml_samples", f"{gpu.where} AND pcie_width IS NOT NULL"),
-            context.book.where("nvml_health", f"{gpu.where} AND pcie_width_max IS NOT NULL"),
-        )
-
-    return rows
 
 
 DETECTOR = Detector(

@@ -19,7 +19,6 @@ from gpuaudit.analyze.causal.model import Causes, Detector, Effect
 from gpuaudit.analyze.finding import Declaration, Quantity
 from gpuaudit.analyze.gpu_state import State
 from gpuaudit.analyze.gpu_time import UNKNOWN, GpuTime
-from gpuaudit.analyze.intervals import Intervals
 
 if TYPE_CHECKING:
     from gpuaudit.analyze.context import Context, NotEvaluated
@@ -54,7 +53,7 @@ def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
     return gpu_state.causes(context, effects, DECLARATION.id, _throttled)
 
 
-def _throttled(context: Context, _: Effect, gpu: GpuTime) -> list[State]:
+def _throttled(context: Context, _: int, gpu: GpuTime) -> list[State]:
     from gpuaudit.analyze.rules.throttling import MASK, REASONS  # noqa: PLC0415 - rules import the context
 
     told = gpu.event_reasons != UNKNOWN
@@ -66,7 +65,8 @@ def _throttled(context: Context, _: Effect, gpu: GpuTime) -> list[State]:
         names = ", ".join(n for n, bit in REASONS.items() if mask & bit)
         chosen = masked == mask
         time = gpu.time(chosen)
-        evidence = _evidence(context, gpu, mask)
+        named = f"{gpu.where} AND event_reasons & {MASK} = {mask}"
+        evidence = gpu_state.all_of(context, ("nvml_samples", named))
         rows = evidence(time)
         out.append(State(
             culprit=names, text="throttled", what=f"the GPU had lowered its clocks ({names})", time=time,
@@ -77,15 +77,6 @@ def _throttled(context: Context, _: Effect, gpu: GpuTime) -> list[State]:
             },
         ))  # fmt: skip
     return out
-
-
-def _evidence(context: Context, gpu: GpuTime, mask: int) -> gpu_state.Evidence:
-    from gpuaudit.analyze.rules.throttling import MASK  # noqa: PLC0415 - rules import the context
-
-    def rows(_: Intervals) -> tuple[str, ...]:
-        return (context.book.where("nvml_samples", f"{gpu.where} AND event_reasons & {MASK} = {mask}"),)
-
-    return rows
 
 
 def _median(values: np.ndarray[tuple[int], np.dtype[np.int64]], rows: tuple[str, ...]) -> Quantity:
