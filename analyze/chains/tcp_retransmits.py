@@ -1,4 +1,4 @@
-"""Chain: TCP packets of the ranks were sent again inside a slow collective.
+"""Chain: TCP packets of the ranks were sent again inside a slow collective, or while a late rank waited for a socket.
 
 Effect: slow calls that are a collective, or in which the host waits for one (``barriers.py``). Join: a packet that was
 sent again within such a call, on a socket of the same process or of another observed rank of the same communicator,
@@ -6,7 +6,11 @@ whose other end is not a followed process outside the communicator. Cause: the t
 data may have been on their way: at most 200 ms (the least time after which Linux resends without acknowledgements),
 twice as much for each further resend of the connection in a row, never before the call, before the packet sent again
 before it, before the last observed rank had entered the collective, or before the socket was last seen to move. Only
-when packets were sent again is recorded, not when they were lost. Units: ns.
+when packets were sent again is recorded, not when they were lost.
+
+Effect too: the lateness of a rank, or the wait for a thread. Join: the same thread slept, interruptibly, in a call that
+sends, receives, connects or waits for descriptors, and within that sleep a packet of a connection of its own process,
+from either end, was sent again. Cause: of the same time the part in which the thread slept so. Units: ns.
 """
 
 from __future__ import annotations
@@ -19,11 +23,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from gpuaudit.analyze import intervals
-from gpuaudit.analyze.causal import collective_calls, model
+from gpuaudit.analyze import intervals, system_calls
+from gpuaudit.analyze.causal import collective_calls, model, states
 from gpuaudit.analyze.causal.model import Cause, Causes, Detector, Effect
 from gpuaudit.analyze.causal.recorded import unrecorded
-from gpuaudit.analyze.effects import slow_steps
+from gpuaudit.analyze.causal.states import Chosen, States
+from gpuaudit.analyze.effects import late_arrivals, slow_steps
 from gpuaudit.analyze.finding import Declaration, Quantity, Threshold
 from gpuaudit.analyze.intervals import Intervals
 from gpuaudit.analyze.sockets import End, Sockets, read_sockets, shown
@@ -50,7 +55,8 @@ DECLARATION = Declaration(
     id="tcp_retransmits",
     kind="chain",
     title="TCP packets sent again",
-    question="Were packets of the ranks' connections sent again while a collective was slow?",
+    question="Were packets of the ranks' connections sent again while a collective was slow, or while a rank that came "
+    "late waited for a socket?",
     inputs=(
         ("tcp_retransmits", ("start_ns", "pid", "inode", "segments", "local_address", "local_port", "remote_address",
                              "remote_port")),
@@ -58,6 +64,7 @@ DECLARATION = Declaration(
                        "remote_port")),
         ("nccl_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "comm_handle", "comm_id", "stream")),
         ("cuda_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "stream", "handle")),
+        ("off_cpu", ("start_ns", "duration_ns", "pid", "tid", "op", "prev_state", "syscall", "runqueue_ns")),
     ),
     thresholds=(LEAST_RESEND, LONGEST_RESEND, BACKOFF, *model.THRESHOLDS),
     texts={
@@ -65,7 +72,7 @@ DECLARATION = Declaration(
         "way that TCP then sent again: {packets} packets.",
     },
     never_claims="That the packets carried the collective: a process may have other connections to the same host; nor "
-    "which device on the way lost them.",
+    "for which descriptor a thread slept; nor which device on the way lost them.",
     assumptions=(
         "Data that are sent again after a timeout were sent first at least the least timeout before.",
         "Where acknowledgements showed the loss (fast retransmit), less time was lost than is claimed.",
@@ -74,7 +81,12 @@ DECLARATION = Declaration(
 
 UNPROVEN = "when the lost packets had first been sent is not recorded: the time claimed is the most that Linux's timer "
 UNPROVEN += "can have waited"
+DESCRIPTOR = "for which descriptor the thread slept is not recorded: it may have waited for something else"
 OTHER_END = "who is at the other end was not observed: the connection may have carried something else"
+
+
+ASLEEP = frozenset({late_arrivals.KIND, model.WAITED_FOR})
+"""Kinds of effect that are explained by the sleep of their own thread, not by collectives."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +118,9 @@ def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
     resent = _resent(context, sockets)
     if not resent:
         return {}
-    out = {e.key: list(_causes(context, sockets, resent, e)) for e in effects}
+    asleep = states.of_effects(context, [e for e in effects if e.kind in ASLEEP])
+    out = {e.key: list(_causes(context, sockets, resent, e)) for e in effects if e.kind not in ASLEEP}
+    out |= {key: list(_waits(context, sockets, resent, s)) for key, s in asleep.items()}
     return {key: causes for key, causes in out.items() if causes}
 
 
@@ -147,6 +161,41 @@ def _causes(context: Context, sockets: Sockets, resent: Sequence[Resent], effect
         yield _cause(context, sockets, remote, found[remote])
 
 
+def _waits(context: Context, sockets: Sockets, resent: Sequence[Resent], s: States) -> Iterator[Cause]:
+    """Packets of the process's own connections that were sent again while its thread slept for a socket."""
+    calls = system_calls.numbers(system_calls.SOCKETS, system_calls.machine(context.store.open_body))
+    chosen = (s.a["op"] == "blocked") & ~s.uninterruptible & s.in_calls(calls)
+    asleep, pid = s.asleep(chosen), int(s.a["pid"][0])
+    found: dict[str, _Found] = defaultdict(_Found)
+    for n in np.flatnonzero(_within(asleep, np.array([r.at for r in resent], dtype=np.int64))).tolist():
+        r = resent[n]
+        sends = pid in r.owners
+        if sends or pid in sockets.others(r.end):
+            mine = found[r.end[2] if sends else r.end[0]]
+            mine.pieces.append((max(r.at - r.reach_ns, r.before, sockets.moved(r.end, r.at)), r.at))
+            mine.resent.append(r)
+    for other in sorted(found):
+        pieces = np.array(found[other].pieces, dtype=np.int64)
+        time = intervals.intersect(asleep, intervals.from_bounds(pieces[:, 0], pieces[:, 1]))
+        if len(time):
+            yield _wait(context, (s, chosen), other, found[other], time)
+
+
+def _wait(context: Context, slept: tuple[States, Chosen], other: str, found: _Found, time: Intervals) -> Cause:
+    s, chosen = slept
+    touched = chosen & states.overlapping(s.a["start_ns"], s.a["end_ns"], time)
+    machine = system_calls.machine(context.store.open_body)
+    calls = sorted({system_calls.name(n, machine) for n in s.a["syscall"][touched].tolist()})
+    off, packets = s.evidence(context, chosen), _evidence(context, found.resent)
+    # No chain begins with a late rank's own loss or with a wait: this is told as a link, by what it says.
+    return Cause(
+        culprit=shown(other), time=time, evidence=lambda allotted: (*off(allotted), *packets(allotted)),
+        what=f"its thread slept in {' and '.join(calls)} while packets of a connection with {shown(other)} were on "
+        f"their way that were then sent again by {_names(context, found.resent)}",
+        subject={"address": shown(other)}, against=(UNPROVEN, DESCRIPTOR),
+    )  # fmt: skip
+
+
 def _cause(context: Context, sockets: Sockets, remote: str, found: _Found) -> Cause:
     pieces = np.array(found.pieces, dtype=np.int64)
     known = all(sockets.others(r.end) for r in found.resent)
@@ -155,7 +204,7 @@ def _cause(context: Context, sockets: Sockets, remote: str, found: _Found) -> Ca
     packets = Quantity(len(rows), "count", "measured", (book,), "rows of packets sent again within the calls")
     return Cause(
         culprit=shown(remote), time=intervals.from_bounds(pieces[:, 0], pieces[:, 1]),
-        evidence=_evidence(context, found.resent, remote), text="tcp_retransmits",
+        evidence=_evidence(context, found.resent), text="tcp_retransmits",
         what=f"packets to {shown(remote)} were sent again by {_names(context, found.resent)}",
         values={"packets": packets}, subject={"address": shown(remote)},
         against=(UNPROVEN,) if known else (UNPROVEN, OTHER_END),
@@ -167,14 +216,15 @@ def _names(context: Context, resent: Iterable[Resent]) -> str:
     return ", ".join(f"{context.process_name(p)} ({p})" for p in pids)
 
 
-def _evidence(context: Context, resent: Sequence[Resent], remote: str) -> Callable[[Intervals], tuple[str, ...]]:
+def _evidence(context: Context, resent: Sequence[Resent]) -> Callable[[Intervals], tuple[str, ...]]:
     """The packets at or within the allotted time."""
+    wide = f"remote_address IN ({', '.join(sorted({quoted(r.end[2]) for r in resent}))})"
 
     def rows(time: Intervals) -> tuple[str, ...]:
         keys = np.array([(r.leaf, r.row) for r in resent], dtype=np.int64)
         inside = _within(time, np.array([r.at for r in resent], dtype=np.int64))
         chosen = keys[inside] if inside.any() else keys
-        return (context.book.listed("tcp_retransmits", chosen, f"remote_address = {quoted(remote)}"),)
+        return (context.book.listed("tcp_retransmits", chosen, wide),)
 
     return rows
 
@@ -190,11 +240,11 @@ def _within(time: Intervals, at: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]
 
 DETECTOR = Detector(
     precedence=60,
-    kinds=frozenset({"slow_call", slow_steps.KIND}),
+    kinds=frozenset({"slow_call", slow_steps.KIND, *ASLEEP}),
     scope="sockets of the same process, or of another observed rank of the communicator, within the very call that is "
-    "the collective or carries the wait for it",
+    "the collective or carries the wait for it; of a rank that is late its own sockets, while its thread slept for one",
     find=find,
-    refuted_by="The same collectives as slow in a capture without packets sent again.",
+    refuted_by="The same collectives as slow, or the rank as late, in a capture without packets sent again.",
     experiment="Run the collective over another interface (NCCL_SOCKET_IFNAME) or path, or between ranks of one host, "
     "and capture again.",
     next_step="See drops and errors on the way to that address (ethtool -S, ip -s link, the switch's counters).",
