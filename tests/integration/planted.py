@@ -1,7 +1,8 @@
 """Causes planted in a launcher (tests/doubles/workload/planted.c), recorded with BPF and taken through the analysis.
 
 The launcher says when each of its slow launches began and ended, and when the cause in it held: that is the truth that
-shares are compared with, and it stays true on a host that has other things to do.
+shares are compared with. It stays true on a host that has other things to do, and in a machine whose hypervisor takes
+its CPUs away: what the launcher was not switched out for is in no span.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import TypeVar
+
+import pytest
 
 from gpuaudit.analyze import intervals
 from gpuaudit.analyze.causal.detect import Findings
@@ -33,6 +37,12 @@ SOURCES = frozenset({"cuda", "nccl", "off_cpu", "block_io", "memory", "tcp"})
 TOLERANCE = Fraction(1, 20)
 """Five points, of the issue: so far a share may lie from the planted one."""
 
+QUIET = Fraction(1, 50)
+"""So much of its slow launches may others keep a launcher from its CPU whom nobody is to keep from it."""
+
+ATTEMPTS = 5
+"""So often is planted until nobody did. What the analysis says of a planting has no say in that."""
+
 CPU = max(os.sched_getaffinity(0))
 """Where whoever is pinned is pinned."""
 
@@ -49,6 +59,9 @@ TICK_S = 0.25
 
 SETTLE = ("--settle-ms", 1000, "--linger-ms", 1000)
 """Options of a launcher that is there for a few readings before and after its slow launches."""
+
+
+Planted = TypeVar("Planted")
 
 
 @dataclass(frozen=True)
@@ -81,10 +94,11 @@ def victim(path: Path) -> Victim:
 
 
 class Bench:
-    """A folder with the programs, a recording that runs, and the launchers that ran in it."""
+    """Folders for what launchers write and of the programs, a recording that runs, and the launchers that ran in it."""
 
-    def __init__(self, folder: Path, recording: Recording) -> None:
+    def __init__(self, folder: Path, programs: Path, recording: Recording) -> None:
         self.folder = folder
+        self.programs = programs
         self.recording = recording
         self.victims: dict[str, Victim] = {}
 
@@ -92,7 +106,7 @@ class Bench:
         """A launcher, by real-time priority kept from whatever else this host does."""
         out = self.folder / f"{name}.truth"
         return [
-            self.folder / "planted", "--cudart", self.folder / "libcudart.so.9", "--out", out, "--name", name[:15],
+            self.programs / "planted", "--cudart", self.programs / "libcudart.so.9", "--out", out, "--name", name[:15],
             "--priority", str(priority), *map(str, options),
         ]  # fmt: skip
 
@@ -123,7 +137,7 @@ class Bench:
     @contextmanager
     def hog(self, cpu: int = CPU, *options: object) -> Iterator[int]:
         """Somebody in bursts on one CPU, above the launcher's priority; its process."""
-        spin = self.folder / "spin"
+        spin = self.programs / "spin"
         process = start(
             spin, "--cpu", str(cpu), "--ms", "600000", "--name", HOG, "--burst-ms", str(BURST_MS), "--priority", "2",
             *map(str, options),
@@ -174,19 +188,45 @@ def analysed(bench: Bench) -> Analysed:
     return Analysed(document, context.causal, bench.victims)
 
 
+def undisturbed(plant: Callable[[], Planted], kept: Callable[[Planted], Fraction]) -> Planted:
+    """Plant, and again while those whom nobody was to keep from their CPUs were kept from them, by their own word."""
+    for _ in range(ATTEMPTS):
+        planted = plant()
+        if kept(planted) <= QUIET:
+            return planted
+    share = float(kept(planted))
+    pytest.fail(f"others had this host's CPUs in each of {ATTEMPTS} plantings, for {share:.1%} of the last one")
+
+
+def kept_most(victims: Sequence[Victim]) -> Fraction:
+    """Of the launcher that was kept most from its CPU: the share of its slow launches."""
+    return max(v.planted("gap") for v in victims)
+
+
 @contextmanager
 def bench(folder: Path, sources: frozenset[str] = SOURCES) -> Iterator[Bench]:
-    """A recording with the libraries of launchers and ranks probed before anybody starts."""
-    for name in ("inside", "planted", "spin", "cudart", "nccl", "ranks"):
-        build(name, folder)
-    (folder / "ranks").rename(folder / "planted-ranks")
+    """A recording with the libraries of launchers and ranks probed before anybody starts.
+
+    ``folder`` is one of pytest's temporary ones: the programs are built once, beside it.
+    """
+    programs = _programs(folder.parent / "planted-programs")
     # Only our programs: this host may run others that use these libraries.
     r = Recording(Selection(sources=sources, rules=tuple(Rule("comm", name) for name in PROGRAMS)))
     try:
-        r.capture.prepare([str(folder / name) for name in ("libcudart.so.9", "libcudart.so.13", "libnccl.so.2")])
-        yield Bench(folder, r)
+        r.capture.prepare([str(programs / name) for name in ("libcudart.so.9", "libcudart.so.13", "libnccl.so.2")])
+        yield Bench(folder, programs, r)
     finally:
         r.capture.close()
+
+
+def _programs(folder: Path) -> Path:
+    last = folder / "planted-ranks"
+    if not last.exists():
+        folder.mkdir(exist_ok=True)
+        for name in ("inside", "planted", "spin", "cudart", "nccl", "ranks"):
+            build(name, folder)
+        (folder / "ranks").rename(last)
+    return folder
 
 
 def covered(time: intervals.Intervals, spans: Sequence[tuple[str, int, int]], what: str) -> Fraction:

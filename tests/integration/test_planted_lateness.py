@@ -29,6 +29,7 @@ from tests.integration.planted import (
     bench,
     close,
     covered,
+    undisturbed,
 )
 from tests.integration.planted_quota import PERIOD_US, QUOTA_US, group
 from tests.integration.recording import start, truth
@@ -63,8 +64,13 @@ def run(b: Bench, name: str, *options: object) -> Told:
     """Record ranks of which one is late, from their start to their end."""
     out = b.folder / name
     fixed = ("--ranks", RANKS, "--steps", STEPS, "--late-rank", LATE, "--realtime", 1, "--step-ms", 5)
-    b.follow(start(b.folder / "planted-ranks", "--out", out, *map(str, (*fixed, *options))))
+    b.follow(start(b.programs / "planted-ranks", "--out", out, *map(str, (*fixed, *options))))
     return told(out)
+
+
+def kept(rank: Told) -> Fraction:
+    """How much of its lateness the rank was ready to run and had no CPU."""
+    return covered(rank.lateness, rank.spans, "gap")
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +89,12 @@ def found(tmp_path_factory: pytest.TempPathFactory, bpf: None) -> Iterator[tuple
         ranks = {
             "disk": run(b, "disk", "--late-by", "disk", "--disk", cold),
             "futex": run(b, "futex", "--late-by", "futex"),
-            "alone": run(b, "alone", *work, "--late-cpu", CPU),
+            "alone": undisturbed(lambda: run(b, "alone", *work, "--late-cpu", CPU), kept),
         }
         with b.hog():
             ranks["hog"] = run(b, "hog", *work, "--late-cpu", CPU)
-            ranks["hog elsewhere"] = run(b, "hog elsewhere", *work, "--late-cpu", OTHER_CPU)
+            elsewhere = ("hog elsewhere", *work, "--late-cpu", OTHER_CPU)
+            ranks["hog elsewhere"] = undisturbed(lambda: run(b, *elsewhere), kept)
         wide = ("--late-by", "work", "--busy-ms", 30, "--step-ms", PERIOD_US // 1000 + 20)
         lasting = ("--settle-ms", 1000, "--linger-ms", 1000)
         ranks["quota"] = run(b, "quota", *wide, *lasting, "--late-cgroup", g.folder)
@@ -124,12 +131,14 @@ def others_of(chain: Chain, titles: Sequence[str]) -> Fraction:
 def test_what_made_the_rank_late_is_the_next_link(found: tuple[Analysed, dict[str, Told]], name: str) -> None:
     a, ranks = found
     chain, rank = chain_of(a, ranks[name]), ranks[name]
-    want, got = covered(rank.lateness, rank.spans, SPANS[name]), parts(chain)
+    want, got, others = covered(rank.lateness, rank.spans, SPANS[name]), parts(chain), others_of(chain, [TITLES[name]])
     assert want > TOLERANCE
     assert sum(got.values()) == 1
-    assert close(got[TITLES[name]] + others_of(chain, [TITLES[name]]), want), (got, want)
-    if name != "quota":  # its rank has no real-time priority: what else this host does may keep it waiting too
-        assert others_of(chain, [TITLES[name]]) < TOLERANCE, got
+    if name == "quota":  # its rank has no real-time priority: what else this host does may keep it waiting too
+        assert close(got[TITLES[name]] + others, want), (got, want)
+    else:
+        assert close(got[TITLES[name]], want), (got, want)
+        assert others < TOLERANCE + (kept(rank) if SPANS[name] != "gap" else 0), (got, kept(rank))
     assert len(chain.links) > 1
 
 

@@ -53,7 +53,7 @@ def job(b: Bench, net: Network, name: str, port: int, transfer_ms: int, *more: o
     command = ("--out", b.folder / name, "--ranks", 2, "--steps", STEPS, "--count", COUNT, "--realtime", 1, *more)
     rate = COUNT * FLOAT_BYTES / transfer_ms / 1e6
     return start(
-        "ip", "netns", "exec", net.client, b.folder / "planted-ranks", *map(str, command),
+        "ip", "netns", "exec", net.client, b.programs / "planted-ranks", *map(str, command),
         "--first-netns", f"/run/netns/{net.server}",
         env={**os.environ, "NCCL_DOUBLE_BLOCKING": "1", "NCCL_DOUBLE_ADDRESS": ADDRESS, "NCCL_DOUBLE_PORT": str(port),
              "NCCL_DOUBLE_GB_PER_S": f"{rate:.9f}"}, start_new_session=True,

@@ -36,7 +36,7 @@ BUSY = ("--busy-ms", 30, "--slow", 6, "--rest-ms", 120)
 def while_busy(b: Bench, g: Group, until: int) -> None:
     """Somebody in the group uses its quota up so many times more, while the recording goes on."""
     before, deadline = g.throttled(), time.monotonic() + DEADLINE_S
-    busy = start(*g.inside(), b.folder / "spin", "--ms", "600000")
+    busy = start(*g.inside(), b.programs / "spin", "--ms", "600000")
     try:
         while g.throttled() < before + until:
             assert time.monotonic() < deadline, "the quota is never used up"

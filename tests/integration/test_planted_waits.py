@@ -19,11 +19,14 @@ from tests.integration.planted import (
     TOLERANCE,
     Analysed,
     Bench,
+    Victim,
     analysed,
     bench,
     close,
     effect_ns,
+    kept_most,
     share,
+    undisturbed,
 )
 from tests.integration.recording import start
 
@@ -34,12 +37,14 @@ FILE_BYTES = 16 << 20
 
 def together(b: Bench, **options: tuple[object, ...]) -> None:
     """Two launchers at a time, each on a core of its own."""
-    cores = (CPU, OTHER_CPU)
     names = [name.replace("_", " ") for name in options]
-    commands = zip(names, options.values(), cores, strict=True)
-    b.follow(*(start(*b.command(name, "--cpu", cpu, *more)) for name, more, cpu in commands))
-    for name in names:
-        b.ended(name)
+
+    def plant() -> list[Victim]:
+        plans = zip(names, options.values(), (CPU, OTHER_CPU), strict=True)
+        b.follow(*(start(*b.command(name, "--cpu", cpu, *more)) for name, more, cpu in plans))
+        return [b.ended(name) for name in names]
+
+    undisturbed(plant, kept_most)
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,13 @@
  * A launcher some of whose launches are slow, for a cause that is planted: inside the slow launch itself, or, for the
  * twin that must explain nothing, between launches or on another thread of the process, while the slow launches compute.
  *
- * planted --cudart PATH --out FILE [--cause none|disk|futex|nap] [--where inside|between|thread] [--calls 1000]
+ * planted --cudart PATH --out FILE [--cause none|disk|futex|nap] [--where inside|between|thread] [--calls 799]
  *         [--slow 8] [--busy-ms 10] [--hold-ms 20] [--rest-ms 20] [--disk FILE] [--cpu N] [--priority N]
  *         [--name planted] [--pause-file FILE] [--settle-ms 0] [--linger-ms 0]
  *         [--stat CPU.STAT]
  *
  * FILE gets a line for the process, and one for each slow launch: when it began and ended, by how much the throttled time
- * of a cgroup grew meanwhile, and the spans of its cause ("disk", "futex", "nap") and of time in which it had work to do
- * and did not run ("gap").
+ * of a cgroup grew meanwhile, and the spans of its cause and of time in which it was switched out (planted.h).
  */
 #include "planted.h"
 #include "cuda_runtime_api.h"
@@ -65,7 +64,8 @@ int main(int argc, char **argv)
 	const char *path = option(argc, argv, "cudart", NULL), *where = option(argc, argv, "where", "inside");
 	void *library = path ? dlopen(path, RTLD_NOW | RTLD_GLOBAL) : NULL;
 	FILE *out = fopen(option(argc, argv, "out", "planted"), "w");
-	long calls = number(argc, argv, "calls", 1000), slow_calls = number(argc, argv, "slow", 8);
+	/* The slow ones are exactly the slowest hundredth: no other launch that the machine made long is among them. */
+	long slow_calls = number(argc, argv, "slow", 8), calls = number(argc, argv, "calls", slow_calls * 100 - 1);
 	uint64_t rest_us = (uint64_t)number(argc, argv, "rest-ms", 20) * 1000u;
 	int aside = !strcmp(where, "thread");
 	void (*next)(void (*)(void *), void *);

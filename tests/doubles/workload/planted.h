@@ -1,19 +1,26 @@
 /*
  * Causes to plant, each of which writes down what it took on CLOCK_BOOTTIME: time asleep on a disk, on a lock that a
- * sibling thread holds, in a nap; and time in which a thread that had work to do did not run.
+ * sibling thread holds, on the answer of a server, in a nap ("disk", "futex", "socket", "nap"); and time in which a
+ * thread that had work to do was switched out ("gap"). What interrupts or a hypervisor take of a thread that has its CPU
+ * is in none of them: the clock jumps there too, but nobody else ran.
  */
 #ifndef WORKLOAD_PLANTED_H
 #define WORKLOAD_PLANTED_H
 
 #include "truth.h"
 
+#include <arpa/inet.h>
 #include <fcntl.h>
+#include <linux/perf_event.h>
+#include <netinet/tcp.h>
 #include <sched.h>
 #include <semaphore.h>
+#include <sys/socket.h>
 
 #define PLANTED_MAX 65536
 #define PLANTED_GAP_NS 50000u /* shorter than this between two looks at the clock is the looking itself */
 #define PLANTED_BLOCK (1u << 20)
+#define PLANTED_QUESTION 512u /* bytes; the answer has one */
 
 struct planted_span {
 	const char *what;
@@ -21,21 +28,24 @@ struct planted_span {
 };
 
 struct planted {
-	const char *cause; /* none, disk, futex, nap */
+	const char *cause; /* none, disk, futex, socket, nap */
 	long busy_ms, hold_ms;
-	int disk;
+	int disk, server;
 	off_t disk_at, disk_bytes;
 	void *block;
 	pthread_mutex_t lock;
 	sem_t wanted, held;
+	struct {
+		uint64_t at_ns, on_cpu_ns, waited_ns;
+	} look; /* the last one */
 	size_t count;
 	struct planted_span spans[PLANTED_MAX];
 };
 
-static inline void planted_note(struct planted *p, const char *what, uint64_t from_ns)
+static inline void planted_note(struct planted *p, const char *what, uint64_t from_ns, uint64_t to_ns)
 {
-	if (p->count < PLANTED_MAX)
-		p->spans[p->count++] = (struct planted_span){what, from_ns, boottime_ns()};
+	if (to_ns > from_ns && p->count < PLANTED_MAX)
+		p->spans[p->count++] = (struct planted_span){what, from_ns, to_ns};
 }
 
 static inline uint64_t planted_cpu_ns(void)
@@ -46,16 +56,77 @@ static inline uint64_t planted_cpu_ns(void)
 	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-/* So much CPU time; the clock jumps where the thread did not run. */
+/* How long this thread had a CPU, with what interrupts and a hypervisor took of that: planted_cpu_ns() is without. */
+static inline uint64_t planted_on_cpu_ns(void)
+{
+	struct perf_event_attr attr = {
+		.type = PERF_TYPE_SOFTWARE, .size = sizeof(attr), .config = PERF_COUNT_SW_TASK_CLOCK,
+	};
+	static __thread int fd = -1;
+	uint64_t ns;
+
+	if (fd < 0)
+		fd = (int)syscall(SYS_perf_event_open, &attr, 0, -1, -1, 0);
+	if (read(fd, &ns, sizeof(ns)) != sizeof(ns))
+		die("perf_event_open", "does not count the time on a CPU");
+	return ns;
+}
+
+/* How long this thread was ready to run and had no CPU. */
+static inline uint64_t planted_waited_ns(void)
+{
+	static __thread int fd = -1;
+	unsigned long long ns;
+	char text[96] = "";
+
+	if (fd < 0)
+		fd = open("/proc/thread-self/schedstat", O_RDONLY);
+	if (pread(fd, text, sizeof(text) - 1, 0) <= 0 || sscanf(text, "%*u %llu", &ns) != 1)
+		die("schedstat", "does not count the time without a CPU");
+	return ns;
+}
+
+/* From now on counts what planted_off() notes. */
+static inline void planted_look(struct planted *p)
+{
+	p->look.waited_ns = planted_waited_ns();
+	p->look.on_cpu_ns = planted_on_cpu_ns();
+	p->look.at_ns = boottime_ns();
+}
+
+/*
+ * Note how long this thread was off its CPU since the last look, in a time that began at from_ns and ends now: asleep
+ * for a cause first, unless that is NULL, then ready to run ("gap").
+ */
+static inline void planted_off(struct planted *p, const char *cause, uint64_t from_ns)
+{
+	__typeof__(p->look) last = p->look;
+	int64_t off, waited;
+
+	planted_look(p);
+	off = (int64_t)(p->look.at_ns - last.at_ns) - (int64_t)(p->look.on_cpu_ns - last.on_cpu_ns);
+	waited = (int64_t)(p->look.waited_ns - last.waited_ns);
+	if (waited > off)
+		waited = off;
+	if (cause && off > waited)
+		planted_note(p, cause, from_ns, from_ns + (uint64_t)(off - waited));
+	if (waited > 0)
+		planted_note(p, "gap", p->look.at_ns - (uint64_t)waited, p->look.at_ns);
+}
+
+/* So much CPU time; the clock jumps where the thread was switched out, or where the machine stood still. */
 static inline void planted_work(struct planted *p)
 {
 	uint64_t end = planted_cpu_ns() + (uint64_t)p->busy_ms * 1000000u, last = boottime_ns();
 
+	planted_look(p);
 	while (planted_cpu_ns() < end) {
 		uint64_t now = boottime_ns();
 
-		if (now - last > PLANTED_GAP_NS)
-			planted_note(p, "gap", last);
+		if (now - last > PLANTED_GAP_NS) {
+			planted_off(p, "gap", last);
+			now = p->look.at_ns;
+		}
 		last = now;
 	}
 }
@@ -92,24 +163,28 @@ static inline void planted_cause(struct planted *p)
 {
 	uint64_t before = boottime_ns();
 
+	planted_look(p);
 	if (!strcmp(p->cause, "disk")) {
 		do {
-			uint64_t from = boottime_ns(), cpu = planted_cpu_ns();
+			uint64_t from = p->look.at_ns;
 
 			if (pread(p->disk, p->block, PLANTED_BLOCK, p->disk_at) != PLANTED_BLOCK)
 				die("pread", "no whole block");
-			planted_note(p, "disk", from);
-			if (p->count) /* what it computed itself is no wait */
-				p->spans[p->count - 1].to_ns -= planted_cpu_ns() - cpu;
+			planted_off(p, "disk", from);
 			p->disk_at = (p->disk_at + PLANTED_BLOCK) % p->disk_bytes;
 		} while (boottime_ns() < before + (uint64_t)p->hold_ms * 1000000u);
 	} else if (!strcmp(p->cause, "futex")) {
 		pthread_mutex_lock(&p->lock);
-		planted_note(p, "futex", before);
+		planted_off(p, "futex", before);
 		pthread_mutex_unlock(&p->lock);
+	} else if (!strcmp(p->cause, "socket")) {
+		if (send(p->server, p->block, PLANTED_QUESTION, MSG_NOSIGNAL) != PLANTED_QUESTION ||
+		    recv(p->server, p->block, 1, 0) != 1)
+			die("the server", "does not answer");
+		planted_off(p, "socket", before);
 	} else if (!strcmp(p->cause, "nap")) {
 		nap_us((uint64_t)p->hold_ms * 1000u);
-		planted_note(p, "nap", before);
+		planted_off(p, "nap", before);
 	}
 }
 
@@ -122,7 +197,19 @@ static inline void planted_print(FILE *to, const struct planted *p)
 	fprintf(to, "]");
 }
 
-/* --busy-ms N, --hold-ms N, --disk FILE; cause: none, disk, futex or nap */
+static inline int planted_server(const char *address, int port)
+{
+	struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
+	int fd = socket(AF_INET, SOCK_STREAM, 0), one = 1;
+
+	if (!address || inet_pton(AF_INET, address, &to.sin_addr) != 1 ||
+	    connect(fd, (const struct sockaddr *)&to, sizeof(to)) ||
+	    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one)))
+		die(address, "cannot be connected to");
+	return fd;
+}
+
+/* --busy-ms N, --hold-ms N, --disk FILE, --server ADDRESS --port N; cause: none, disk, futex, socket or nap */
 static inline struct planted *planted_new(int argc, char **argv, const char *cause)
 {
 	struct planted *p = calloc(1, sizeof(*p));
@@ -141,6 +228,8 @@ static inline struct planted *planted_new(int argc, char **argv, const char *cau
 		if (!p->disk_bytes)
 			die(disk, "is shorter than a block");
 	}
+	if (!strcmp(p->cause, "socket"))
+		p->server = planted_server(option(argc, argv, "server", NULL), (int)number(argc, argv, "port", 0));
 	pthread_mutex_init(&p->lock, NULL);
 	sem_init(&p->wanted, 0, 0);
 	sem_init(&p->held, 0, 0);

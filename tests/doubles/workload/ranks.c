@@ -4,10 +4,10 @@
  * and at the end how many calls of each kind there were: the truth for the tests.
  *
  * ranks --out FILE [--ranks 4] [--steps 50] [--step-ms 2] [--late-rank R] [--late-ms 30]
- *       [--late-by sleep|spin|disk|futex|work] [--late-cpu N] [--late-cgroup DIRECTORY] [--disk FILE] [--busy-ms 10]
+ *       [--late-by sleep|spin|disk|futex|socket|nap|work] [--late-cpu N] [--late-cgroup DIRECTORY] [--disk FILE] [--busy-ms 10]
  *       [--stream own|default] [--init plain|config] [--count 1000] [--realtime 0] [--pause-at start|init]
  *       [--pause-file FILE] [--settle-ms 0] [--linger-ms 0]
- *       [--late-every 1] [--first-netns FILE]
+ *       [--late-every 1] [--first-netns FILE] [--server ADDRESS --port N]
  *
  * With --realtime 1 no other load on the host makes a rank late. The late rank can be late for a cause that is planted
  * (planted.h; "work" is nothing but its CPU time), whose spans it writes down; it can be pinned to a CPU, and be in a
@@ -44,21 +44,16 @@ static void end(enum call call, int code)
 		die(names[call], "returned an error");
 }
 
-#define LAUNCH_NS 500000u
-
 static struct planted *plan; /* of the late rank, if its cause is planted */
-static uint64_t worked_ns;
 
-static void late(const char *how, uint64_t us, uint64_t awake_ns)
+static void late(const char *how, uint64_t us)
 {
 	if (plan) {
 		plan->count = 0;
-		if (boottime_ns() > awake_ns + PLANTED_GAP_NS)
-			planted_note(plan, "gap", awake_ns);
+		planted_off(plan, NULL, 0); /* since it fell asleep: woken, and no CPU was there */
 		planted_ready(plan);
 		planted_cause(plan);
 		planted_work(plan);
-		worked_ns = boottime_ns();
 	} else if (!strcmp(how, "spin")) {
 		spin_us(us);
 	} else {
@@ -66,11 +61,8 @@ static void late(const char *how, uint64_t us, uint64_t awake_ns)
 	}
 }
 
-/* Between its work and the all-reduce there is one launch; what takes longer is time in which the rank did not run. */
 static void tell_lateness(uint64_t arrived_ns)
 {
-	if (arrived_ns > worked_ns + LAUNCH_NS && plan->count < PLANTED_MAX)
-		plan->spans[plan->count++] = (struct planted_span){"gap", worked_ns, arrived_ns};
 	fprintf(truth, "{\"late_ns\":%llu,\"spans\":", (unsigned long long)arrived_ns);
 	planted_print(truth, plan);
 	fprintf(truth, "}\n");
@@ -142,21 +134,26 @@ static void run_rank(int argc, char **argv, int rank, ncclUniqueId id)
 		pause_for("init", pause_file);
 	nap_us((uint64_t)number(argc, argv, "settle-ms", 0) * 1000u);
 	for (long step = 0; step < steps; step++) {
-		uint64_t awake_ns = boottime_ns() + (uint64_t)step_ms * 1000000u, arrived_ns;
+		int is_late = rank == late_rank && step % late_every == 0;
+		uint64_t arrived_ns;
 
+		if (plan)
+			planted_look(plan);
 		nap_us((uint64_t)step_ms * 1000u);
-		if (rank == late_rank && step % late_every == 0)
-			late(how, (uint64_t)late_ms * 1000u, awake_ns);
+		if (is_late)
+			late(how, (uint64_t)late_ms * 1000u);
 		for (long i = 0; i < count; i++)
 			send[i] = (float)(rank + 1 + step);
 		begin();
 		end(LAUNCH, cudaLaunchKernel((void *)run_rank, (dim3){2, 3, 4}, (dim3){32, 2, 1}, NULL, 64, stream));
+		if (plan && is_late)
+			planted_off(plan, NULL, 0); /* since its work: switched out in the launch */
 		begin();
 		arrived_ns = before;
 		end(ALL_REDUCE, ncclAllReduce(send, receive, (size_t)count, ncclFloat32, ncclSum, comm, stream));
 		begin();
 		end(SYNCHRONIZE, cudaStreamSynchronize(stream));
-		if (plan && step % late_every == 0)
+		if (plan && is_late)
 			tell_lateness(arrived_ns);
 		if (count <= 1024 && receive[count - 1] != (float)(ranks * (ranks + 1) / 2 + ranks * step))
 			die("ncclAllReduce", "wrong sum");
