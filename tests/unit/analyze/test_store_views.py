@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from gpuaudit.analyze.store import Store
+from gpuaudit.bundle.columns import from_records
 from gpuaudit.bundle.table import SQL_TYPE, Table
 from gpuaudit.bundle.tables import TABLES
 from tests.scenes import T0, US, S, Scene
@@ -31,3 +33,19 @@ def test_tables_are_the_declared_ones(rows: bool) -> None:
         ends = store.sql("SELECT start_ns, duration_ns, end_ns, leaf, row FROM cuda_calls ORDER BY row")
         assert [e[:3] for e in ends] == [(T0 + S, US, T0 + S + US), (T0 + 2 * S, None, None)]
         assert [e[4] for e in ends] == [0, 1]
+
+
+def test_a_column_that_is_null_in_the_first_leaf_has_its_values_in_the_next() -> None:
+    call = {"start_ns": T0, "pid": 7, "tid": 7, "op": "cudaMalloc", "cpu": 0, "seq": 0}
+    table = TABLES["cuda_calls"]
+    store = Store.from_tables(
+        {
+            "cuda_calls": [
+                from_records(table, [call]),
+                from_records(table, [{**call, "duration_ns": US, "parent_op": "ncclAllReduce", "size_bytes": 5}]),
+            ]
+        }
+    )
+    query = "SELECT leaf, end_ns, parent_op, size_bytes, stream, tid FROM cuda_calls ORDER BY leaf"
+    assert store.sql(query) == [(1, None, None, None, None, 7), (2, T0 + US, "ncclAllReduce", 5, None, 7)]
+    assert sorted(store.sql("DESCRIBE cuda_calls")) == sorted(Store.from_tables({}).sql("DESCRIBE cuda_calls"))
