@@ -1,8 +1,8 @@
 """Fixtures for tests with real BPF: they run as root where the kernel has what is needed, and skip elsewhere.
 
 scripts/test runs these tests side by side: each looks at its own processes alone, whatever else this host does. A test
-that cannot (it counts what the whole host did, takes a core for itself, or has ranks that must come in time) is marked
-``alone`` and runs after them, by itself.
+that cannot (it counts what the whole host did, takes a core for itself, has ranks that must come in time, or fills the
+rings of every capture that is there) is marked ``alone`` and runs after them, by itself.
 """
 
 from __future__ import annotations

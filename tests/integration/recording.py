@@ -14,6 +14,7 @@ from typing import Any
 from gpuaudit.capture.bpf_capture import BpfCapture
 from gpuaudit.capture.ring import LossCounters, RingReader, to_rows
 from gpuaudit.capture.selection import Selection
+from gpuaudit.capture.settings import Settings
 
 Row = dict[str, Any]
 
@@ -22,10 +23,15 @@ DEADLINE_S = 60.0
 
 
 class Recording:
-    """Drains and keeps. ``rows[table]`` holds rows as mappings, columns that are null as None."""
+    """Drains and keeps. ``rows[table]`` holds rows as mappings, columns that are null as None.
+
+    Calls are added up in a test that asks for a budget, and never in another: what one test makes by the thousand would
+    leave another one that runs beside it sums for rows.
+    """
 
     def __init__(self, selection: Selection | None = None, **options: Any) -> None:
         self.rows: dict[str, list[Row]] = defaultdict(list)
+        options.setdefault("settings", Settings(budget_per_s=0))
         self.capture = BpfCapture(lambda table, row: self.rows[table].append(row), selection or Selection(), **options)
         self.capture.load()
         self.readers = [RingReader(r.fd, r.size_bytes, r.table) for r in self.capture.rings]

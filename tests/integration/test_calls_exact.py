@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from gpuaudit.capture.attach import MECHANISMS, Mechanism
 from gpuaudit.capture.probes import NCCL_DATATYPE_BYTES, PROBE_TABLE
+from gpuaudit.capture.selection import Selection
 from tests.doubles.build import build
 from tests.integration.recording import Recording, Row, recording, start, truth, wait_for_line
 
@@ -18,6 +20,37 @@ pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf")]
 CALL_TABLES = ("cuda_calls", "nccl_calls", "nccl_comms")
 TABLE_OF = {p.op: p.table for p in PROBE_TABLE}
 MASK = (1 << 64) - 1
+
+CHOSEN = Selection(pids=frozenset())
+"""The process that a test includes and no other: its calls need not share the rings with what else this host does."""
+
+
+def waiting(r: Recording, program: Path, folder: Path, *options: str | Path) -> subprocess.Popen[str]:
+    """The workload, chosen, and waiting for ``folder / "go"``."""
+    process = start(program, "--out", folder / "truth", "--pause-file", folder / "go", *options)
+    wait_for_line(process, "at start")
+    r.capture.include(process.pid)
+    return process
+
+
+def told(r: Recording, wanted: list[tuple[str, Row]]) -> str:
+    """Where a call is that is no outermost row of its own, as the evidence tells it."""
+    made = Counter((row["tid"], row["op"]) for _, row in wanted)
+    threads = {tid for tid, _ in made}
+    rows = [row for table in CALL_TABLES for row in r.rows[table] if row["tid"] in threads]
+    facts = {
+        "no outermost row": dict(made - Counter((row["tid"], row["op"]) for row in rows if row["parent_ns"] is None)),
+        "inside others": Counter((row["tid"], row["op"], row["parent_op"]) for row in rows if row["parent_ns"]),
+        "added up": [(t["tid"], t["op"], t["count"]) for t in r.rows["call_totals"] if t["tid"] in threads],
+        "lost": {at: c.lost for at, c in r.counters.read().items() if c.lost},
+        "probes (unmatched, misses)": {
+            (p["op"], p["path"]): (p["unmatched"], p["misses"])
+            for p in r.rows["probes"]
+            if p["unmatched"] or p["misses"]
+        },
+        "gaps": sorted({g["reason"] for g in r.rows["gaps"]}),
+    }
+    return "\n".join(f"{name}: {fact}" for name, fact in facts.items())
 
 
 def fold(unique_id: bytes) -> int:
@@ -59,8 +92,8 @@ def check_calls(r: Recording, path: Path) -> None:
     pids = {row["pid"] for _, row in wanted}  # the host may have other workloads
     for table in CALL_TABLES:
         outermost = [row for row in r.rows[table] if row["pid"] in pids and row["parent_ns"] is None]
-        assert len(outermost) == sum(t == table for t, _ in wanted)
-    assert r.lost() == 0
+        assert len(outermost) == sum(t == table for t, _ in wanted), told(r, wanted)
+    assert r.lost() == 0, told(r, wanted)
     calls = [row for table in CALL_TABLES for row in r.rows[table] if row["pid"] in pids]
     known = {(row["tid"], row["start_ns"], row["op"]) for row in calls}
     inner = [row for row in calls if row["parent_ns"] is not None]
@@ -92,19 +125,15 @@ def check_sequences(r: Recording) -> None:
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 @pytest.mark.parametrize("attach_first", [True, False], ids=["attached before the start", "attached while it runs"])
 def test_every_call_with_its_arguments(doubles: Path, tmp_path: Path, mechanism: Mechanism, attach_first: bool) -> None:
-    cudart, nccl, go = doubles / "libcudart.so.13", doubles / "libnccl.so.2", tmp_path / "go"
-    command: list[str | Path] = [doubles / "calls", "--out", tmp_path / "truth", "--cudart", cudart, "--nccl", nccl]
-    command += ["--rounds", "12", "--threads", "3", "--pause-file", go]
-    with recording(mechanism=mechanism) as r:
+    cudart, nccl = doubles / "libcudart.so.13", doubles / "libnccl.so.2"
+    options: list[str | Path] = ["--cudart", cudart, "--nccl", nccl, "--rounds", "12", "--threads", "3"]
+    with recording(CHOSEN, mechanism=mechanism) as r:
         if attach_first:
             assert r.capture.prepare([str(cudart), str(nccl)]) == []
-            process = start(*command)
-            wait_for_line(process, "at start")
-        else:
-            process = start(*command)
-            wait_for_line(process, "at start")
+        process = waiting(r, doubles / "calls", tmp_path, *options)
+        if not attach_first:
             r.step()
-        go.touch()
+        (tmp_path / "go").touch()
         r.run(process)
         r.finish()
         check_calls(r, tmp_path / "truth")
@@ -120,20 +149,24 @@ def test_every_call_with_its_arguments(doubles: Path, tmp_path: Path, mechanism:
 def test_endbr64_is_passed_over(doubles: Path, tmp_path: Path) -> None:
     """A function that begins with endbr64 is probed behind it, and its arguments are the same."""
     cudart = build("cudart", tmp_path, flags=["-fcf-protection=full"])
-    with recording() as r:
+    with recording(CHOSEN) as r:
         r.capture.prepare([str(cudart)])
         assert {p["instruction"] for p in r.of("probes", path=str(cudart))} >= {"push after endbr64"}
-        r.run(start(doubles / "calls", "--out", tmp_path / "truth", "--cudart", cudart))
+        process = waiting(r, doubles / "calls", tmp_path, "--cudart", cudart)
+        (tmp_path / "go").touch()
+        r.run(process)
         r.finish()
         check_calls(r, tmp_path / "truth")
 
 
 def test_single_stepped_functions_work_too(doubles: Path, tmp_path: Path) -> None:
     cudart = build("cudart", tmp_path, flags=["-fomit-frame-pointer", "-O1"])
-    with recording() as r:
+    with recording(CHOSEN) as r:
         r.capture.prepare([str(cudart)])
         assert "single-stepped" in {p["instruction"] for p in r.of("probes", path=str(cudart))}
-        r.run(start(doubles / "calls", "--out", tmp_path / "truth", "--cudart", cudart))
+        process = waiting(r, doubles / "calls", tmp_path, "--cudart", cudart)
+        (tmp_path / "go").touch()
+        r.run(process)
         r.finish()
         check_calls(r, tmp_path / "truth")
 
@@ -152,7 +185,7 @@ def test_identity_of_a_communicator(doubles: Path, tmp_path: Path, unique_id: by
     """The fold that runs in the kernel gives the published vectors for an id passed by value."""
     assert fold(unique_id) == identity
     code = (
-        "import ctypes as C, sys\n"
+        "import ctypes as C, sys; input()\n"
         "class Id(C.Structure): _fields_ = [('internal', C.c_char * 128)]\n"
         "C.CDLL(sys.argv[1], mode=C.RTLD_GLOBAL); nccl = C.CDLL(sys.argv[2])\n"
         "u = Id.from_buffer_copy(bytes.fromhex(sys.argv[3])); comm = C.c_void_p()\n"
@@ -160,9 +193,13 @@ def test_identity_of_a_communicator(doubles: Path, tmp_path: Path, unique_id: by
         "nccl.ncclCommInitRank(C.byref(comm), 1, u, -1)\n"
     )
     nccl = doubles / "libnccl.so.2"
-    with recording() as r:
+    arguments: list[str | Path] = [doubles / "libcudart.so.13", nccl, unique_id.hex()]
+    with recording(CHOSEN) as r:
         assert r.capture.prepare([str(nccl)]) == []
-        r.run(start(sys.executable, "-c", code, doubles / "libcudart.so.13", nccl, unique_id.hex()))
+        process = start(sys.executable, "-c", code, *arguments, stdin=subprocess.PIPE)
+        r.capture.include(process.pid)
+        print(file=process.stdin, flush=True)
+        r.run(process)
         r.finish()
     (row,) = r.of("nccl_comms", comm_id=identity)
     assert (row["comm_id"], row["rank"], row["nranks"], row["return_code"]) == (identity, -1, 1, 4)  # refused: rank −1
