@@ -64,7 +64,8 @@ def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
     if not context.store.sql("SELECT 1 FROM off_cpu WHERE next_cgroup_id IS NOT NULL LIMIT 1"):
         return _not_recorded()
     rows = context.store.sql(
-        "SELECT cgroup_id, min(cgroup) FROM processes WHERE cgroup_id IS NOT NULL AND cgroup IS NOT NULL GROUP BY ALL"
+        "SELECT cgroup_id, min(cgroup) FROM processes WHERE cgroup_id IS NOT NULL AND cgroup IS NOT NULL "
+        "GROUP BY cgroup_id"
     )
     paths = {int(i): str(path) for i, path in rows}
     seen = states.of_effects(context, effects)
