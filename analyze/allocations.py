@@ -13,13 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from gpuaudit.analyze.call_meanings import ALLOCATE, COPY, FREE
+from gpuaudit.analyze.call_meanings import ALLOCATE, COPY, FIRST, FREE, any_of
 from gpuaudit.analyze.store import Store
 
 ALLOCATES = ALLOCATE.first
 """SQL condition of calls that allocate device memory."""
-
-FREES = FREE.first
 
 ALIVE = np.iinfo(np.int64).max
 """End of an allocation that was never seen to be freed."""
@@ -78,7 +76,8 @@ def read_destinations(store: Store, pid: int, end_ns: int) -> Destinations:
         "SELECT device_pointer::BIGINT AS address, count(*)::BIGINT AS n, "
         f"least(sum(size_bytes), {MAX_SIZE})::BIGINT AS bytes, min(start_ns)::BIGINT AS first, "
         f"max(coalesce(end_ns, {int(end_ns)}))::BIGINT AS last FROM cuda_calls "
-        f"WHERE pid = {int(pid)} AND {COPY.first} AND direction = {HOST_TO_DEVICE} AND size_bytes > 0 "
+        f"WHERE pid = {int(pid)} AND {store.means(COPY)} AND {FIRST} AND direction = {HOST_TO_DEVICE} "
+        "AND size_bytes > 0 "
         f"AND device_pointer < {MAX_ADDRESS} AND coalesce(return_code, 0) = 0 GROUP BY 1 ORDER BY first, address"
     )
     return Destinations(a["address"], a["n"], a["bytes"], a["first"], a["last"])
@@ -89,9 +88,11 @@ def read_allocations(store: Store, pid: int, copied: Destinations) -> Allocation
     a = store.arrays(
         "SELECT address, size, begin, end_ FROM (SELECT device_pointer::BIGINT AS address, "
         f"least(coalesce(size_bytes, 0), {MAX_SIZE})::BIGINT AS size, end_ns::BIGINT AS begin, "
-        f"coalesce(lead(start_ns) OVER w, {ALIVE})::BIGINT AS end_, size_bytes IS NOT NULL AND {ALLOCATES} AS made, "
+        f"coalesce(lead(start_ns) OVER w, {ALIVE})::BIGINT AS end_, size_bytes IS NOT NULL AND "
+        f"{store.means(ALLOCATE)} AS made, "
         "leaf, row FROM cuda_calls "
-        f"WHERE pid = {int(pid)} AND ({ALLOCATES} OR {FREES}) AND return_code = 0 AND device_pointer > 0 "
+        f"WHERE pid = {int(pid)} AND {store.means(any_of(ALLOCATE, FREE))} AND {FIRST} AND return_code = 0 "
+        "AND device_pointer > 0 "
         f"AND device_pointer < {MAX_ADDRESS} AND end_ns IS NOT NULL "
         "WINDOW w AS (PARTITION BY device_pointer ORDER BY start_ns, leaf, row)) WHERE made ORDER BY begin, leaf, row"
     )

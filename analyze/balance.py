@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from gpuaudit.analyze.call_meanings import ALLOCATE, ALLOCATE_MANAGED, FREE, Meaning, any_of
+from gpuaudit.analyze.call_meanings import ALLOCATE, ALLOCATE_MANAGED, FIRST, FREE, Meaning, any_of
 from gpuaudit.analyze.store import NOT_OWN, Store
 
 EITHER = any_of(ALLOCATE, ALLOCATE_MANAGED)
@@ -59,21 +59,22 @@ def read_balances(store: Store, counted: Meaning) -> list[Balance]:
     Allocations of the other kinds hold no bytes in it, but their addresses are known, so that a free finds them.
     """
     rows = store.sql(
-        f"SELECT DISTINCT pid FROM cuda_calls WHERE {NOT_OWN} AND {counted.first} AND return_code = 0 ORDER BY pid"
+        f"SELECT DISTINCT pid FROM cuda_calls WHERE {NOT_OWN} AND {store.means(counted)} AND {FIRST} "
+        "AND return_code = 0 ORDER BY pid"
     )
     return [_read(store, int(pid), counted) for (pid,) in rows]
 
 
 def _read(store: Store, pid: int, counted: Meaning) -> Balance:
-    making = EITHER.condition
+    making = store.means(EITHER)
     order = "moment, made, leaf, row"
     change = "CASE WHEN made THEN size ELSE 0 END - CASE WHEN held THEN held_size ELSE 0 END"
     a = store.arrays(
         f"WITH e AS (SELECT device_pointer AS p, {making} AS made, leaf, row, CASE WHEN {making} THEN "
-        f"end_ns ELSE start_ns END::BIGINT AS moment, CASE WHEN {counted.condition} THEN "
+        f"end_ns ELSE start_ns END::BIGINT AS moment, CASE WHEN {store.means(counted)} THEN "
         f"least(coalesce(size_bytes, 0), "
-        f"{MOST_BYTES}) ELSE 0 END::HUGEINT AS size FROM cuda_calls WHERE pid = {pid} AND {HOLDING.first} "
-        "AND return_code = 0 AND device_pointer IS NOT NULL AND device_pointer <> 0), "
+        f"{MOST_BYTES}) ELSE 0 END::HUGEINT AS size FROM cuda_calls WHERE pid = {pid} AND {store.means(HOLDING)} "
+        f"AND {FIRST} AND return_code = 0 AND device_pointer IS NOT NULL AND device_pointer <> 0), "
         "m AS (SELECT *, coalesce(lag(made) OVER w, false) AS held, coalesce(lag(size) OVER w, 0) AS held_size FROM e "
         f"WINDOW w AS (PARTITION BY p ORDER BY {order})) "
         f"SELECT moment, made, held, least(sum({change}) OVER (ORDER BY {order} ROWS UNBOUNDED PRECEDING), "

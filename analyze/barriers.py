@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpuaudit.analyze.call_meanings import BLOCKING_COPY, DEVICE_SYNC, EVENT_QUERY, EVENT_SYNC, STREAM_QUERY
+from gpuaudit.analyze.call_meanings import BLOCKING_COPY, DEVICE_SYNC, EVENT_QUERY, EVENT_SYNC, STREAM_QUERY, any_of
 from gpuaudit.analyze.collectives import COLLECTIVE
 from gpuaudit.analyze.evidence import RowKeys
 from gpuaudit.analyze.intervals import Intervals
@@ -95,7 +95,7 @@ def same_rows(a: Intervals, b: Intervals) -> npt.NDArray[np.bool_]:
     return out
 
 
-def read_barriers(store: Store) -> dict[int, Barriers]:
+def read_barriers(store: Store, syncs: Syncs) -> dict[int, Barriers]:
     """Every process with a collective, by process id."""
     if not store.row_count("nccl_calls"):
         return {}
@@ -105,7 +105,6 @@ def read_barriers(store: Store) -> dict[int, Barriers]:
         f"comm_handle::VARCHAR AS comm, coalesce(comm_id::VARCHAR, '') AS comm_id, leaf::BIGINT AS leaf, "
         f"row::BIGINT AS row FROM nccl_calls WHERE {COLLECTIVE} AND {NOT_OWN} ORDER BY pid, start_ns, leaf, row"
     )
-    syncs = Syncs(store)
     return {int(p): _of(store, syncs, int(p), {k: v[a["pid"] == p] for k, v in a.items()}) for p in np.unique(a["pid"])}
 
 
@@ -122,10 +121,10 @@ def _of(store: Store, syncs: Syncs, pid: int, a: dict[str, npt.NDArray[Any]]) ->
 def _how(store: Store, pid: int, streams: npt.NDArray[Any], keys: RowKeys) -> Array:
     """By what the call is that waits, and whose stream it names."""
     a = store.arrays(
-        f"SELECT leaf::BIGINT AS leaf, row::BIGINT AS row, CASE WHEN {DEVICE_SYNC.condition} THEN {_DEVICE} "
-        f"WHEN {EVENT_SYNC.condition} THEN {_EVENT} WHEN {STREAM_QUERY.condition} OR {EVENT_QUERY.condition} "
-        f"THEN {_POLLING} WHEN {BLOCKING_COPY.condition} THEN {_COPY} ELSE {_SAME} END::BIGINT AS how, "
-        f"coalesce(stream::VARCHAR, '') AS stream FROM cuda_calls WHERE pid = {pid} AND {CARRIERS.condition} "
+        f"SELECT leaf::BIGINT AS leaf, row::BIGINT AS row, CASE WHEN {store.means(DEVICE_SYNC)} THEN {_DEVICE} "
+        f"WHEN {store.means(EVENT_SYNC)} THEN {_EVENT} WHEN {store.means(any_of(STREAM_QUERY, EVENT_QUERY))} "
+        f"THEN {_POLLING} WHEN {store.means(BLOCKING_COPY)} THEN {_COPY} ELSE {_SAME} END::BIGINT AS how, "
+        f"coalesce(stream::VARCHAR, '') AS stream FROM cuda_calls WHERE pid = {pid} AND {store.means(CARRIERS)} "
         "ORDER BY leaf, row"
     )
     out = np.full(len(keys), _NONE_FOUND, dtype=np.int64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from gpuaudit.analyze.context import Context
 from gpuaudit.analyze.finding import Chain, Json
 from gpuaudit.analyze.gpu_time import UNKNOWN, bounded
 from gpuaudit.analyze.operations import API_TABLES
-from gpuaudit.analyze.store import NOT_OWN, quoted
+from gpuaudit.analyze.store import NOT_OWN
 
 MAX_NVML_BINS = 300
 """A chart of 600 points' width shows no more."""
@@ -112,11 +112,11 @@ def _latency(context: Context) -> list[Json]:
         if table in OF_TABLE and context.store.row_count("call_totals"):
             calls += f" UNION ALL SELECT op, low_ns, count FROM call_totals WHERE {OUTER} AND {OF_TABLE[table]}"
             calls += f" AND {NOT_OWN}"
-        for (op,) in context.store.sql(f"SELECT op FROM ({calls}) GROUP BY op ORDER BY op"):
-            rows = context.store.sql(
-                "SELECT CASE WHEN d = 0 THEN -1 ELSE length(bin(d)) - 1 END AS b, sum(n)::HUGEINT "
-                f"FROM ({calls}) WHERE op = {quoted(op)} GROUP BY 1 ORDER BY 1"
-            )
-            bins = [[str(0 if b < 0 else 1 << int(b)), str(1 << (int(b) + 1)), str(n)] for b, n in rows]
+        rows = context.store.sql(
+            "SELECT op, CASE WHEN d = 0 THEN -1 ELSE length(bin(d)) - 1 END AS b, sum(n)::HUGEINT "
+            f"FROM ({calls}) GROUP BY 1, 2 ORDER BY 1, 2"
+        )
+        for op, of_op in groupby(rows, lambda row: row[0]):
+            bins = [[str(0 if b < 0 else 1 << int(b)), str(1 << (int(b) + 1)), str(n)] for _, b, n in of_op]
             out.append({"table": table, "op": op, "bins": bins})
     return out

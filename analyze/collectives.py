@@ -127,14 +127,11 @@ _ROWS = 1 << 32
 """More than a leaf has rows: leaf and row as one number that sorts as they do."""
 
 
-def read_collectives(store: Store, nccl_lost: int, cohort: Cohort) -> list[Collectives]:
+def read_collectives(store: Store, syncs: Syncs, nccl_lost: int, cohort: Cohort) -> list[Collectives]:
     """Every communicator with an identity, by identity. ``nccl_lost``: calls that the counters say were lost."""
     ids = store.sql(
         f"SELECT DISTINCT comm_id FROM nccl_calls WHERE comm_id IS NOT NULL AND {COLLECTIVE} AND {NOT_OWN} ORDER BY 1"
     )
-    if not ids:
-        return []
-    syncs = Syncs(store)
     return [_read_one(store, int(i), syncs, nccl_lost, cohort) for (i,) in ids]
 
 

@@ -26,7 +26,8 @@ from gpuaudit.analyze.intervals import Intervals
 from gpuaudit.analyze.policy import Policy
 from gpuaudit.analyze.prices import PriceBook
 from gpuaudit.analyze.quality import Quality
-from gpuaudit.analyze.store import Store, quoted
+from gpuaudit.analyze.store import Store
+from gpuaudit.analyze.syncs import Syncs
 from gpuaudit.analyze.window import Window
 
 if TYPE_CHECKING:
@@ -39,9 +40,6 @@ LATE_RANK = "late_rank"
 
 MAX_NAME = 256
 """Characters of a process's name; the kernel has 15, and a stranger's bundle may hold anything."""
-
-MAX_OPERATIONS = 5_000
-"""Different names of calls that are looked at one by one; all libraries together export fewer."""
 
 UNNUMBERED = ""
 """Id of a finding or chain until the analysis numbers them all, gravest first."""
@@ -115,7 +113,7 @@ class Context:
             int(self.policy.value(collectives.COHORT, LATE_RANK)),
             Fraction(self.policy.value(collectives.QUORUM, LATE_RANK)),
         )
-        return collectives.read_collectives(self.store, self.quality.lost("nccl_calls"), cohort)
+        return collectives.read_collectives(self.store, self._syncs, self.quality.lost("nccl_calls"), cohort)
 
     @cached_property
     def observers(self) -> frozenset[int]:
@@ -129,12 +127,17 @@ class Context:
         if not any(c.not_evaluated for c in self.collectives):
             return self.collectives
         few = collectives.Cohort(1, Fraction(0))
-        return collectives.read_collectives(self.store, self.quality.lost("nccl_calls"), few)
+        return collectives.read_collectives(self.store, self._syncs, self.quality.lost("nccl_calls"), few)
 
     @cached_property
     def barriers(self) -> dict[int, Barriers]:
         """Per process its collectives, and where its host waits for each."""
-        return read_barriers(self.store)
+        return read_barriers(self.store, self._syncs)
+
+    @cached_property
+    def _syncs(self) -> Syncs:
+        """Calls in which hosts wait for their GPUs."""
+        return Syncs(self.store)
 
     @cached_property
     def late_limits(self) -> lateness.Limits:
@@ -155,21 +158,9 @@ class Context:
         """Every effect, what explains it, and the chains that come of it."""
         return detect(self)
 
-    @cached_property
-    def operations(self) -> tuple[str, ...]:
-        """Names of all calls that the capture has, in order."""
-        tables = ("cuda_calls", "nccl_calls", "nccl_comms", "call_totals", "period_totals")
-        parts = " UNION ".join(f"SELECT op FROM {t}" for t in tables if self.store.row_count(t))
-        rows = self.store.sql(f"SELECT DISTINCT op FROM ({parts}) ORDER BY 1") if parts else []
-        return tuple(str(op) for (op,) in rows)
-
     def means(self, meaning: Meaning) -> str:
-        """SQL condition on ``op``: the names of this capture that mean this. As :attr:`Meaning.condition`, which looks
-        at every row's name with a regular expression, and in a tenth of its time."""
-        if len(self.operations) > MAX_OPERATIONS:
-            return meaning.condition
-        names = [op for op in self.operations if meaning.means(op)]
-        return f"op IN ({', '.join(map(quoted, names))})" if names else "false"
+        """SQL condition on ``op``: the names of this capture that mean this."""
+        return self.store.means(meaning)
 
     @cached_property
     def silences(self) -> list[Seen]:

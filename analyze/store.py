@@ -21,7 +21,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -36,10 +36,14 @@ from gpuaudit.bundle.table import SQL_TYPE, Table
 from gpuaudit.bundle.tables import TABLES
 
 if TYPE_CHECKING:
+    from gpuaudit.analyze.call_meanings import Meaning
     from gpuaudit.bundle.reader import Bundle
 
 MAX_TIME_NS = 1 << 62
 """146 years: a time or duration beyond it is not evidence, and sums of two stay within int64."""
+
+MAX_OPERATIONS = 5_000
+"""Different names of calls that are looked at one by one; all libraries together export fewer."""
 
 MAX_RAW_BYTES = 64 << 30
 """Decoded size past which a bundle is refused before decoding; a bundle of a day on 8 GPUs has less than a tenth."""
@@ -182,6 +186,22 @@ class Store:
     def row_count(self, table: str) -> int:
         """Rows of a table."""
         return self._rows.get(TABLES[table].name, 0)
+
+    @cached_property
+    def operations(self) -> tuple[str, ...]:
+        """Names of all calls that the capture has, in order."""
+        tables = ("cuda_calls", "nccl_calls", "nccl_comms", "call_totals", "period_totals")
+        parts = " UNION ".join(f"SELECT op FROM {t}" for t in tables if self.row_count(t))
+        rows = self.sql(f"SELECT DISTINCT op FROM ({parts}) ORDER BY 1") if parts else []
+        return tuple(str(op) for (op,) in rows)
+
+    def means(self, meaning: Meaning) -> str:
+        """SQL condition on ``op``: the names of this capture that mean this. As :attr:`Meaning.condition`, which looks
+        at every row's name with a regular expression, and in a tenth of its time."""
+        if len(self.operations) > MAX_OPERATIONS:
+            return meaning.condition
+        names = [op for op in self.operations if meaning.means(op)]
+        return f"op IN ({', '.join(map(quoted, names))})" if names else "false"
 
     def artefact(self, name: str) -> Artefact | None:
         """The last artefact of that name."""

@@ -9,6 +9,7 @@ asks for its stream, or for an event recorded on it, until that is done: from th
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ CARRIERS = any_of(WAITS, BLOCKING_COPY, STREAM_QUERY, EVENT_QUERY)
 """Every call in which a wait may be found to lie."""
 
 _DEFAULT_STREAM_COPY = (
-    f"({BLOCKING_COPY.condition} AND direction IN (1, 2) AND coalesce(stream, 0) = 0 AND NOT "
+    "({copy} AND direction IN (1, 2) AND coalesce(stream, 0) = 0 AND NOT "
     "regexp_matches(op, '_pt[ds]s?z?$') AND pid IN (SELECT pid FROM nccl_calls WHERE stream = 0))"
 )
 """Copies between host and device on the legacy default stream, which wait for what was given to it before (CUDA Runtime
@@ -85,20 +86,32 @@ class Syncs:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._all = store.arrays(
-            f"SELECT pid::BIGINT AS pid, tid::BIGINT AS tid, {DEVICE_SYNC.condition} AS device, "
-            f"CASE WHEN {_DEFAULT_STREAM_COPY} THEN '0' ELSE coalesce(stream::VARCHAR, '') END AS stream, "
+
+    @cached_property
+    def _copy(self) -> str:
+        """SQL condition of a copy that waits for what was given to the default stream before."""
+        return _DEFAULT_STREAM_COPY.format(copy=self._store.means(BLOCKING_COPY))
+
+    @cached_property
+    def _all(self) -> dict[str, npt.NDArray[Any]]:
+        means = self._store.means
+        return self._store.arrays(
+            f"SELECT pid::BIGINT AS pid, tid::BIGINT AS tid, {means(DEVICE_SYNC)} AS device, "
+            f"CASE WHEN {self._copy} THEN '0' ELSE coalesce(stream::VARCHAR, '') END AS stream, "
             f"start_ns::BIGINT AS start_ns, coalesce(end_ns, {NONE})::BIGINT AS end_ns, "
             f"leaf::BIGINT AS leaf, row::BIGINT AS row FROM cuda_calls WHERE {FIRST} "
-            f"AND ({any_of(STREAM_SYNC, DEVICE_SYNC).condition} OR {_DEFAULT_STREAM_COPY}) "
+            f"AND ({means(any_of(STREAM_SYNC, DEVICE_SYNC))} OR {self._copy}) "
             f"AND {NOT_OWN} AND {_SUCCEEDED} ORDER BY pid, tid, start_ns, leaf, row"
         )
-        ordering = store.sql(
-            f"SELECT DISTINCT pid FROM cuda_calls WHERE {any_of(STREAM_WAIT, EVENT_SYNC).condition} AND {OUTERMOST} "
-            f"AND handle IS NOT NULL AND {NOT_OWN}"
-        )
-        self._ordering = {int(pid) for (pid,) in ordering}
+
+    @cached_property
+    def _ordering(self) -> frozenset[int]:
         """Processes whose streams wait for events, or that wait for events themselves."""
+        rows = self._store.sql(
+            f"SELECT DISTINCT pid FROM cuda_calls WHERE {self._store.means(any_of(STREAM_WAIT, EVENT_SYNC))} "
+            f"AND {OUTERMOST} AND handle IS NOT NULL AND {NOT_OWN}"
+        )
+        return frozenset(int(pid) for (pid,) in rows)
 
     def following(self, pid: int, calls: dict[str, npt.NDArray[Any]]) -> tuple[Array, Array, RowKeys]:
         """Start, end and key of the synchronisation that waits for each call, :data:`NONE` where none does."""
@@ -163,12 +176,12 @@ class Syncs:
     def _by_order(self, pid: int, calls: dict[str, npt.NDArray[Any]]) -> tuple[Array, Array, RowKeys]:
         """The same by what streams and events say; a call takes effect when it returned, a wait when it began."""
         steps = self._store.arrays(
-            f"SELECT ({_STEP})::BIGINT AS kind, CASE WHEN {_DEFAULT_STREAM_COPY} THEN '0' ELSE "
+            f"SELECT ({_STEP})::BIGINT AS kind, CASE WHEN {self._copy} THEN '0' ELSE "
             "coalesce(stream::VARCHAR, '') END AS stream, coalesce(handle::VARCHAR, '') "
             f"AS event, start_ns::BIGINT AS start_ns, coalesce(end_ns, {NONE})::BIGINT AS end_ns, "
             f"leaf::BIGINT AS leaf, row::BIGINT AS row FROM cuda_calls WHERE pid = {int(pid)} "
             f"AND {OUTERMOST} AND {_SUCCEEDED} AND ({any_of(WAITS, EVENT_RECORD, STREAM_WAIT).condition} OR "
-            f"{_DEFAULT_STREAM_COPY}) "
+            f"{self._copy}) "
             "ORDER BY start_ns, leaf, row"
         )
         ended = np.flatnonzero(calls["end_ns"] != NONE)

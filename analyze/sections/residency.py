@@ -9,7 +9,7 @@ from typing import Literal
 
 from gpuaudit.analyze import residency
 from gpuaudit.analyze.allocations import ALLOCATES
-from gpuaudit.analyze.call_meanings import COPY
+from gpuaudit.analyze.call_meanings import ALLOCATE, COPY, FIRST
 from gpuaudit.analyze.context import Context
 from gpuaudit.analyze.finding import Quantity, Section, SectionTable, Statement
 from gpuaudit.analyze.parallelism import Fingerprint, Verdict, read_fingerprints, read_verdicts
@@ -77,7 +77,8 @@ def evaluate(context: Context) -> Section:
 
 def _processes(context: Context) -> list[int]:
     """Processes on any GPU, and those that allocated device memory."""
-    rows = context.store.sql(f"SELECT DISTINCT pid FROM cuda_calls WHERE {ALLOCATES} ORDER BY 1")
+    allocated = f"{context.means(ALLOCATE)} AND {FIRST}"
+    rows = context.store.sql(f"SELECT DISTINCT pid FROM cuda_calls WHERE {allocated} ORDER BY 1")
     listed = set(context.gpus_by_pid)
     own = {int(p) for (p,) in context.store.sql("SELECT pid FROM processes WHERE role IN ('recorder', 'attacher')")}
     return sorted(({int(p) for (p,) in rows} | listed) - own)

@@ -10,6 +10,7 @@ import pytest
 from gpuaudit.analyze.barriers import HOW, Barriers, read_barriers
 from gpuaudit.analyze.chains.late_rank import evaluate
 from gpuaudit.analyze.context import Found
+from gpuaudit.analyze.syncs import Syncs
 from tests.scenes import MS, T0, US, S, Scene, collectives
 
 AT = T0 + S
@@ -27,7 +28,8 @@ def collective(scene: Scene, at: int = AT, *, stream: int = 5, tid: int = PID, *
 
 
 def only(scene: Scene) -> Barriers:
-    (barriers,) = read_barriers(scene.store()).values()
+    store = scene.store()
+    (barriers,) = read_barriers(store, Syncs(store)).values()
     return barriers
 
 
