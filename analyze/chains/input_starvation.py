@@ -1,9 +1,10 @@
 """Chain: a process gave its GPU nothing to do because its data workers had nothing ready for it.
 
-Effect: API silence, or a drop of throughput. Cause, by what its workers (the processes it started, whatever they are
-called) did at that moment: *saturated*, the host's CPUs were full and most thread switches were theirs; *busy*, a
-worker computed for all of a sampling period while the calling thread slept; *waiting*, a worker slept for a disk or a
-socket while the calling thread slept. Workers that wait for an order (a pipe, a futex) are no evidence. Units: ns.
+Effect: API silence, a drop of throughput, idle time of a GPU by its own record, or waits of the calling thread that a
+worker ended. Cause, by what its workers (the processes it started, whatever they are called) did at that moment:
+*saturated*, the host's CPUs were full and most thread switches were theirs; *busy*, a worker computed for all of a
+sampling period while the calling thread slept; *waiting*, a worker slept for a disk or a socket while the calling
+thread slept. Workers that wait for an order (a pipe, a futex) are no evidence. Units: ns.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from gpuaudit.analyze.call_rows import Rows, pids_of
 from gpuaudit.analyze.causal import model, states
 from gpuaudit.analyze.causal.model import Cause, Causes, Detector, Effect
 from gpuaudit.analyze.causal.states import States
+from gpuaudit.analyze.effects import worker_waits
 from gpuaudit.analyze.family import descendants
 from gpuaudit.analyze.finding import Declaration, Quantity, Threshold
 from gpuaudit.analyze.intervals import Intervals
@@ -54,14 +56,15 @@ DECLARATION = Declaration(
     question="Did a GPU get no work because data workers were saturated, or waited for their own input?",
     inputs=(
         ("cuda_calls", ("start_ns", "duration_ns", "pid", "tid", "op")),
-        ("off_cpu", ("start_ns", "duration_ns", "pid", "tid", "op", "prev_state", "syscall", "runqueue_ns")),
+        ("off_cpu", ("start_ns", "duration_ns", "pid", "tid", "op", "prev_state", "syscall", "runqueue_ns",
+                     "waker_pid")),
         ("process_samples", ("start_ns", "pid", "user_ns", "system_ns")),
         ("host_samples", ("start_ns", "cpu_percent")),
         ("period_totals", ("start_ns", "duration_ns", "pid", "op", "count")),
         ("processes", ("pid", "parent_pid", "comm", "role")),
         ("lifecycle", ("pid", "op", "other_pid")),
     ),
-    thresholds=(*model.THRESHOLDS, FULL, SAMPLE, THEIRS, BUSY),
+    thresholds=(*model.THRESHOLDS, FULL, SAMPLE, THEIRS, BUSY, worker_waits.SHARE),
     texts={
         "saturated": "For {explained} of {effect_time} ({share}) of {effect} the CPUs of the host were full "
         "({cpu_least} % in use at least) and {switches_share} of all thread switches were those of the {workers} "
@@ -71,8 +74,8 @@ DECLARATION = Declaration(
         "waiting": "For {explained} of {effect_time} ({share}) of {effect} its calling thread slept while at least one "
         "of the {workers} processes it had started waited for a disk or a socket: its data workers had no input.",
     },
-    never_claims="That these processes load data: only that the process started them, and what they did; nor how fast "
-    "the GPU would have been with input.",
+    never_claims="That these processes load data: only that the process started them, and what they did; nor that its "
+    "GPU had nothing to do while a thread waited for them, nor how fast it would have been with input.",
     assumptions=(
         "A share of CPU time tells of the time before its reading.",
         "The thread that makes most of the calls is the one that waits for input.",
@@ -252,7 +255,7 @@ def _with_doubt(cause: Cause, e: Effect, own: States | None) -> Cause:
 
 DETECTOR = Detector(
     precedence=80,
-    kinds=frozenset({"api_silence", "throughput_drop", "gpu_idle"}),
+    kinds=frozenset({"api_silence", "throughput_drop", "gpu_idle", worker_waits.KIND}),
     scope="the process and those that it started",
     find=find,
     refuted_by="The same silence while its workers have batches ready and wait for orders.",

@@ -39,14 +39,14 @@ def _of_process(context: Context, seen: Seen) -> Effect | None:
     notes = ("no NVML sample tells whether its GPU worked on in that time",) if unknown else ()
     return Effect(
         kind=KIND, key=f"{KIND}:{pid}",
-        name=f"the API silence of {context.process_name(pid)} ({pid})", pid=pid, tid=_caller(context, pid),
+        name=f"the API silence of {context.process_name(pid)} ({pid})", pid=pid, tid=caller(context, pid),
         op="silence", time=idle, parts=idle, of_ns=seen.observed_ns,
         evidence=_evidence(context, pid, where), subject={"pid": str(pid)},
         notes=(*notes, *unlisted.note(context, pid)),
     )  # fmt: skip
 
 
-def _caller(context: Context, pid: int) -> int | None:
+def caller(context: Context, pid: int) -> int | None:
     """The thread that makes most of the calls; of equals the first."""
     calls = " UNION ALL ".join(f"SELECT tid, 1 AS n FROM {t} WHERE pid = {int(pid)} AND {OUTERMOST}" for t in TABLES)
     calls += f" UNION ALL SELECT tid, count FROM call_totals WHERE pid = {int(pid)} AND {OUTER}"

@@ -1,4 +1,5 @@
-"""A trainer (7) that calls for ten seconds, starts a worker (8), and is silent for twenty."""
+"""A trainer (7) that calls for ten seconds, starts a worker (8), and is silent for twenty; and one whose every step
+waits for its worker."""
 
 from typing import Any
 
@@ -53,5 +54,18 @@ def saturated(cpu: float = 98.5, theirs: int = 900) -> Scene:
     return scene
 
 
+def in_every_step(busy: bool = True, wait: int = 600 * MS, waker: int | None = 8) -> Scene:
+    """Twenty steps of a second that end with a call of 100 ms; before it the trainer sleeps, from 300 ms on, until
+    ``waker`` wakes it. The worker computes all the time, or never."""
+    scene = Scene().clock().process(7).process(8, "worker", parent_pid=7)
+    for i in range(20):
+        at = T0 + S + i * S
+        scene.cuda(7, "cudaLaunchKernel", at, 100 * MS)
+        off(scene, 7, at + 300 * MS, at + 300 * MS + wait, waker_pid=waker, waker_tid=waker)
+    for i in range(22):
+        scene.add("process_samples", start_ns=T0 + i * S, pid=8, user_ns=i * S * busy, system_ns=0)
+    return scene
+
+
 def scenes() -> list[Scene]:
-    return [waiting(), busy(), saturated()]
+    return [waiting(), busy(), saturated(), in_every_step()]
