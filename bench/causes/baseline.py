@@ -79,6 +79,7 @@ def evidence(rows: Rows, pid: int) -> set[str]:
         "cpu_quota": any(r["throttled_ns"] for r in rows.get("cgroup_cpu", [])),
         "throttled": any(r["event_reasons"] & THROTTLE_BITS for r in rows.get("nvml_samples", [])),
         "gpu_shared": any(pid in pids and len(pids) > 1 for pids in shared.values()),
-        "fabric_error": any(r["replay_errors"] for r in rows.get("nvml_links", [])),
+        "fabric_error": any(r["replay_errors"] for r in rows.get("nvml_links", []))
+        or any(r["op"] == "xid" for r in rows.get("nvml_events", [])),
     }
     return {cause for cause, present in there.items() if present}

@@ -125,13 +125,15 @@ class Recapture:
 @dataclass(frozen=True)
 class Hungry:
     """Steps that wait for input: the main thread sleeps until a worker wakes it, and the workers use all their CPU.
-    With ``waits`` False (the twin) it pauses as long of its own will, and the workers sleep."""
+    With ``waits`` False (a twin) it pauses as long of its own will, and the workers sleep; with ``busy`` False (a twin)
+    workers wake it that slept themselves and waited for orders."""
 
     pid: int = 3_700
     workers: int = 3
     steps: Range = (10, 20)
     pause: Range = (400 * MS, 1_600 * MS)
     waits: bool = True
+    busy: bool = True
 
     def happen(self, host: Host) -> None:
         host.scene.process(self.pid, "python3", start_ns=T0 - 60 * S)
@@ -144,7 +146,7 @@ class Hungry:
             waker = workers[step % len(workers)]
             woken = {"waker_pid": waker, "waker_tid": waker, "waker_comm": "pt_data_worker", "syscall": 7}
             host.off_cpu(self.pid, self.pid, at, pause, **(woken if self.waits else {}))
-            if not self.waits:
+            if not self._working:
                 for w in workers:
                     host.off_cpu(w, w, at, pause, comm="pt_data_worker", syscall=202)
             at += pause + 40 * US
@@ -158,52 +160,69 @@ class Hungry:
         self._counters(host, at, workers)
         host.scene.samples(T0, at, 2, [self.pid], gpu_utilization_percent=4)
         host.reaches(at)
-        if self.waits:
+        if self._working:
             host.planted.append(Planted("input_starvation", self.pid))
+
+    @property
+    def _working(self) -> bool:
+        return self.waits and self.busy
 
     def _counters(self, host: Host, end: int, workers: list[int]) -> None:
         """CPU time and switches of everybody, once a second; the CPU pressure that three busy workers make."""
         host.scene.open_body["host"] = {"cpus": 4}
         for at in (*range(T0, end, S), end):
             for pid in (self.pid, *workers):
-                busy = self.waits and pid != self.pid
+                busy = self._working and pid != self.pid
                 used = (at - T0) * (97 if busy else 2) // 100
                 host.scene.add(
                     "process_samples", start_ns=at, pid=pid, user_ns=used * 9 // 10, system_ns=used // 10,
                     major_faults=0, minor_faults=5_000, resident_bytes=1 << 30, threads=4,
                     voluntary_switches=(at - T0) // (40 * MS), involuntary_switches=(at - T0) // (15 * MS) * busy,
                 )  # fmt: skip
-            host.scene.add("pressure", start_ns=at, resource="cpu", some_ns=(at - T0) // 2 * self.waits, full_ns=0)
+            host.scene.add("pressure", start_ns=at, resource="cpu", some_ns=(at - T0) // 2 * self._working, full_ns=0)
 
 
 @dataclass(frozen=True)
 class TinyLaunches:
     """Launches of kernels so small that the host cannot give them fast enough; or (twin) of kernels so large that it
-    waits for each batch."""
+    waits for each batch. ``timed``: the GPU's own record of its work was taken."""
 
     pid: int = 3_800
     launches: Range = (6_000, 9_000)
     gap: Range = (8 * US, 30 * US)
     tiny: bool = True
+    timed: bool = True
 
     def happen(self, host: Host) -> None:
         host.scene.process(self.pid)
         at = T0 + 50 * MS
+        done = at
         for i in range(host.of(self.launches) if self.tiny else 1_200):
             ns = host.around(6 * US)
             host.scene.cuda(
                 self.pid, "cudaLaunchKernel", at, ns, stream=7, function=0x5555_0000 + 64 * (i % 40), grid_x=4,
-                grid_y=1, grid_z=1, block_x=128, block_y=1, block_z=1, shared_bytes=0,
+                grid_y=1, grid_z=1, block_x=128, block_y=1, block_z=1, shared_bytes=0, correlation=i + 1,
             )  # fmt: skip
+            done = self._kernel(host, i + 1, max(done, at + ns + host.of((US, 3 * US))))
             at += ns + host.of(self.gap)
             if i % 60 == 59:
-                ns = host.around(15 * US if self.tiny else 25 * MS)
+                ns = max(done + 9 * US - at, 4 * US)
                 host.scene.cuda(self.pid, "cudaStreamSynchronize", at, ns, stream=7)
                 at += ns + 10 * US
         host.scene.samples(T0, at, 3, [self.pid], gpu_utilization_percent=22 if self.tiny else 98)
         host.reaches(at)
-        if self.tiny:
+        if self.tiny and self.timed:
             host.planted.append(Planted("launch_bound", self.pid))
+
+    def _kernel(self, host: Host, number: int, begin: int) -> int:
+        """One kernel on the GPU; when it is over."""
+        ns = host.around(3 * US if self.tiny else 400 * US)
+        if self.timed:
+            host.scene.add(
+                "gpu_activities", start_ns=begin, duration_ns=ns, pid=self.pid, op="kernel",
+                name=f"kernel_{number % 40}", device=3, stream=7, correlation=number,
+            )  # fmt: skip
+        return begin + ns
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from tests.corpus.distractors import retransmit
@@ -11,6 +12,11 @@ from tests.corpus.training import Rows, Victim
 from tests.scenes import COMM, MS, T0, US, S
 
 FIRST_PID = 5_100
+FAILING = 1
+"""GPU with the link that fails."""
+
+NVLINK_ERROR = 74
+"""NVIDIA's XID of an NVLink."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,8 @@ class Stretched:
     packets: Range = (1, 4)
     where: Literal["within", "between", "other process", "nowhere"] = "within"
     rank: int = 1
+    link: Literal["sound", "reports", "counts"] = "sound"
+    """Errors of the fabric in that time: the driver reports an XID of NVLink, or the counters of a link grow."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +59,11 @@ class Ranks:
     gap: Range = (25 * MS, 40 * MS)
     blocking: bool = False
     links_fail: bool = False
+    """The counters of a link grow all the time, in collectives and between them."""
     waits_for_absent: Range | None = None
-    """ns that every collective waits for a rank on another host, which was not recorded."""
+    """ns that every collective waits for a rank on another host, which was not recorded: all of them, and so none is
+    slower than usual. One that is late only in the collectives that are ``stretched`` is another host's too."""
     other: int = 1_300
-    late_steps: set[int] = field(default_factory=set)
 
     def happen(self, host: Host) -> None:
         for r in range(self.observed):
@@ -67,14 +76,21 @@ class Ranks:
             self.stretched
         ) else {}  # fmt: skip
         base = T0 + 200 * MS
+        bad: list[tuple[int, int]] = []
         for step in range(steps):
-            base = self._step(host, base, late.get(step, 0), slow.get(step, 0)) + host.of(self.gap)
+            over = self._step(host, base, late.get(step, 0), slow.get(step, 0))
+            if step in slow:
+                bad.append((base, over))
+            base = over + host.of(self.gap)
         host.reaches(base)
         for r in range(self.observed):
             host.scene.samples(T0, base, r, [FIRST_PID + r])
         self._truth(host)
+        if self.stretched and self.stretched.link != "sound":
+            self._fabric(host, base, bad)
         if self.links_fail:
-            self._links(host, base)
+            self._links(host, base, [(T0, base)])
+            host.planted.append(Planted("nvlink", 0))
 
     def _step(self, host: Host, base: int, late: int, slow: int) -> int:
         """One all-reduce; when it is over."""
@@ -137,19 +153,32 @@ class Ranks:
         if self.stretched and self.stretched.where == "within" and self.stretched.cause:
             host.planted.append(Planted(self.stretched.cause, FIRST_PID + self.stretched.rank))
             host.also |= {(self.stretched.cause, pid) for pid in everyone}
-        if self.waits_for_absent:
+        if self.stretched and self.nranks > self.observed:
             host.planted.append(Planted("slow_host", 0))
-            host.also |= {("peer_late", pid) for pid in everyone}
 
-    def _links(self, host: Host, end: int) -> None:
-        """Link counters every 5 s; those of GPU 1 count replays and recoveries throughout."""
+    def _links(self, host: Host, end: int, bad: Sequence[tuple[int, int]]) -> None:
+        """Link counters every 5 s; one link of a GPU counts replays and recoveries in the ``bad`` times."""
         for at in (*range(T0, end, 5 * S), end):
             for gpu in range(self.observed):
-                bad = (at - T0) // (400 * MS) if gpu == 1 else 0
+                failed = sum(max(0, min(at, b) - a) for a, b in bad) if gpu == FAILING else 0
+                errors = failed // (400 * MS)
                 host.scene.add(
                     "nvml_links", start_ns=at, duration_ns=0, gpu_index=gpu, gpu_uuid=f"GPU-{gpu}", link=0, active=1,
-                    crc_flit_errors=bad * 3, crc_data_errors=bad, replay_errors=bad, recovery_errors=bad // 2,
-                    unavailable="",
+                    crc_flit_errors=errors * 3, crc_data_errors=errors, replay_errors=errors,
+                    recovery_errors=errors // 2, unavailable="",
                 )  # fmt: skip
-        host.planted.append(Planted("fabric_error", 0))
-        host.also |= {("nvlink", 0)}
+
+    def _fabric(self, host: Host, end: int, bad: Sequence[tuple[int, int]]) -> None:
+        """What is told of the link that failed within the collectives that took long."""
+        assert self.stretched is not None
+        if self.stretched.link == "counts":
+            self._links(host, end, bad)
+        else:
+            for begun, over in bad:
+                host.scene.add(
+                    "nvml_events", start_ns=begun + (over - begun) * host.of((2, 20)) // 100, duration_ns=0,
+                    gpu_index=FAILING, gpu_uuid=f"GPU-{FAILING}", op="xid", event_type=8, event_data=NVLINK_ERROR,
+                )  # fmt: skip
+        host.planted += [
+            Planted("fabric_error", 0), Planted("nvlink" if self.stretched.link == "counts" else "xid", 0),
+        ]  # fmt: skip

@@ -1,7 +1,7 @@
 """Every scenario: its name, whether it has one cause, several or none, and who does what when.
 
 A negative twin has the disturbance of its single where it can explain nothing: on another thread, process, GPU or
-cgroup, between calls, or at another time.
+cgroup, between calls, at another time, or where the rows cannot tell it from something else.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tests.corpus.model import Deed, Kind, Scenario
 from tests.corpus.phases import BlockingCopies, Burst, ColdStart, Hungry, Recapture, TinyLaunches
 from tests.corpus.ranks import Late, Ranks, Stretched
 from tests.corpus.training import Slow, Trainer, timer
-from tests.scenes import MS
+from tests.scenes import MS, S
 
 SYNC, COPY, MALLOC = "cudaStreamSynchronize", "cudaMemcpyAsync", "cudaMalloc"
 FEW = (2, 4)
@@ -38,10 +38,11 @@ def _twin(name: str, *slow: Slow) -> Scenario:
 
 
 PREEMPTED = Slow(waits.preempted(), "preempted")
-NOISY = Slow(waits.preempted("ffmpeg", 911, NEIGHBOUR), "noisy_neighbour", also=("preempted",))
+NOISY = Slow(waits.crowd(("ffmpeg", "x264", "nginx", "gunicorn"), NEIGHBOUR), "noisy_neighbour")
 DISK = Slow(waits.disk(), "blocking_io")
 LOCK = Slow(waits.futex(), "lock_wait")
 RECLAIM = Slow(waits.reclaim(), "memory_reclaim")
+HANGING = Stretched(None, (1, 2), (12 * S, 20 * S), where="nowhere", link="counts")
 QUOTA = Slow(waits.quota(), "cpu_quota", lost=(20 * MS, 90 * MS))
 
 SINGLE = (
@@ -49,6 +50,7 @@ SINGLE = (
     _slow("a hog preempts copies", Slow(waits.preempted("gcc", 905), "preempted", COPY, FEW)),
     _slow("a hog preempts the wait for the GPU", Slow(waits.preempted("make", 906), "preempted", SYNC, FEW)),
     _slow("a container next door has the CPU", NOISY),
+    _slow("one process next door has the CPU", Slow(waits.preempted("ffmpeg", 911, NEIGHBOUR), "preempted")),
     _slow("launches wait for a cold file", DISK),
     _slow("allocations wait for a log to reach the disk", Slow(waits.disk(write=True), "blocking_io", MALLOC, FEW)),
     _slow("a sibling thread holds a lock", LOCK),
@@ -72,8 +74,10 @@ SINGLE = (
     _of("a rank is late in collectives that block", "single", Ranks(Late(), blocking=True)),
     _of("packets are lost in collectives", "single", Ranks(stretched=Stretched())),
     _of("packets are lost in collectives that block", "single", Ranks(stretched=Stretched(), blocking=True)),
+    _of("a link reports that it failed", "single", Ranks(stretched=Stretched(None, where="nowhere", link="reports"))),
+    _of("a link fails while a collective hangs", "single", Ranks(stretched=HANGING)),
     _of("a link fails again and again", "single", Ranks(stretched=Stretched(None, where="nowhere"), links_fail=True)),
-    _of("the other host is slow", "single", Ranks(nranks=8, waits_for_absent=(10 * MS, 60 * MS))),
+    _of("the other host is slow at times", "single", Ranks(stretched=Stretched(None, where="nowhere"), nranks=8)),
     _of("a notebook uses the same GPU", "single", Stretch("gpu_shared")),
     _of("a GPU is too hot", "single", Stretch("throttled", SW_THERMAL)),
     _of("a GPU is far too hot", "single", Stretch("throttled", HW_SLOWDOWN | HW_THERMAL)),
@@ -155,9 +159,12 @@ TWINS = (
     _of("another GPU is too hot", "twin", Stretch("throttled", SW_THERMAL, elsewhere=True)),
     _of("a notebook uses another GPU", "twin", Stretch("gpu_shared", elsewhere=True)),
     _of("a slow stretch that nothing explains", "twin", Stretch(None)),
+    _of("the other host is slow all the time", "twin", Ranks(nranks=8, waits_for_absent=(10 * MS, 60 * MS))),
     _of("pauses of its own will", "twin", Hungry(waits=False)),
+    _of("workers that waited for orders", "twin", Hungry(busy=False)),
     _of("a graph is captured once", "twin", Recapture(captured_once=True)),
     _of("kernels that fill the GPU", "twin", TinyLaunches(tiny=False)),
+    _of("small kernels that the GPU kept no record of", "twin", TinyLaunches(timed=False)),
     _of("copies that do not block", "twin", BlockingCopies(blocking=False)),
     _of("the kernel kills a bystander", "twin", Trainer(), OutOfMemory(uses_gpu=False)),
     _of("a healthy GPU", "twin", Device("healthy")),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tests.corpus.model import Host
 from tests.corpus.training import Rows, Victim
 from tests.scenes import US
@@ -22,6 +24,18 @@ def preempted(comm: str = "stress-ng", pid: int = 900, cgroup: int = 40) -> Rows
                 next_comm=comm, wake_ns=None, runqueue_ns=end - start, syscall=None, next_priority=120,
                 next_cgroup_id=cgroup,
             )  # fmt: skip
+
+    return rows
+
+
+def crowd(names: Sequence[str], cgroup: int, first_pid: int = 911) -> Rows:
+    """Processes of one container run on its CPU, some after the other."""
+
+    def rows(host: Host, v: Victim) -> None:
+        by_turns = host.draw.sample(range(len(names)), host.of((2, len(names))))
+        for i, n in enumerate(by_turns):
+            start, end = v.at + v.ns * i // len(by_turns), v.at + v.ns * (i + 1) // len(by_turns)
+            preempted(names[n], first_pid + n, cgroup)(host, Victim(v.pid, v.tid, start, end - start))
 
     return rows
 

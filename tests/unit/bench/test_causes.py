@@ -20,11 +20,10 @@ from tests.corpus.scenarios import COMPOUND, SCENARIOS, SINGLE, TWINS
 PLAYED = {s.name: play(s) for s in SCENARIOS}
 
 SHOWN = (
-    "a CPU hog preempts launches", "launches wait for a cold file", "a sibling thread holds a lock",
-    "the CPU quota is used up", "allocations reclaim memory of the host", "a process starts",
-    "a disk, then a hog, in the same calls", "a rank is late for a hog", "packets are lost in collectives",
-    "a hog preempts another thread", "another process reads a cold file", "a sleeper while the recorder writes",
-    "a hog on another rank", "another GPU is too hot", "slow calls and nothing else",
+    "launches wait for a cold file", "the CPU quota is used up", "a container next door has the CPU",
+    "data workers cannot keep up", "a link reports that it failed", "the other host is slow at times",
+    "a disk, then a hog, in the same calls", "a rank is late for a hog", "a hog preempts another thread",
+    "a sleeper while the recorder writes", "workers that waited for orders", "slow calls and nothing else",
 )  # fmt: skip
 """Played through the detectors here; ``python -m bench.causes`` plays them all."""
 
