@@ -46,6 +46,9 @@ _FULL = (
 )
 """``enum full`` of capture/bpf/shared.h: source concerned, and what the count means."""
 
+FUNCTIONS = ("cuda", "nccl")
+"""Sources of the object ``calls``."""
+
 
 class BpfCapture:
     """``mechanism``: force one; ``costs_ns``: measured cost of a probe pair by kind of first instruction."""
@@ -329,7 +332,7 @@ class BpfCapture:
             for row in self._files.rows(file, now):
                 self._sink("probes", row)
         for part, program in self._links:
-            self._sink("probes", self._program_row(part, program, now))
+            self._tell_program(self._program_row(part, program, now), part.part.sources or FUNCTIONS, now)
         self._sink("probes", self._map_events_row(now))
         self._tell_function_programs(now)
         self._tell_full(now)
@@ -351,7 +354,15 @@ class BpfCapture:
         """What the kernel skipped of the entry and return programs, which all probed functions share."""
         for mechanism in sorted({f.attachment.mechanism for f in self._files if f.attachment}):
             for program in self._programs.function_programs(mechanism):
-                self._sink("probes", {**self._program_row(self._programs, program, now), "mechanism": mechanism})
+                row = {**self._program_row(self._programs, program, now), "mechanism": mechanism}
+                self._tell_program(row, FUNCTIONS, now)
+
+    def _tell_program(self, row: dict[str, object], sources: tuple[str, ...], now: int) -> None:
+        """What a program did not see, for it ran already on that CPU: no ring counts that."""
+        self._sink("probes", row)
+        for source in sorted(self._selection.sources.intersection(sources)) if row["misses"] else ():
+            reason = f"{row['misses']} times the program of {row['op']} ran already on that CPU, and was not run again"
+            self._gap(source, reason, self._loaded_ns, now)
 
     def _tell_full(self, now: int) -> None:
         for index, (source, meaning) in enumerate(_FULL):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gpuaudit.bundle.tables import TABLES
+from gpuaudit.capture import libbpf
 from gpuaudit.capture.ring import HEADER_BYTES
 from gpuaudit.capture.selection import Selection
 from gpuaudit.capture.system_calls import parse_device
@@ -47,3 +48,19 @@ def test_ioctls_beyond_the_ring_are_lost_by_number(tmp_path: Path) -> None:
     for cpu, c in counters.items():
         numbers = {row["seq"] for row in rows if row["cpu"] == cpu}
         assert len(set(range(c.seen)) - numbers) == c.lost
+
+
+def test_what_the_kernel_did_not_run_a_program_for_is_a_gap(doubles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No program is run on a CPU on which it runs already. The kernel counts that, and the evidence tells it."""
+    monkeypatch.setattr(libbpf, "recursion_misses", lambda _fd: 3)
+    with recording(Selection(pids=frozenset(), sources=frozenset({"cuda", "off_cpu"}))) as r:
+        assert r.capture.prepare([str(doubles / "libcudart.so.13")]) == []
+        r.finish()
+    told = {
+        (g["source"], g["reason"].split()[5]) for g in r.rows["gaps"] if g["reason"].startswith("3 times the program")
+    }
+    functions = {op for _, op in told if op.startswith(("enter_", "leave_"))}
+    assert len(functions) == 2
+    assert {source for source, op in told if op in functions} == {"cuda"}
+    assert {source for source, op in told if op in ("sched_switch", "sched_migrate_task")} == {"off_cpu"}
+    assert {p["op"] for p in r.rows["probes"] if p["misses"] == 3} == {op for _, op in told}
