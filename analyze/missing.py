@@ -17,7 +17,7 @@ from gpuaudit.bundle.tables import RING_TABLES, TABLES
 SOURCE_TABLES = {
     "cuda": ("cuda_calls",), "cudart": ("cuda_calls",), "driver": ("cuda_calls",), "hip": ("cuda_calls",),
     "nccl": ("nccl_calls", "nccl_comms"), "rccl": ("nccl_calls", "nccl_comms"), "off_cpu": ("off_cpu",),
-    "ioctl": ("ioctls",), "sockets": ("socket_io",), "tcp": ("tcp_retransmits",), "block_io": ("block_io",),
+    "ioctl": ("ioctls",), "sockets": ("socket_io",), "tcp": ("tcp_retransmits",), "block_io": ("block_io", "mounts"),
     "memory": ("page_allocations", "reclaims", "oom_kills", "pressure", "process_samples", "cgroup_cpu"),
     "lifecycle": ("lifecycle",), "stacks": ("stack_frames",),
     "nvml": ("nvml_samples", "nvml_processes", "nvml_health", "nvml_links", "nvml_accounting", "nvml_events",

@@ -113,6 +113,22 @@ BLOCK_IO = Table("block_io", "Requests to the block devices of the whole host, f
     CPU, SEQ,
 ), ring=True)  # fmt: skip
 
+MOUNTS = Table("mounts", "File systems on block devices, and where the host has them mounted, from /proc/1/mountinfo: "
+    "at the start, and what changed since.", (
+    col("start_ns", "u64", "ns", "when it was read, CLOCK_BOOTTIME"),
+    col("op", "text", "", "mounted (it is there) or unmounted (it is gone)"),
+    col("mount_id", "u32", "", "id of the mount; another one may have it later"),
+    col("major", "u32", "", "major number of the device that the file system is on"), col("minor", "u32", "", "minor "
+    "number"), col("type", "text", "", "type of the file system"),
+    col("root", "text", "", "what of the file system is mounted: / for all of it"),
+    col("path", "text", "", "where it is mounted"),
+    col("disk_major", "u32", "", "major number of the disk that the device is or is a part of, as in block_io; null "
+        "where it is made of other devices (device mapper, RAID)", nullable=True),
+    col("disk_minor", "u32", "", "minor number of that disk", nullable=True),
+    col("first_sector", "u64", "", "where it begins on that disk (sectors of 512 bytes)", nullable=True),
+    col("sectors", "u64", "", "how long it is", nullable=True),
+))  # fmt: skip
+
 TCP_RETRANSMITS = Table("tcp_retransmits", "TCP packets that this host sent again, in all its network namespaces.", (
     col("start_ns", "u64", "ns", "when, CLOCK_BOOTTIME"),
     col("pid", "u32", "", "process that owns the socket (not the interrupted one); null if not known", nullable=True),

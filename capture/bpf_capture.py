@@ -11,19 +11,21 @@ import time
 from collections.abc import Callable, Mapping
 
 from gpuaudit.bundle.errors import HostUnfit
+from gpuaudit.bundle.tables import RING_TABLES
 from gpuaudit.capture import libbpf
 from gpuaudit.capture.attach import Mechanism, Programs
 from gpuaudit.capture.follow import Follower
 from gpuaudit.capture.found_libraries import FoundLibraries, Sink, gap_row
 from gpuaudit.capture.host_samples import HostSamples
 from gpuaudit.capture.loading import LoadedPart
+from gpuaudit.capture.mounts import Mounts
 from gpuaudit.capture.parts import ATTACHED_LAST, PARTS, SYSCALLS, TCP, Part
 from gpuaudit.capture.probed_files import ProbedFiles
 from gpuaudit.capture.ring import RingDescription
 from gpuaudit.capture.selection import Selection
 from gpuaudit.capture.settings import Settings
 from gpuaudit.capture.socket_holders import SocketHolders
-from gpuaudit.capture.source import TABLES_OF_SOURCE, boottime_ns
+from gpuaudit.capture.source import READ_FROM_FILES, TABLES_OF_SOURCE, boottime_ns
 from gpuaudit.capture.stack_source import StackDesk
 from gpuaudit.capture.system_calls import IOCTL, Device, SystemCalls
 
@@ -81,6 +83,7 @@ class BpfCapture:
         """Processes whose threads were looked at: pid and beginning."""
         self._barrier: libbpf.Barrier | None = None
         self._samples: HostSamples | None = None
+        self._mounts: Mounts | None = None
         self._holders: SocketHolders | None = None
         self._loaded_ns = 0
         self._finished = False
@@ -161,7 +164,7 @@ class BpfCapture:
         """The whole source, where all its tables come from this part; otherwise only those that do."""
         for source in sorted(wanted.intersection(part.sources)):
             lacking = [table for table in TABLES_OF_SOURCE[source] if table in part.ring_bytes]
-            if len(lacking) == len(TABLES_OF_SOURCE[source]):
+            if source != READ_FROM_FILES and len(lacking) == sum(t in RING_TABLES for t in TABLES_OF_SOURCE[source]):
                 self.refused[source] = why
                 continue
             for table in lacking:
@@ -171,11 +174,15 @@ class BpfCapture:
         """What the kernel has in files: the first pass over it."""
         if "memory" in self._selection.sources:
             self._samples = HostSamples(self._sink)
-            self._read()
+        if "block_io" in self._selection.sources and "block_io" not in self.refused:
+            self._mounts = Mounts(self._sink)
+        self._read()
 
     def _read(self) -> None:
         if self._samples:
             self._samples.poll(pid for pid, _ in self.following.traced_runs())
+        if self._mounts:
+            self._mounts.poll()
         if self._holders:
             self._holders.look_again_when_wanted()
 
@@ -376,6 +383,8 @@ class BpfCapture:
         if self._stacks:
             self._stacks.close()
             self._stacks = None
+        if self._mounts:
+            self._mounts.close()
         if self._follower:
             self._follower.close()
         self._files.detach()

@@ -46,15 +46,15 @@ def hierarchies(mountinfo: Path = Path("/proc/self/mountinfo")) -> list[Hierarch
             continue
         version = 2 if details[0] == "cgroup2" else 1
         controllers = frozenset(details[2].split(",")) - {"rw", "ro"} if version == 1 else frozenset[str]()
-        hierarchy = Hierarchy(version, Path(_plain(fields[4])), _plain(fields[3]), controllers)
+        hierarchy = Hierarchy(version, Path(plain(fields[4])), plain(fields[3]), controllers)
         known = found.get((version, controllers))
         if known is None or (known.root != "/" and hierarchy.root == "/"):
             found[version, controllers] = hierarchy
     return list(found.values())
 
 
-def _plain(text: str) -> str:
-    """A path of mountinfo without its octal escapes."""
+def plain(text: str) -> str:
+    """A text of mountinfo without its octal escapes."""
     return _ESCAPED.sub(lambda m: chr(int(m[1], 8)), text)
 
 

@@ -24,7 +24,7 @@ TABLES_OF_SOURCE: dict[str, tuple[str, ...]] = {
     "nccl": ("nccl_calls", "nccl_comms"),
     "off_cpu": ("off_cpu", "migrations"),
     "memory": ("page_allocations", "reclaims", "oom_kills", "pressure", "process_samples", "cgroup_cpu"),
-    "block_io": ("block_io",),
+    "block_io": ("block_io", "mounts"),
     "tcp": ("tcp_retransmits",),
     "stacks": ("stack_frames",),
     "ioctl": ("ioctls",),
@@ -43,6 +43,9 @@ TABLES_OF_SOURCE: dict[str, tuple[str, ...]] = {
     "clock": ("clock",),
 }
 """Tables that lack rows for the time in which a source could not see."""
+
+READ_FROM_FILES = "memory"
+"""The source of which tables are worth having without its programs: they are read from files."""
 
 SourceState = Literal["recorded", "partly recorded", "not recorded"]
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpuaudit.analyze import intervals, system_calls
+from gpuaudit.analyze import intervals, mounts, system_calls
 from gpuaudit.analyze.causal import model, recorded, states
 from gpuaudit.analyze.causal.during import DEVICE, PROCESS, THREAD, Columns, During, device_key, rows_during, thread_key
 from gpuaudit.analyze.causal.leading import codes, leading
@@ -23,6 +23,7 @@ from gpuaudit.analyze.causal.model import Cause, Causes, Detector, Effect
 from gpuaudit.analyze.causal.states import Chosen, States
 from gpuaudit.analyze.finding import Declaration
 from gpuaudit.analyze.intervals import Intervals
+from gpuaudit.analyze.mounts import Mount, Place
 from gpuaudit.analyze.words import duration
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ DECLARATION = Declaration(
         ("off_cpu", ("start_ns", "duration_ns", "pid", "tid", "op", "prev_state", "syscall", "runqueue_ns")),
         ("cuda_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "parent_ns")),
         ("nccl_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "parent_ns")),
+        ("mounts", ("start_ns", "op", "major", "minor", "type", "root", "path", "disk_major", "disk_minor",
+                    "first_sector", "sectors")),
     ),
     thresholds=model.THRESHOLDS,
     texts={
@@ -60,7 +63,7 @@ INSERTED = "start_ns::BIGINT - least(coalesce(queue_ns, 0), start_ns)::BIGINT"
 COLUMNS = {
     "major": "coalesce(major::BIGINT, -1)", "minor": "coalesce(minor::BIGINT, -1)", "op": "op",
     "comm": "coalesce(comm, '')", "pid": "pid::BIGINT", "tid": "tid::BIGINT",
-    "for_pid": "coalesce(for_pid::BIGINT, -1)",
+    "for_pid": "coalesce(for_pid::BIGINT, -1)", **mounts.COLUMNS,
 }  # fmt: skip
 
 OWN = During("block_io", PROCESS, COLUMNS, start=INSERTED)
@@ -98,14 +101,14 @@ def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
     why = states.unrecorded(context) or recorded.unrecorded(context, "block_io", "request to a disk")
     if why is not None:
         return why
-    machine = system_calls.machine(context.store.open_body)
+    machine, mounted = system_calls.machine(context.store.open_body), mounts.read_mounts(context.store)
     sleeps = {key: _sleep(s, machine) for key, s in states.of_effects(context, effects).items()}
     causes: dict[str, list[Cause]] = {key: [] for key in sleeps}
     for kind, what in (("any_request", OWN), ("own_request", OWN_THREAD), ("written", ON_BEHALF)):
         chosen: dict[str, Chosen] = {key: getattr(x, kind) for key, x in sleeps.items()}
         wanted = {key: (x.key(what), x.states.asleep(chosen[key])) for key, x in sleeps.items()}
         for key, requests in rows_during(context, what, wanted).items():
-            causes[key] += _by_device(context, sleeps[key].states, chosen[key], requests)
+            causes[key] += _by_device(context, sleeps[key].states, chosen[key], requests, mounted)
     return _with_others(context, causes, {key: x.pid for key, x in sleeps.items()})
 
 
@@ -119,7 +122,9 @@ def _sleep(s: States, machine: str) -> _Sleep:
     return _Sleep(s, chosen & files, chosen & ~files, chosen & (called(system_calls.WRITING) | s.unknown))
 
 
-def _by_device(context: Context, s: States, chosen: Chosen, requests: Columns) -> Iterator[Cause]:
+def _by_device(
+    context: Context, s: States, chosen: Chosen, requests: Columns, mounted: Sequence[Mount]
+) -> Iterator[Cause]:
     asleep, device = s.asleep(chosen), (requests["major"], requests["minor"])
     pending_ns = requests["end_ns"] - requests["start_ns"]
     named, rest = leading(codes(*device), pending_ns, np.ones(len(pending_ns), dtype=bool), device)
@@ -128,7 +133,7 @@ def _by_device(context: Context, s: States, chosen: Chosen, requests: Columns) -
         major, minor = int(device[0][at]), int(device[1][at])
         place = {"device": f"{major}:{minor}"} if major >= 0 else {}
         disk = f"disk {major}:{minor}" if major >= 0 else "a disk (device not recorded)"
-        yield from _cause(context, _Part(s, chosen, requests, mine), asleep, disk, place)
+        yield from _cause(context, _Part(s, chosen, requests, mine, mounted), asleep, disk, place)
     yield from _cause(context, _Part(s, chosen, requests, rest), asleep, "other disks, each for less", {})
 
 
@@ -140,6 +145,8 @@ class _Part:
     chosen: Chosen
     requests: Columns
     mine: Chosen
+    mounted: Sequence[Mount] = ()
+    """Where file systems of the one disk may be found; none where the requests are to several."""
 
 
 def _cause(context: Context, part: _Part, asleep: Intervals, disk: str, subject: Mapping[str, str]) -> Iterator[Cause]:
@@ -149,23 +156,31 @@ def _cause(context: Context, part: _Part, asleep: Intervals, disk: str, subject:
     if not len(time):
         return
     touched = part.chosen & states.overlapping(s.a["start_ns"], s.a["end_ns"], time)
-    told, calls = _requests(requests, mine), _calls(s, touched, system_calls.machine(context.store.open_body))
+    place = _place(part, time)
+    told, calls = _requests(requests, mine, place), _calls(s, touched, system_calls.machine(context.store.open_body))
     known = not s.unknown[touched].all()
     slept = f"slept in {calls}" if known else "was off its CPU"
     yield Cause(
-        culprit=disk, time=time, evidence=_evidence(context, part),
+        culprit=disk, time=time, evidence=_evidence(context, part, place),
         text="blocking_io" if known else "blocking_io_unknown",
         what=f"its thread {slept} while {told} on {disk} were pending",
-        values={"requests": told, "calls": calls}, subject=subject,
+        values={"requests": told, "calls": calls},
+        subject=subject if place is None else {**subject, "file_system": place.device, "mounted_at": place.path},
     )  # fmt: skip
 
 
-def _requests(requests: Columns, mine: Chosen) -> str:
-    """What was asked for, and by which threads: "reads by python3"."""
+def _place(part: _Part, time: Intervals) -> Place | None:
+    """The file system of the requests that were pending then, where they are of one."""
+    touching = part.mine & states.overlapping(part.requests["start_ns"], part.requests["end_ns"], time)
+    return mounts.place(part.mounted, {k: v[touching] for k, v in part.requests.items()}) if part.mounted else None
+
+
+def _requests(requests: Columns, mine: Chosen, place: Place | None) -> str:
+    """What was asked for, by which threads and of what: "reads by python3 of the ext4 file system mounted at /data"."""
     ops = sorted({f"{op}s" if op in {"read", "write"} else f"{op} requests" for op in requests["op"][mine].tolist()})
     names = sorted({c for c in requests["comm"][mine].tolist() if c})
     by = f" by {', '.join(names[:MAX_OTHERS])}" if names else " of its process"
-    return " and ".join(ops) + by
+    return " and ".join(ops) + by + ("" if place is None else f" of {place.text}")
 
 
 def _calls(s: States, touched: Chosen, machine: str) -> str:
@@ -176,14 +191,15 @@ def _calls(s: States, touched: Chosen, machine: str) -> str:
     return " and ".join("a page fault" if n == states.UNKNOWN else system_calls.name(n, machine) for n in named)
 
 
-def _evidence(context: Context, part: _Part) -> Callable[[Intervals], tuple[str, ...]]:
+def _evidence(context: Context, part: _Part, place: Place | None) -> Callable[[Intervals], tuple[str, ...]]:
     off, requests = part.states.evidence(context, part.chosen), part.requests
     pid = int(part.states.a["pid"][0])
 
     def rows(time: Intervals) -> tuple[str, ...]:
         touching = part.mine & states.overlapping(requests["start_ns"], requests["end_ns"], time)
         keys = np.stack([requests["leaf"][touching], requests["row"][touching]], axis=1).astype(np.int64)
-        return (*off(time), context.book.listed("block_io", keys, f"(pid = {pid} OR for_pid = {pid})"))
+        where = () if place is None else (context.book.listed("mounts", place.rows, "true"),)
+        return (*off(time), context.book.listed("block_io", keys, f"(pid = {pid} OR for_pid = {pid})"), *where)
 
     return rows
 
