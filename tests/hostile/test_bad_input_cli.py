@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gpuaudit.bundle.sealfile import path_beside
-from tests.commands import audit, check_refused, environment
+from tests.commands import audit, audit_here, check_refused, environment
 
 SCENARIO = ("capture", "--synthetic", "late-rank", "--quiet")
 
@@ -59,6 +59,7 @@ NO_BUNDLES = {
 }
 
 
+# Each reader in a process of its own here; what follows asks them in this one.
 @pytest.mark.parametrize(
     ("args", "name"), [*((READERS[0], name) for name in NO_BUNDLES), *((args, "binary") for args in READERS[1:])]
 )
@@ -72,7 +73,7 @@ def test_what_is_not_a_bundle(folder: Path, args: tuple[str, ...], name: str) ->
 
 @pytest.mark.parametrize("args", READERS, ids=" ".join)
 def test_a_bundle_that_is_not_there(folder: Path, args: tuple[str, ...]) -> None:
-    done = audit(*(a.format("absent.db") for a in args), env=environment(folder / "keys"), cwd=folder)
+    done = audit_here(*(a.format("absent.db") for a in args), env=environment(folder / "keys"), cwd=folder)
     check_refused(done, 3, "absent.db", "No such file")
 
 
@@ -82,7 +83,7 @@ def test_another_format_version(folder: Path, args: tuple[str, ...]) -> None:
     db = sqlite3.connect(folder / "a.db")
     db.execute("PRAGMA user_version=2")
     db.close()
-    done = audit(*(a.format("a.db") for a in args), env=environment(folder / "keys"), cwd=folder)
+    done = audit_here(*(a.format("a.db") for a in args), env=environment(folder / "keys"), cwd=folder)
     check_refused(done, 3, "version 2")
 
 
@@ -91,7 +92,7 @@ def test_a_bundle_with_one_changed_byte(folder: Path, args: tuple[str, ...]) -> 
     data = bytearray((folder / "a.db").read_bytes())
     data[len(data) // 2] ^= 1
     (folder / "a.db").write_bytes(data)
-    done = audit(*(a.format("a.db") for a in args), env=environment(folder / "keys"), cwd=folder)
+    done = audit_here(*(a.format("a.db") for a in args), env=environment(folder / "keys"), cwd=folder)
     check_refused(done, 3)
 
 
@@ -111,20 +112,20 @@ def test_what_is_not_a_findings_document(folder: Path, content: bytes, says: str
     env = environment(folder / "keys")
     check_refused(audit("report", "bad.json", "--out", "packet", env=env, cwd=folder), 3, says)
     assert not (folder / "packet").exists()
-    check_refused(audit("show", "bad.json", "F1", "--bundle", "a.db", env=env, cwd=folder), 3, says)
+    check_refused(audit_here("show", "bad.json", "F1", "--bundle", "a.db", env=env, cwd=folder), 3, says)
 
 
 def test_keys_that_are_missing_or_none(folder: Path) -> None:
     env = environment(folder / "keys")
     check_refused(audit("keys", "show", env=environment(folder / "none"), cwd=folder), 4, "audit keys init")
-    check_refused(audit("verify", "a.db", "--key", "absent.pem", env=env, cwd=folder), 3, "absent.pem")
+    check_refused(audit_here("verify", "a.db", "--key", "absent.pem", env=env, cwd=folder), 3, "absent.pem")
     (folder / "bad.pem").write_text("not a key")
-    check_refused(audit("verify", "a.db", "--key", "bad.pem", env=env, cwd=folder), 3, "bad.pem", "PEM")
-    check_refused(audit("verify", "a.db", "--receipt", "bad.pem", env=env, cwd=folder), 3, "not a start receipt")
+    check_refused(audit_here("verify", "a.db", "--key", "bad.pem", env=env, cwd=folder), 3, "bad.pem", "PEM")
+    check_refused(audit_here("verify", "a.db", "--receipt", "bad.pem", env=env, cwd=folder), 3, "not a start receipt")
 
 
 def test_without_the_key_that_signed_it_the_signer_is_unknown(folder: Path) -> None:
-    done = audit("verify", "a.db", env=environment(folder / "none"), cwd=folder)
+    done = audit_here("verify", "a.db", env=environment(folder / "none"), cwd=folder)
     assert done.returncode == 1
     assert done.stdout.startswith("UNKNOWN-SIGNER")
 
@@ -155,7 +156,8 @@ def test_without_the_key_that_signed_it_the_signer_is_unknown(folder: Path) -> N
 )
 def test_a_request_that_makes_no_sense(folder: Path, args: tuple[str, ...], status: int, says: str) -> None:
     before = digests(folder)
-    check_refused(audit(*args, env=environment(folder / "keys"), cwd=folder), status, says)
+    ask = audit if args[0] == "capture" else audit_here
+    check_refused(ask(*args, env=environment(folder / "keys"), cwd=folder), status, says)
     assert digests(folder) == before
 
 
@@ -166,10 +168,10 @@ def test_outputs_with_other_content_are_kept(folder: Path) -> None:
     (folder / "a.findings.json").write_text("mine")
     before = digests(folder)
     check_refused(audit(*SCENARIO, "--out", "a.db", env=env, cwd=folder), 2, "a.db exists", "--force")
-    check_refused(audit("analyze", "a.db", env=env, cwd=folder), 2, "a.findings.json exists", "--force")
-    check_refused(audit("analyze", "a.db", "--out", "a.db", env=env, cwd=folder), 2, "a.db", "")
+    check_refused(audit_here("analyze", "a.db", env=env, cwd=folder), 2, "a.findings.json exists", "--force")
+    check_refused(audit_here("analyze", "a.db", "--out", "a.db", env=env, cwd=folder), 2, "a.db", "")
     assert digests(folder) == before
-    assert audit("analyze", "a.db", "--force", env=env, cwd=folder).returncode == 0
+    assert audit_here("analyze", "a.db", "--force", env=env, cwd=folder).returncode == 0
     refused = audit("report", "a.findings.json", "--out", "packet", "--force", env=env, cwd=folder)
     check_refused(refused, 2, "packet")
     assert (folder / "packet" / "letter.txt").read_text() == "mine"
@@ -177,16 +179,16 @@ def test_outputs_with_other_content_are_kept(folder: Path) -> None:
 
 def test_an_output_with_the_same_content_is_no_conflict(folder: Path) -> None:
     env = environment(folder / "keys")
-    assert audit("analyze", "a.db", "--out", "f.json", env=env, cwd=folder).returncode == 0
+    assert audit_here("analyze", "a.db", "--out", "f.json", env=env, cwd=folder).returncode == 0
     before = (folder / "f.json").stat().st_mtime_ns
-    assert audit("analyze", "a.db", "--out", "f.json", env=env, cwd=folder).returncode == 0
+    assert audit_here("analyze", "a.db", "--out", "f.json", env=env, cwd=folder).returncode == 0
     assert (folder / "f.json").stat().st_mtime_ns == before
 
 
 def test_an_output_that_cannot_be_written(folder: Path) -> None:
     env = environment(folder / "keys")
-    check_refused(audit("analyze", "a.db", "--out", "no/such/f.json", env=env, cwd=folder), 3, "no/such")
-    full = audit("analyze", "a.db", "--out", "/dev/full", env=env, cwd=folder)
+    check_refused(audit_here("analyze", "a.db", "--out", "no/such/f.json", env=env, cwd=folder), 3, "no/such")
+    full = audit_here("analyze", "a.db", "--out", "/dev/full", env=env, cwd=folder)
     check_refused(full, 2, "/dev/full")
 
 
