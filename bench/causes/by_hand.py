@@ -2,7 +2,9 @@
 
 Slow calls per thread and operation, and of their time what lay in intervals off the CPU of the same thread: runnable
 (preempted, or late after a wake-up), asleep in a futex, or asleep while a disk request of the process was served.
-Pieces are added up: those of one thread do not overlap in this evidence. No evidence ids, no arbitration, no grades.
+All that is joined is laid into buckets of time, so that each join is a hash join on thread and bucket: by inequalities
+alone all pairs of a thread are compared. Parts are added up: those of one thread do not overlap in this evidence. No
+evidence ids, no arbitration, no grades.
 """
 
 from __future__ import annotations
@@ -24,25 +26,41 @@ SELECT t.pid, t.tid, t.op, t.start_ns::BIGINT AS a, t.end_ns::BIGINT AS b FROM c
 WHERE duration_ns > median * 3 AND duration_ns >= top
 """
 
+BUCKETS = "CREATE OR REPLACE TEMP MACRO buckets(a, b) AS range(a // 10_000_000, (b - 1) // 10_000_000 + 1)"
+"""10 ms, about as long as what is joined."""
+
+PARTS = """
+CREATE OR REPLACE TEMP TABLE parts AS
+SELECT pid, tid, op, k, greatest(a, k * 10_000_000) AS a, least(b, (k + 1) * 10_000_000) AS b
+FROM (SELECT *, unnest(buckets(a, b)) AS k FROM slow)
+"""
+"""Slow calls, cut where a bucket ends."""
+
+OFF = """
+CREATE OR REPLACE TEMP TABLE off AS
+SELECT pid, tid, op, syscall, waker_pid, waker_tid, start_ns::BIGINT AS a, end_ns::BIGINT AS b,
+  CASE WHEN op = 'preempted' THEN start_ns ELSE end_ns - coalesce(runqueue_ns, 0) END::BIGINT AS ready,
+  unnest(buckets(start_ns::BIGINT, end_ns::BIGINT)) AS k FROM off_cpu
+"""
+"""Intervals off the CPU, once for each bucket that they touch."""
+
 PREEMPTED = """
-SELECT s.pid::BIGINT, sum(greatest(least(s.b, o.end_ns::BIGINT) - greatest(s.a, o.ready), 0))::BIGINT FROM slow s JOIN (
-  SELECT pid, tid, end_ns, CASE WHEN op = 'preempted' THEN start_ns ELSE end_ns - coalesce(runqueue_ns, 0) END::BIGINT
-    AS ready, start_ns FROM off_cpu) o
-ON s.pid = o.pid AND s.tid = o.tid AND o.ready < s.b AND o.end_ns::BIGINT > s.a GROUP BY 1 ORDER BY 1
+SELECT pid::BIGINT, sum(least(s.b, o.b) - greatest(s.a, o.ready))::BIGINT FROM parts s JOIN off o USING (pid, tid, k)
+WHERE o.ready < s.b AND o.b > s.a GROUP BY 1 ORDER BY 1
 """
 FUTEX = """
-SELECT s.pid::BIGINT, sum(least(s.b, o.end_ns::BIGINT) - greatest(s.a, o.start_ns::BIGINT))::BIGINT
-FROM slow s JOIN off_cpu o ON s.pid = o.pid AND s.tid = o.tid AND o.start_ns::BIGINT < s.b AND o.end_ns::BIGINT > s.a
-WHERE o.syscall = 202 AND (NOT regexp_matches(s.op, 'Synchronize$|^cudaMemcpy(2D|3D)?$')
+SELECT pid::BIGINT, sum(least(s.b, o.b) - greatest(s.a, o.a))::BIGINT FROM parts s JOIN off o USING (pid, tid, k)
+WHERE o.a < s.b AND o.b > s.a AND o.syscall = 202 AND (NOT regexp_matches(s.op, 'Synchronize$|^cudaMemcpy(2D|3D)?$')
   OR (o.waker_pid, o.waker_tid) IN (SELECT (pid, tid) FROM cuda_calls)) GROUP BY 1 ORDER BY 1
 """
 """In a call that waits for the GPU, a thread without calls of its own that ends the sleep is the driver's."""
+
 DISK = """
-SELECT s.pid::BIGINT, sum(least(s.b, o.end_ns::BIGINT, i.end_ns::BIGINT) -
-  greatest(s.a, o.start_ns::BIGINT, i.start_ns::BIGINT))::BIGINT
-FROM slow s JOIN off_cpu o ON s.pid = o.pid AND s.tid = o.tid AND o.start_ns::BIGINT < s.b AND o.end_ns::BIGINT > s.a
-JOIN block_io i ON i.pid = s.pid AND i.start_ns < o.end_ns AND i.end_ns > o.start_ns AND i.op = 'read'
-WHERE o.op = 'blocked' GROUP BY 1 ORDER BY 1
+WITH reads AS (SELECT pid, start_ns::BIGINT AS a, end_ns::BIGINT AS b,
+  unnest(buckets(start_ns::BIGINT, end_ns::BIGINT)) AS k FROM block_io WHERE op = 'read')
+SELECT pid::BIGINT, sum(least(s.b, o.b, i.b) - greatest(s.a, o.a, i.a))::BIGINT
+FROM parts s JOIN off o USING (pid, tid, k) JOIN reads i USING (pid, k)
+WHERE o.op = 'blocked' AND greatest(s.a, o.a, i.a) < least(s.b, o.b, i.b) GROUP BY 1 ORDER BY 1
 """
 
 JOINS = {"preempted": PREEMPTED, "lock_wait": FUTEX, "blocking_io": DISK}
@@ -50,5 +68,6 @@ JOINS = {"preempted": PREEMPTED, "lock_wait": FUTEX, "blocking_io": DISK}
 
 def run(store: Store) -> dict[str, dict[int, int]]:
     """Per detector and process, ns of slow calls that the cause covers."""
-    store.sql(SLOW)
+    for query in (SLOW, BUCKETS, PARTS, OFF):
+        store.sql(query)
     return {name: {int(p): int(ns) for p, ns in store.sql(query)} for name, query in JOINS.items()}
