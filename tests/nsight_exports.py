@@ -84,7 +84,8 @@ def export(path: Path, schema: str = "3.11.2") -> Path:
     add("TARGET_INFO_SYSTEM_ENV", name="Hostname", value="node7")
     if later:
         add("PROCESSES", globalPid=owner, pid=PID, name="python3")
-    add("SCHED_EVENTS", start=5, cpu=0, isSchedIn=1, globalTid=me)
+    for at, cpu, came, who in ((5, 0, 1, me), (9_000, 0, 0, me), (9_400, 2, 1, me), (9_500, 1, 0, other)):
+        add("SCHED_EVENTS", start=at, cpu=cpu, isSchedIn=came, globalTid=who)
     gpu = {"deviceId": 0, "contextId": 1, "globalPid": owner}
     add("CUPTI_ACTIVITY_KIND_KERNEL", start=1_000, end=9_000, streamId=7, correlationId=11, demangledName=1,
         shortName=2, registersPerThread=32, gridX=8, gridY=2, gridZ=1, blockX=128, blockY=1, blockZ=1,

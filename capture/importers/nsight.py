@@ -36,6 +36,8 @@ MAX_PROCESS_NAMES = 4096
 MAX_UNREADABLE = 10_000
 """As for other traces: a file with more rows that cannot be read is not an export."""
 
+_SOURCES = {"cuda": ("cuda_calls", "gpu_activities"), "off_cpu": ("off_cpu",)}
+
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z", re.ASCII)
 _INFORMATION = re.compile(r"(ENUM|TARGET_INFO|META_DATA|ANALYSIS)_|StringIds\Z|ThreadNames\Z|PROCESSES\Z", re.ASCII)
 """Tables that explain others, or are read as facts: nothing of the recording is lost with them."""
@@ -66,10 +68,11 @@ def _read(database: ForeignDatabase, sink: RowSink, told: Told) -> None:
         _check(database, table, columns)
     for source in present:
         _table(database, source, rows, told)
+    rows.finish()
     out.finish()
     told.wall_clock = base_ns is not None
     told.facts = {"tool": "Nsight Systems", **facts, "base_ns": None if base_ns is None else str(base_ns)}
-    told.sources = {"cuda"} if any(told.rows[t] for t in ("cuda_calls", "gpu_activities")) else set()
+    told.sources = {s for s, tables in _SOURCES.items() if any(told.rows[t] for t in tables)}
     _processes(database, sink, rows, told)
     _tell(database, rows, told, base_ns)
 
@@ -84,9 +87,9 @@ def _check(database: ForeignDatabase, table: str, columns: Sequence[str]) -> Non
 
 
 def _table(database: ForeignDatabase, source: Source, rows: Rows, told: Told) -> None:
-    """Every row of one table; a call before the calls inside it."""
+    """Every row of one table."""
     columns = (*source.needed, *source.also)
-    for row in database.read(source.table, columns, order='"start", "end" DESC'):
+    for row in database.read(source.table, columns, order=source.order):
         told.lines += 1
         try:
             source.make(rows, dict(zip(columns, row, strict=True)))
@@ -160,6 +163,9 @@ def _tell(database: ForeignDatabase, rows: Rows, told: Told, base_ns: int | None
         told.assume("Times count from the beginning of the session, whose wall-clock time the export does not tell.")
     told.not_carried += [f"{what}: {n}" for what, n in sorted(rows.left.items())]
     told.not_carried.append("registers, local memory, cache configuration, call chains and NVTX payloads")
+    if told.rows["off_cpu"]:
+        told.not_carried.append("states of threads that left a CPU, and who woke them")
+        told.weak("B", "whether a thread slept or was preempted while it was off a CPU is not told", ("off_cpu",))
     imported = {s.table for s in SOURCES}
     others = sorted(t for t in database.tables if t not in imported and not _INFORMATION.match(t))
     for table in others[:64]:

@@ -1,4 +1,4 @@
-"""Rows of an Nsight Systems export, table by table: what CUPTI, NVTX and the tracer of OS libraries told.
+"""Rows of an Nsight Systems export: what CUPTI, NVTX, the tracer of OS libraries and the kernel's scheduler told.
 
 Column names and enumerations are those of NVIDIA's "SQLite Schema Reference" (Nsight Systems User Guide) and of CUPTI's
 ``cupti_activity.h``. A globalTid holds the process in bits 24–47 and the thread in bits 0–23.
@@ -20,6 +20,7 @@ from gpuaudit.capture.importers.ingero_values import U32, text, whole
 from gpuaudit.capture.importers.kineto_events import Pids
 from gpuaudit.capture.importers.model import MAX_TIME_NS, Told
 
+U16 = (1 << 16) - 1
 I32 = (1 << 31) - 1
 I64 = (1 << 63) - 1
 NO_STREAM = 0xFFFF_FFFF
@@ -46,6 +47,8 @@ SYNCS = {1: "event synchronize", 2: "stream wait event", 3: "stream synchronize"
 
 NVTX_MARK, NVTX_PUSH_POP, NVTX_START_END = 34, 59, 60
 """ENUM_NSYS_EVENT_TYPE: the kinds of NVTX events that are moments or ranges; the others name and define."""
+
+UNMATCHED = "switches of threads of which the one before or after was not recorded"
 
 _VERSIONED = re.compile(r"(cuda\w+?)_v[0-9]{4,}\Z", re.ASCII)
 """The runtime's names carry the version that their arguments had first: cudaLaunchKernel_v7000."""
@@ -87,6 +90,9 @@ class Rows:
     """What was not carried, by what it is."""
     _open: dict[tuple[int, int], list[tuple[int, int, str]]] = field(default_factory=dict)
     _calls: int = 0
+    _switches: int = 0
+    _away: dict[tuple[int, int], tuple[int, int | None]] = field(default_factory=dict)
+    """Threads that are off a CPU just now: since when, and which one they left."""
 
     def kernel(self, r: Row) -> None:
         """CUPTI_ACTIVITY_KIND_KERNEL."""
@@ -168,6 +174,34 @@ class Rows:
             "return_code": _signed(r["returnValue"], I64),
         })  # fmt: skip
 
+    def switch(self, r: Row) -> None:
+        """SCHED_EVENTS: a row where a thread comes back to a CPU, from when it left one."""
+        at = self._moment(r["start"])
+        key, came, cpu = self._thread(r["globalTid"]), r["isSchedIn"], _unsigned(r["cpu"], U16)
+        if not isinstance(came, int):
+            raise Unreadable(f"isSchedIn is {came!r:.40}")
+        left = self._away.pop(key, None)
+        if not came:
+            if left is not None:
+                self.left[UNMATCHED] += 1
+            if len(self._away) >= MAX_THREADS:
+                raise InputUnusable(f"switches of more than {MAX_THREADS} threads", hint="is it one host's recording?")
+            self._away[key] = at, cpu
+        elif left is None:
+            self.left[UNMATCHED] += 1
+        else:
+            self.out.add("off_cpu", {
+                "start_ns": left[0], "duration_ns": at - left[0], "pid": key[0], "tid": key[1], "op": "off",
+                "cpu_out": left[1], "cpu": cpu, "seq": self._switches,
+            })  # fmt: skip
+            self._switches += 1
+
+    def finish(self) -> None:
+        """When every table was read: a thread that did not come back may have ended, and has no row for that."""
+        if self._away:
+            self.left[UNMATCHED] += len(self._away)
+            self._away.clear()
+
     def nvtx(self, r: Row) -> None:
         """NVTX_EVENTS: ranges and marks; the others define domains, categories and names."""
         kind = r["eventType"]
@@ -189,10 +223,7 @@ class Rows:
 
     def _span(self, r: Row) -> tuple[int, int | None]:
         """Start and length; a row without an end was open when the recording stopped."""
-        start = whole(r["start"], "start", -MAX_TIME_NS, MAX_TIME_NS) + self.base_ns
-        if not 0 <= start < MAX_TIME_NS:
-            raise Unreadable(f"it begins at {start} ns")
-        self.told.at(start)
+        start = self._moment(r["start"])
         if r["end"] is None:
             return start, None
         end = whole(r["end"], "end", -MAX_TIME_NS, MAX_TIME_NS) + self.base_ns
@@ -200,6 +231,13 @@ class Rows:
             raise Unreadable(f"it ends at {end} ns, and begins at {start} ns")
         self.told.at(end)
         return start, end - start
+
+    def _moment(self, value: Cell) -> int:
+        at = whole(value, "start", -MAX_TIME_NS, MAX_TIME_NS) + self.base_ns
+        if not 0 <= at < MAX_TIME_NS:
+            raise Unreadable(f"it begins at {at} ns")
+        self.told.at(at)
+        return at
 
     def _thread(self, value: Cell) -> tuple[int, int]:
         """Process, as it stands in the bundle, and thread of a globalTid."""
@@ -224,6 +262,8 @@ class Source:
     needed: tuple[str, ...]
     also: tuple[str, ...]
     make: Callable[[Rows, Row], None]
+    order: str = '"start", "end" DESC'
+    """SQL: a call comes before the calls inside it, and a thread comes to a CPU before it leaves one."""
 
 
 _GPU = ("deviceId", "contextId", "streamId", "correlationId")
@@ -244,4 +284,5 @@ SOURCES = (
     Source("NVTX_EVENTS", ("start", "end", "eventType", "globalTid"), ("text", "textId", "domainId", "category"),
            Rows.nvtx),
     Source("OSRT_API", ("start", "end", "globalTid", "nameId"), ("returnValue",), Rows.os_call),
+    Source("SCHED_EVENTS", ("start", "cpu", "isSchedIn", "globalTid"), (), Rows.switch, '"start", "isSchedIn" DESC'),
 )  # fmt: skip

@@ -16,7 +16,7 @@ from gpuaudit.bundle.reader import Bundle
 from gpuaudit.bundle.verify import IMPORTED_NOTICE, verify
 from gpuaudit.capture.importers import nsight_rows
 from gpuaudit.capture.importers.run import ImportOptions, run_import
-from tests.nsight_exports import BASE_NS, GPU_UUID, OTHER_TID, PID, TID, export
+from tests.nsight_exports import BASE_NS, GPU_UUID, OTHER_TID, PID, TID, export, global_tid
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +72,11 @@ def test_every_table_of_the_documented_schema_is_carried(tmp_path: Path, schema:
     assert body["host"]["hostname"] == "node7"
     assert told["format"] == "Nsight Systems SQLite export"
     assert any("not verified against a real file" in a for a in told["assumptions"])
-    assert "table SCHED_EVENTS: 1 rows" in told["not_carried"]
+    assert store.sql("SELECT start_ns - ?::UBIGINT, duration_ns, pid, tid, op, cpu_out, cpu, prev_state FROM off_cpu", [
+        BASE_NS
+    ]) == [(9_000, 400, PID, TID, "off", 0, 2, None)]  # fmt: skip
+    assert "switches of threads of which the one before or after was not recorded: 2" in told["not_carried"]
+    assert any("slept or was preempted" in w["text"] for w in told["weaknesses"])
     assert "NVTX events that define names, categories and domains: 1" in told["not_carried"]
     assert told["unreadable"] == "0"
     window = read_window(store)
@@ -149,3 +153,23 @@ def test_many_names_are_looked_up_again(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(nsight_rows, "MAX_NAMES", 2)
     store, _, _ = imported(export(tmp_path / "report.sqlite"))
     assert store.sql("SELECT count(DISTINCT op) FROM cuda_calls") == [(4,)]
+
+
+def test_time_off_a_cpu_lies_between_two_switches_of_the_same_thread(tmp_path: Path) -> None:
+    """Out and back, back and out at one moment; an out that follows an out, and cells that cannot be, have no row."""
+    me, other = global_tid(PID, TID), global_tid(PID, OTHER_TID)
+    switches = (
+        (100, 1, 0, me), (110, 2, 0, other), (130, 1, 1, me), (130, 1, 0, me), (150, 3, 1, me), (200, 0, 0, me),
+        (210, 0, 0, me), (230, 0, 1, me), (240, 70_000, 0, me), (250, 0, 1, me), (260, 0, "'x'", other),
+        (270, 2, 1, other),
+    )  # fmt: skip
+    rows = ", ".join(f"({at}, {cpu}, {came}, {who})" for at, cpu, came, who in switches)
+    path = changed(tmp_path, "DELETE FROM SCHED_EVENTS", f"INSERT INTO SCHED_EVENTS VALUES {rows}")  # noqa: S608 - ours
+    store, told, _ = imported(path)
+    query = "SELECT start_ns - ?::UBIGINT, duration_ns, tid, cpu_out, cpu FROM off_cpu ORDER BY 1"
+    assert store.sql(query, [BASE_NS]) == [
+        (100, 30, TID, 1, 1), (110, 160, OTHER_TID, 2, 2), (130, 20, TID, 1, 3), (210, 20, TID, 0, 0),
+        (240, 10, TID, None, 0),
+    ]  # fmt: skip
+    assert "switches of threads of which the one before or after was not recorded: 1" in told["not_carried"]
+    assert told["unreadable"] == "1"
