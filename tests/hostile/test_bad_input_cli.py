@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from gpuaudit.bundle.sealfile import path_beside
+from gpuaudit.bundle.tables import TABLES
+from tests.bundles import MemorySigner, gap_rows, open_writer
 from tests.commands import audit, audit_here, check_refused, environment
 
 SCENARIO = ("capture", "--synthetic", "late-rank", "--quiet")
@@ -34,6 +36,19 @@ def folder(genuine: Path, tmp_path: Path) -> Path:
     """A copy to spoil."""
     shutil.copytree(genuine, tmp_path / "work")
     return tmp_path / "work"
+
+
+@pytest.fixture
+def small(tmp_path: Path, signer: MemorySigner) -> Path:
+    """A folder with a sealed bundle that is analysed in a moment, its findings, and keys."""
+    writer = open_writer(tmp_path / "a.db", signer)
+    writer.append_segment(TABLES["gaps"], gap_rows(20), seen=20, written=20, lost=0)
+    writer.seal({"gaps": {"seen": "20", "written": "20", "lost": "0"}})
+    writer.close()
+    env = environment(tmp_path / "keys")
+    for done in (audit("keys", "init", env=env), audit_here("analyze", "a.db", env=env, cwd=tmp_path)):
+        assert done.returncode == 0, done.stderr
+    return tmp_path
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -161,34 +176,34 @@ def test_a_request_that_makes_no_sense(folder: Path, args: tuple[str, ...], stat
     assert digests(folder) == before
 
 
-def test_outputs_with_other_content_are_kept(folder: Path) -> None:
-    env = environment(folder / "keys")
-    (folder / "packet").mkdir()
-    (folder / "packet" / "letter.txt").write_text("mine")
-    (folder / "a.findings.json").write_text("mine")
-    before = digests(folder)
-    check_refused(audit(*SCENARIO, "--out", "a.db", env=env, cwd=folder), 2, "a.db exists", "--force")
-    check_refused(audit_here("analyze", "a.db", env=env, cwd=folder), 2, "a.findings.json exists", "--force")
-    check_refused(audit_here("analyze", "a.db", "--out", "a.db", env=env, cwd=folder), 2, "a.db", "")
-    assert digests(folder) == before
-    assert audit_here("analyze", "a.db", "--force", env=env, cwd=folder).returncode == 0
-    refused = audit("report", "a.findings.json", "--out", "packet", "--force", env=env, cwd=folder)
+def test_outputs_with_other_content_are_kept(small: Path) -> None:
+    env = environment(small / "keys")
+    (small / "packet").mkdir()
+    (small / "packet" / "letter.txt").write_text("mine")
+    (small / "a.findings.json").write_text("mine")
+    before = digests(small)
+    check_refused(audit(*SCENARIO, "--out", "a.db", env=env, cwd=small), 2, "a.db exists", "--force")
+    check_refused(audit_here("analyze", "a.db", env=env, cwd=small), 2, "a.findings.json exists", "--force")
+    check_refused(audit_here("analyze", "a.db", "--out", "a.db", env=env, cwd=small), 2, "a.db", "")
+    assert digests(small) == before
+    assert audit_here("analyze", "a.db", "--force", env=env, cwd=small).returncode == 0
+    refused = audit("report", "a.findings.json", "--out", "packet", "--force", env=env, cwd=small)
     check_refused(refused, 2, "packet")
-    assert (folder / "packet" / "letter.txt").read_text() == "mine"
+    assert (small / "packet" / "letter.txt").read_text() == "mine"
 
 
-def test_an_output_with_the_same_content_is_no_conflict(folder: Path) -> None:
-    env = environment(folder / "keys")
-    assert audit_here("analyze", "a.db", "--out", "f.json", env=env, cwd=folder).returncode == 0
-    before = (folder / "f.json").stat().st_mtime_ns
-    assert audit_here("analyze", "a.db", "--out", "f.json", env=env, cwd=folder).returncode == 0
-    assert (folder / "f.json").stat().st_mtime_ns == before
+def test_an_output_with_the_same_content_is_no_conflict(small: Path) -> None:
+    env = environment(small / "keys")
+    assert audit_here("analyze", "a.db", "--out", "f.json", env=env, cwd=small).returncode == 0
+    before = (small / "f.json").stat().st_mtime_ns
+    assert audit_here("analyze", "a.db", "--out", "f.json", env=env, cwd=small).returncode == 0
+    assert (small / "f.json").stat().st_mtime_ns == before
 
 
-def test_an_output_that_cannot_be_written(folder: Path) -> None:
-    env = environment(folder / "keys")
-    check_refused(audit_here("analyze", "a.db", "--out", "no/such/f.json", env=env, cwd=folder), 3, "no/such")
-    full = audit_here("analyze", "a.db", "--out", "/dev/full", env=env, cwd=folder)
+def test_an_output_that_cannot_be_written(small: Path) -> None:
+    env = environment(small / "keys")
+    check_refused(audit_here("analyze", "a.db", "--out", "no/such/f.json", env=env, cwd=small), 3, "no/such")
+    full = audit_here("analyze", "a.db", "--out", "/dev/full", env=env, cwd=small)
     check_refused(full, 2, "/dev/full")
 
 
