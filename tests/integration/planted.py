@@ -21,6 +21,7 @@ import pytest
 
 from gpuaudit.analyze import intervals
 from gpuaudit.analyze.causal.detect import Findings
+from gpuaudit.analyze.chains.preempted import NOBODY
 from gpuaudit.analyze.finding import Chain, Document
 from gpuaudit.analyze.run import AnalyzeOptions, examine
 from gpuaudit.analyze.store import Store
@@ -74,6 +75,8 @@ class Victim:
     spans: tuple[tuple[str, int, int], ...]
     throttled_ns: int
     """By how much the throttled time of its cgroup grew in them, where it looked."""
+    stolen_ns: int
+    """What a hypervisor took of this machine meanwhile."""
 
     @property
     def slow_ns(self) -> int:
@@ -84,13 +87,19 @@ class Victim:
         """Share of the time of the slow launches in which this held."""
         return covered(self.calls, self.spans, what)
 
+    @property
+    def stolen(self) -> Fraction:
+        """The most that a hypervisor can have kept it from its CPU when it was woken, as a share of that time."""
+        return Fraction(self.stolen_ns, self.slow_ns)
+
 
 def victim(path: Path) -> Victim:
     """The truth file of one launcher."""
-    head, *calls = truth(path)
+    head, *calls, end = truth(path)
     spans = tuple((str(w), int(a), int(b)) for c in calls for w, a, b in c["spans"])
     bounds = intervals.from_bounds([c["before_ns"] for c in calls], [c["after_ns"] for c in calls])
-    return Victim(int(head["pid"]), int(head["tid"]), bounds, spans, sum(int(c["throttled_ns"]) for c in calls))
+    throttled_ns = sum(int(c["throttled_ns"]) for c in calls)
+    return Victim(int(head["pid"]), int(head["tid"]), bounds, spans, throttled_ns, int(end["stolen_ns"]))
 
 
 class Bench:
@@ -172,9 +181,20 @@ class Analysed:
 
     def only(self, name: str, detector: str) -> Chain:
         """The one chain about a launcher, which is of this detector."""
-        found = self.chains(name)
+        found = [c for c in self.chains(name) if not by_nobody(c)]
         assert [c.detector for c in found] == [detector], [(c.detector, c.values) for c in found]
         return found[0]
+
+    def woken_late(self, name: str, chain: Chain) -> Fraction:
+        """Share of its slow launches in which a launcher was ready to run, and who had its CPU was not seen.
+
+        Between a wake-up and the switch is also what a hypervisor takes to let an idle CPU run again; no more than that
+        may be claimed so.
+        """
+        told = self.victims[name]
+        late = sum((Fraction(s.share.value or 0) for s in chain.shares if s.label.endswith(f": {NOBODY}")), Fraction(0))
+        assert late <= told.planted("gap") + told.stolen + TOLERANCE, (late, told.stolen)
+        return late
 
 
 def analysed(bench: Bench) -> Analysed:
@@ -247,6 +267,11 @@ def share(chain: Chain) -> Fraction:
 def close(got: Fraction, want: Fraction) -> bool:
     """Within five points."""
     return abs(got - want) <= TOLERANCE
+
+
+def by_nobody(chain: Chain) -> bool:
+    """Whether it tells that somebody had the thread's CPU who was not seen."""
+    return chain.detector == "preempted" and chain.values["culprit"] == NOBODY
 
 
 def explained(chains: Sequence[Chain]) -> Fraction:

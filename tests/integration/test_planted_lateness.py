@@ -49,6 +49,13 @@ class Told:
     pid: int
     lateness: intervals.Intervals
     spans: tuple[tuple[str, int, int], ...]
+    stolen_ns: int
+    """What a hypervisor took of this machine from the first all-reduce to the last one."""
+
+    @property
+    def stolen(self) -> Fraction:
+        """The most that a hypervisor can have kept it from a CPU when it was woken, as a share of its lateness."""
+        return Fraction(self.stolen_ns, intervals.measure(self.lateness))
 
 
 def told(out: Path) -> Told:
@@ -56,8 +63,10 @@ def told(out: Path) -> Told:
     lines = [truth(out.with_name(f"{out.name}.{rank}")) for rank in range(RANKS)]
     came = [[int(c["before_ns"]) for c in rank if c.get("op") == "ncclAllReduce"] for rank in lines]
     others = [int(median(came[r][i] for r in range(RANKS) if r != LATE)) for i in range(STEPS)]
-    spans = tuple((str(w), int(a), int(b)) for c in lines[LATE] if "late_ns" in c for w, a, b in c["spans"])
-    return Told(int(lines[LATE][0]["pid"]), intervals.from_bounds(others, came[LATE]), spans)
+    late = [c for c in lines[LATE] if "late_ns" in c]
+    spans = tuple((str(w), int(a), int(b)) for c in late for w, a, b in c["spans"])
+    stolen_ns = int(late[-1]["stolen_so_far_ns"]) - int(late[0]["stolen_so_far_ns"])
+    return Told(int(lines[LATE][0]["pid"]), intervals.from_bounds(others, came[LATE]), spans, stolen_ns)
 
 
 def run(b: Bench, name: str, *options: object) -> Told:
@@ -134,11 +143,11 @@ def test_what_made_the_rank_late_is_the_next_link(found: tuple[Analysed, dict[st
     want, got, others = covered(rank.lateness, rank.spans, SPANS[name]), parts(chain), others_of(chain, [TITLES[name]])
     assert want > TOLERANCE
     assert sum(got.values()) == 1
-    if name == "quota":  # its rank has no real-time priority: what else this host does may keep it waiting too
-        assert close(got[TITLES[name]] + others, want), (got, want)
-    else:
-        assert close(got[TITLES[name]], want), (got, want)
-        assert others < TOLERANCE + (kept(rank) if SPANS[name] != "gap" else 0), (got, kept(rank))
+    off = want if SPANS[name] == "gap" else want + kept(rank)
+    assert close(got[TITLES[name]] + others, off), (got, off)
+    if name != "quota":  # its rank has no real-time priority: what else this host does may keep it waiting too
+        # Between a wake-up and the switch is also what a hypervisor takes to let an idle CPU run again.
+        assert others < TOLERANCE + off - want + rank.stolen, (got, off, rank.stolen)
     assert len(chain.links) > 1
 
 

@@ -8,7 +8,8 @@
  *         [--stat CPU.STAT]
  *
  * FILE gets a line for the process, and one for each slow launch: when it began and ended, by how much the throttled time
- * of a cgroup grew meanwhile, and the spans of its cause and of time in which it was switched out (planted.h).
+ * of a cgroup grew meanwhile, and the spans of its cause and of time in which it was switched out (planted.h). The last
+ * line has what a hypervisor took meanwhile.
  */
 #include "planted.h"
 #include "cuda_runtime_api.h"
@@ -66,7 +67,7 @@ int main(int argc, char **argv)
 	FILE *out = fopen(option(argc, argv, "out", "planted"), "w");
 	/* The slow ones are exactly the slowest hundredth: no other launch that the machine made long is among them. */
 	long slow_calls = number(argc, argv, "slow", 8), calls = number(argc, argv, "calls", slow_calls * 100 - 1);
-	uint64_t rest_us = (uint64_t)number(argc, argv, "rest-ms", 20) * 1000u;
+	uint64_t rest_us = (uint64_t)number(argc, argv, "rest-ms", 20) * 1000u, stolen;
 	int aside = !strcmp(where, "thread");
 	void (*next)(void (*)(void *), void *);
 	__typeof__(&cudaLaunchKernel) launch;
@@ -80,6 +81,7 @@ int main(int argc, char **argv)
 	inside_the_call = !strcmp(where, "inside");
 	pthread_setname_np(pthread_self(), option(argc, argv, "name", "planted"));
 	planted_place(argc, argv);
+	planted_look(plan); /* the first one makes what it reads, which takes time */
 	fprintf(out, "{\"pid\":%d,\"tid\":%d}\n", getpid(), thread_id());
 	if (aside && pthread_create(&thread, NULL, beside, planted_new(argc, argv, option(argc, argv, "cause", "none"))))
 		die("pthread_create", NULL);
@@ -88,6 +90,7 @@ int main(int argc, char **argv)
 	if (option(argc, argv, "pause-file", NULL))
 		pause_for("ready", option(argc, argv, "pause-file", NULL));
 	nap_us((uint64_t)number(argc, argv, "settle-ms", 0) * 1000u);
+	stolen = planted_stolen_ns();
 	for (long i = 0; i < slow_calls; i++) {
 		uint64_t before, after, throttled;
 
@@ -107,6 +110,7 @@ int main(int argc, char **argv)
 		planted_print(out, plan);
 		fprintf(out, "}\n");
 	}
+	fprintf(out, "{\"stolen_ns\":%llu}\n", (unsigned long long)(planted_stolen_ns() - stolen));
 	ended = 1;
 	fclose(out);
 	nap_us((uint64_t)number(argc, argv, "linger-ms", 0) * 1000u);

@@ -86,6 +86,18 @@ static inline uint64_t planted_waited_ns(void)
 	return ns;
 }
 
+/* What a hypervisor took of all CPUs while they had something to do, their waking up included; in ticks of 10 ms. */
+static inline uint64_t planted_stolen_ns(void)
+{
+	FILE *stat = fopen("/proc/stat", "r");
+	unsigned long long ticks;
+
+	if (!stat || fscanf(stat, "cpu %*u %*u %*u %*u %*u %*u %*u %llu", &ticks) != 1)
+		die("/proc/stat", "does not tell the stolen time");
+	fclose(stat);
+	return ticks * (1000000000u / (uint64_t)sysconf(_SC_CLK_TCK));
+}
+
 /* From now on counts what planted_off() notes. */
 static inline void planted_look(struct planted *p)
 {
