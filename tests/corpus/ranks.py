@@ -9,6 +9,7 @@ from typing import Literal
 from tests.corpus.distractors import retransmit
 from tests.corpus.model import Host, Planted, Range
 from tests.corpus.training import Rows, Victim
+from tests.corpus.waits import INTERRUPTIBLE, RECVFROM
 from tests.scenes import COMM, MS, T0, US, S
 
 FIRST_PID = 5_100
@@ -17,6 +18,16 @@ FAILING = 1
 
 NVLINK_ERROR = 74
 """NVIDIA's XID of an NVLink."""
+
+
+def question(host: Host, v: Victim) -> None:
+    """Asleep until a server answers, to which the question had to be sent again."""
+    wake = v.at + v.ns - min(60 * US, v.ns // 10)
+    host.off_cpu(
+        v.pid, v.tid, v.at, v.ns, prev_state=INTERRUPTIBLE, wake_ns=wake, runqueue_ns=v.at + v.ns - wake,
+        syscall=RECVFROM, waker_pid=0, waker_tid=0, waker_comm="swapper/2",
+    )  # fmt: skip
+    retransmit(host, v.pid, "python3", wake - host.around(400 * US), port=41_000)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from tests.corpus.devices import HW_SLOWDOWN, HW_THERMAL, POWER_BRAKE, SW_THERMA
 from tests.corpus.distractors import USUAL, Daemon, Pressure, Recorder
 from tests.corpus.model import Deed, Kind, Scenario
 from tests.corpus.phases import BlockingCopies, Burst, ColdStart, Hungry, Recapture, TinyLaunches
-from tests.corpus.ranks import Late, Ranks, Stretched
+from tests.corpus.ranks import Late, Ranks, Stretched, question
 from tests.corpus.training import Slow, Trainer, timer
 from tests.scenes import MS, S
 
@@ -124,6 +124,8 @@ COMPOUND = (
     _of("a rank is late for a lock", "compound", Ranks(Late("lock_wait", waits.futex()), blocking=True)),
     _of("a rank is late for its quota", "compound", Ranks(Late("cpu_quota", waits.quota("/train")))),
     _of("a rank is late for want of memory", "compound", Ranks(Late("memory_reclaim", waits.reclaim()))),
+    _of("a rank is late for a question that was lost", "compound",
+        Ranks(Late("tcp_retransmits", question, times=(8, 14), by=(215 * MS, 320 * MS), covered=(70, 90)))),
     _of("a late rank, and lost packets", "compound", Ranks(Late(), Stretched())),
     _of("a hot GPU, and a hog elsewhere", "compound", Stretch("throttled", SW_THERMAL), Trainer((PREEMPTED,))),
     _of("a killed process, and a disk elsewhere", "compound", OutOfMemory(), Trainer((DISK,))),
@@ -156,6 +158,7 @@ TWINS = (
     _of("packets of another process are lost", "twin", Ranks(stretched=Stretched(None, where="other process"))),
     _of("slow collectives and nothing else", "twin", Ranks(stretched=Stretched(None, where="nowhere"))),
     _of("a hog on another rank", "twin", Ranks(Late("preempted", waits.preempted(), wrong_rank=True))),
+    _of("a question of another rank is lost", "twin", Ranks(Late("tcp_retransmits", question, wrong_rank=True))),
     _of("another GPU is too hot", "twin", Stretch("throttled", SW_THERMAL, elsewhere=True)),
     _of("a notebook uses another GPU", "twin", Stretch("gpu_shared", elsewhere=True)),
     _of("a slow stretch that nothing explains", "twin", Stretch(None)),
