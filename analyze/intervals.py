@@ -33,6 +33,8 @@ def from_bounds(starts: npt.ArrayLike, ends: npt.ArrayLike) -> Intervals:
     if (a[1:] < a[:-1]).any():  # most come in order, and millions are not sorted again for nothing
         order = np.argsort(a, kind="stable")
         a, b = a[order], b[order]
+    if (a[1:] > b[:-1]).all():  # calls of one thread are a set as they come
+        return np.stack([a, b], axis=1)
     reach = np.maximum.accumulate(b)
     at = np.flatnonzero(np.concatenate([[True], a[1:] > reach[:-1]]))
     return np.stack([a[at], reach[np.append(at[1:], len(a)) - 1]], axis=1)
@@ -50,7 +52,10 @@ def measure(a: Intervals) -> int:
 
 def union(*sets: Intervals) -> Intervals:
     """Time in at least one of ``sets``."""
-    pairs = np.concatenate([EMPTY, *sets])
+    some = [s for s in sets if len(s)]
+    if len(some) == 1:
+        return some[0]
+    pairs = np.concatenate([EMPTY, *some])
     return from_bounds(pairs[:, 0], pairs[:, 1])
 
 
@@ -61,6 +66,10 @@ def intersect(a: Intervals, b: Intervals) -> Intervals:
         return EMPTY
     first = np.searchsorted(many[:, 1], few[:, 0], side="right")
     last = np.searchsorted(many[:, 0], few[:, 1], side="left")
+    if len(few) == 1 and first[0] < last[0]:
+        inside = many[first[0] : last[0]].copy()
+        inside[0, 0], inside[-1, 1] = max(inside[0, 0], few[0, 0]), min(inside[-1, 1], few[0, 1])
+        return inside
     pairs = np.maximum(last - first, 0)
     which = np.repeat(np.arange(len(few)), pairs)
     other = np.arange(len(which)) + np.repeat(first - (np.cumsum(pairs) - pairs), pairs)

@@ -82,10 +82,9 @@ class Thread:
         """Its calls that mean this with their times and ``columns`` (SQL that gives BIGINT, with a name)."""
         more = "".join(f", {c}" for c in columns)
         return Calls(
-            context.store.arrays(
+            context.store.arrays_by_start(
                 f"SELECT start_ns::BIGINT AS start_ns, greatest(coalesce(end_ns, {self.end_ns}), start_ns)::BIGINT "
-                f"AS end_ns{more} FROM cuda_calls WHERE {self.where} AND {context.means(meaning)} AND {FIRST} "
-                "ORDER BY start_ns, leaf, row"
+                f"AS end_ns{more} FROM cuda_calls WHERE {self.where} AND {context.means(meaning)} AND {FIRST}"
             )
         )
 
