@@ -15,7 +15,7 @@ import pytest
 from gpuaudit.analyze import chains, rules
 from gpuaudit.analyze.causal import model
 from gpuaudit.analyze.context import Context, Found, NotEvaluated
-from gpuaudit.analyze.finding import Chain, Finding, Quantity
+from gpuaudit.analyze.finding import Chain, Finding, Quantity, Threshold
 from gpuaudit.analyze.policy import Policy, allowed
 from gpuaudit.analyze.registry import Plugin, plugins
 from gpuaudit.bundle.tables import TABLES
@@ -23,6 +23,8 @@ from tests.rule_scenes import scenes_of
 from tests.scenes import MS, T0, S, Scene, collectives
 
 PLUGINS = plugins()
+OF_NO_POLICY = ("gpus", "gpus_by_pid", "observers", "barriers", "steps", "engine_runs", "without_identity")
+"""What a context reads from its store whatever the policy is."""
 
 
 def everything() -> Scene:
@@ -36,12 +38,23 @@ def everything() -> Scene:
 
 
 @cache
+def everything_context() -> Context:
+    """Of :func:`everything`, for who only asks: what one rule made it read, the next finds there."""
+    return everything().context()
+
+
+def contexts(rule_id: str) -> list[Context]:
+    """Of a rule's own scenes, or of ``everything()`` where it has none."""
+    return [scene.context() for scene in scenes_of(rule_id)] or [everything_context()]
+
+
+@cache
 def made(rule_id: str) -> tuple[Finding | Chain, ...]:
     """What a rule finds in its own scenes, or in ``everything()`` where it has none."""
     plugin = next(p for p in PLUGINS if p.declaration.id == rule_id)
     out: list[Finding | Chain] = []
-    for scene in scenes_of(rule_id) or [everything()]:
-        outcome = plugin.evaluate(scene.context())
+    for context in contexts(rule_id):
+        outcome = plugin.evaluate(context)
         assert isinstance(outcome, Found), outcome
         out += outcome.items
     return tuple(out)
@@ -130,6 +143,22 @@ def test_every_threshold_is_read_through_the_policy(plugin: Plugin) -> None:
         assert direct == [], function.name
 
 
+class Unasked(Policy):
+    """A policy that nothing may ask."""
+
+    def value(self, threshold: Threshold, rule_id: str) -> int | Fraction:
+        raise AssertionError(f"{rule_id} asked for {threshold.name}")
+
+
+def test_what_no_policy_changes_asks_none() -> None:
+    known = everything_context()
+    context = Context(known.store, known.window, known.quality, known.book, Unasked())
+    for name in OF_NO_POLICY:
+        getattr(context, name)
+    with pytest.raises(AssertionError, match="asked for"):
+        _ = context.late_limits
+
+
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda p: p.declaration.id)
 def test_a_policy_at_either_end_of_the_range_is_evaluated(plugin: Plugin) -> None:
     """The least and the largest value that a policy file may set for each threshold, one at a time.
@@ -138,9 +167,9 @@ def test_a_policy_at_either_end_of_the_range_is_evaluated(plugin: Plugin) -> Non
     """
     d = plugin.declaration
     shared = model.THRESHOLDS if d.id != "preempted" else ()
-    context = (scenes_of(d.id) or [everything()])[0].context()
+    context = contexts(d.id)[0]
     plugin.evaluate(context)
-    read = {k: v for k, v in vars(context).items() if k == "engine_runs"}  # costly, and no policy changes it
+    read = {k: v for k, v in vars(context).items() if k in OF_NO_POLICY}
     for t in (t for t in d.thresholds if not t.fixed and t not in shared):
         low, high = allowed(t)
         assert low <= t.value <= high, t.name
