@@ -52,6 +52,7 @@ OTHER_CPU = min(os.sched_getaffinity(0))
 PROGRAMS = ("planted", "planted-ranks")
 """Whose calls are recorded: names of programs."""
 
+FILE_BYTES = 16 << 20
 HOG = "the hog"
 BURST_MS = 5
 
@@ -247,6 +248,15 @@ def _programs(folder: Path) -> Path:
             build(name, folder)
         (folder / "ranks").rename(last)
     return folder
+
+
+def cold_file(folder: Path) -> Path:
+    """A file on a disk, to be read past the cache: written out, or its reader would wait for that first."""
+    path = folder / "cold"
+    with path.open("wb") as f:
+        f.write(os.urandom(FILE_BYTES))
+        os.fsync(f.fileno())
+    return path
 
 
 def covered(time: intervals.Intervals, spans: Sequence[tuple[str, int, int]], what: str) -> Fraction:

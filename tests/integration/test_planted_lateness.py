@@ -28,6 +28,7 @@ from tests.integration.planted import (
     analysed,
     bench,
     close,
+    cold_file,
     covered,
     undisturbed,
 )
@@ -37,7 +38,6 @@ from tests.integration.recording import start, truth
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf"), pytest.mark.alone]
 
 RANKS, LATE, STEPS = 3, 2, 12
-FILE_BYTES = 16 << 20
 TITLES = {"hog": "Preempted", "disk": "Waiting for a disk", "futex": "Waiting for a lock", "quota": "CPU quota used up"}
 SPANS = {"hog": "gap", "disk": "disk", "futex": "futex", "quota": "gap"}
 
@@ -92,11 +92,9 @@ def found(tmp_path_factory: pytest.TempPathFactory, bpf: None) -> Iterator[tuple
         g = stack.enter_context(group())
         b = stack.enter_context(bench(folder))
         g.limit(QUOTA_US)
-        cold = place / "cold"
-        cold.write_bytes(bytes(range(256)) * (FILE_BYTES // 256))
         work = ("--late-by", "work", "--busy-ms", 3 * BURST_MS)
         ranks = {
-            "disk": run(b, "disk", "--late-by", "disk", "--disk", cold),
+            "disk": run(b, "disk", "--late-by", "disk", "--disk", cold_file(place)),
             "futex": run(b, "futex", "--late-by", "futex"),
             "alone": undisturbed(lambda: run(b, "alone", *work, "--late-cpu", CPU), kept),
         }

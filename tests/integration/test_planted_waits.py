@@ -6,7 +6,6 @@ slow launches compute: nothing is claimed. Nor is it of a launcher that naps, wh
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from tests.integration.planted import (
     analysed,
     bench,
     close,
+    cold_file,
     effect_ns,
     kept_most,
     share,
@@ -31,8 +31,6 @@ from tests.integration.planted import (
 from tests.integration.recording import start
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf"), pytest.mark.alone]
-
-FILE_BYTES = 16 << 20
 
 
 def together(b: Bench, **options: tuple[object, ...]) -> None:
@@ -53,11 +51,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, bpf: None) -> Iterator[Analy
     if CPU == OTHER_CPU:
         pytest.skip("needs two CPUs")
     with folder_on_disk(folder) as place, bench(folder) as b:
-        cold = place / "cold"
-        with cold.open("wb") as f:
-            f.write(os.urandom(FILE_BYTES))
-            os.fsync(f.fileno())
-        disk, futex = ("--cause", "disk", "--disk", cold), ("--cause", "futex")
+        disk, futex = ("--cause", "disk", "--disk", cold_file(place)), ("--cause", "futex")
         together(b, disk_inside=disk, another_process=("--busy-ms", 30))
         together(b, disk_between=(*disk, "--where", "between"), futex_inside=futex)
         together(b, disk_thread=(*disk, "--where", "thread"), futex_between=(*futex, "--where", "between"))
