@@ -109,18 +109,37 @@ class _Found:
     resent: list[Resent] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class _Packets:
+    """Every packet that was sent again, in order of time, when, and who owns sockets."""
+
+    sockets: Sockets
+    resent: Sequence[Resent]
+    at: npt.NDArray[np.int64]
+
+
 def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
     """Packets sent again within the effects that are collectives, by where they went."""
     why = unrecorded(context, "tcp_retransmits", "TCP packet that was sent again", "tcp")
     if why is not None:
         return why
+    if not context.store.row_count("tcp_retransmits"):
+        return {}
+    calls = system_calls.numbers(system_calls.SOCKETS, system_calls.machine(context.store.open_body))
+    inside = [e for e in effects if e.kind not in ASLEEP]
+    asleep = states.of_effects(context, [e for e in effects if e.kind in ASLEEP])
+    slept = {
+        key: (s, chosen)
+        for key, s in asleep.items()
+        if (chosen := (s.a["op"] == "blocked") & ~s.uninterruptible & s.in_calls(calls)).any()
+    }
+    if not inside and not slept:
+        return {}
     sockets = read_sockets(context.store)
     resent = _resent(context, sockets)
-    if not resent:
-        return {}
-    asleep = states.of_effects(context, [e for e in effects if e.kind in ASLEEP])
-    out = {e.key: list(_causes(context, sockets, resent, e)) for e in effects if e.kind not in ASLEEP}
-    out |= {key: list(_waits(context, sockets, resent, s)) for key, s in asleep.items()}
+    packets = _Packets(sockets, resent, np.array([r.at for r in resent], dtype=np.int64))
+    out = {e.key: list(_causes(context, packets, e)) for e in inside}
+    out |= {key: list(_waits(context, packets, *what)) for key, what in slept.items()}
     return {key: causes for key, causes in out.items() if causes}
 
 
@@ -147,11 +166,11 @@ def _resent(context: Context, sockets: Sockets) -> list[Resent]:
     return out
 
 
-def _causes(context: Context, sockets: Sockets, resent: Sequence[Resent], effect: Effect) -> Iterator[Cause]:
+def _causes(context: Context, packets: _Packets, effect: Effect) -> Iterator[Cause]:
     found: dict[str, _Found] = defaultdict(_Found)
-    times = np.array([r.at for r in resent], dtype=np.int64)
+    sockets = packets.sockets
     for call in collective_calls.of_effect(context, effect):
-        for r in resent[int(np.searchsorted(times, call.start)) : int(np.searchsorted(times, call.end))]:
+        for r in packets.resent[slice(*np.searchsorted(packets.at, (call.start, call.end)).tolist())]:
             if sockets.between(r.owners, r.end, call.ranks, call.peers):
                 mine = found[r.end[2]]
                 low = max(call.start, call.entered, r.at - r.reach_ns, r.before, sockets.moved(r.end, r.at))
@@ -161,14 +180,13 @@ def _causes(context: Context, sockets: Sockets, resent: Sequence[Resent], effect
         yield _cause(context, sockets, remote, found[remote])
 
 
-def _waits(context: Context, sockets: Sockets, resent: Sequence[Resent], s: States) -> Iterator[Cause]:
+def _waits(context: Context, packets: _Packets, s: States, chosen: Chosen) -> Iterator[Cause]:
     """Packets of the process's own connections that were sent again while its thread slept for a socket."""
-    calls = system_calls.numbers(system_calls.SOCKETS, system_calls.machine(context.store.open_body))
-    chosen = (s.a["op"] == "blocked") & ~s.uninterruptible & s.in_calls(calls)
     asleep, pid = s.asleep(chosen), int(s.a["pid"][0])
     found: dict[str, _Found] = defaultdict(_Found)
-    for n in np.flatnonzero(_within(asleep, np.array([r.at for r in resent], dtype=np.int64))).tolist():
-        r = resent[n]
+    sockets = packets.sockets
+    for n in np.flatnonzero(_within(asleep, packets.at)).tolist():
+        r = packets.resent[n]
         sends = pid in r.owners
         if sends or pid in sockets.others(r.end):
             mine = found[r.end[2] if sends else r.end[0]]
