@@ -82,9 +82,9 @@ class Scene:
             tables[name] = [from_records(TABLES[name], cut) for cut in cuts]
         return Store.from_tables(tables, open_body=self.open_body, lost=self.lost, artefacts=self.artefacts)
 
-    def context(self) -> Context:
+    def context(self, segments: int = 1) -> Context:
         """What a rule gets."""
-        store = self.store()
+        store = self.store(segments)
         window = read_window(store)
         return Context(store, window, read_quality(store, window, "SEALED"), EvidenceBook(store))
 

@@ -108,12 +108,12 @@ def changed(scene: Scene, names: Mapping[str, str]) -> Scene:
 
 
 @each
-def test_clocks_names_the_order_of_rows_and_a_process_beside_it_change_nothing(plugin: Plugin) -> None:
+def test_clocks_names_the_order_and_segments_of_rows_and_a_process_beside_it_change_nothing(plugin: Plugin) -> None:
     got: list[Any] = []
     for scene in scenes_of(plugin.declaration.id) or [everything()]:
         crowded = beside(scene)
         names = new_names(crowded)
-        outcome = plugin.evaluate(changed(crowded, names).context())
+        outcome = plugin.evaluate(changed(crowded, names).context(segments=3))
         assert isinstance(outcome, Found), outcome
         text = json.dumps(told(outcome.items))
         for old, new in names.items():
