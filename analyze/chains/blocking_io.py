@@ -39,9 +39,7 @@ DECLARATION = Declaration(
         ("off_cpu", ("start_ns", "duration_ns", "pid", "tid", "op", "prev_state", "syscall", "runqueue_ns")),
         ("cuda_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "parent_ns")),
         ("nccl_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "parent_ns")),
-        ("mounts", ("start_ns", "op", "major", "minor", "type", "root", "path", "disk_major", "disk_minor",
-                    "first_sector", "sectors")),
-    ),
+    ),  # mounts only name what was read: a capture without them proves as much
     thresholds=model.THRESHOLDS,
     texts={
         "blocking_io": "For {explained} of {effect_time} ({share}) of {effect} the thread slept in {calls} while "

@@ -64,8 +64,7 @@ DECLARATION = Declaration(
                        "remote_port")),
         ("nccl_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "comm_handle", "comm_id", "stream")),
         ("cuda_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "stream", "handle")),
-        ("off_cpu", ("start_ns", "duration_ns", "pid", "tid", "op", "prev_state", "syscall", "runqueue_ns")),
-    ),
+    ),  # off_cpu is for late ranks, whose chains have a grade of their own
     thresholds=(LEAST_RESEND, LONGEST_RESEND, BACKOFF, *model.THRESHOLDS),
     texts={
         "tcp_retransmits": "For {explained} of {effect_time} ({share}) of {effect} data to {culprit} were on their "
