@@ -7,7 +7,7 @@ from gpuaudit.analyze.context import Context
 from gpuaudit.analyze.finding import Json, Quantity, Threshold
 from gpuaudit.analyze.money import Rate
 from gpuaudit.analyze.operations import P99_MIN_CALLS
-from gpuaudit.analyze.registry import plugins
+from gpuaudit.analyze.registry import declarations
 from gpuaudit.analyze.sections import driver_boundary
 from gpuaudit.analyze.store import NOT_OWN
 from gpuaudit.analyze.window import WINDOW_TABLES
@@ -51,7 +51,7 @@ DEFINITIONS = (
 def appendix(context: Context, rate: Rate | None) -> dict[str, Json]:
     """Section ``appendix`` of the document."""
     return {
-        "declarations": [context.policy.applied(p.declaration).to_json() for p in plugins()],
+        "declarations": [context.policy.applied(d).to_json() for d in declarations()],
         "probes": _strings(context, "probes", _LAST_PROBES),
         "libraries": _strings(
             context, "libraries", f"SELECT * FROM libraries WHERE {NOT_OWN} ORDER BY start_ns, pid, path, leaf, row"
@@ -88,11 +88,8 @@ def _strings(context: Context, table: str, query: str) -> Json:
 
 def _assumptions(rate: Rate | None) -> list[Json]:
     out: list[Json] = []
-    for p in plugins():
-        out += [
-            {"id": f"{p.declaration.id}.{i + 1}", "text": t, "value": ""}
-            for i, t in enumerate(p.declaration.assumptions)
-        ]
+    for d in declarations():
+        out += [{"id": f"{d.id}.{i + 1}", "text": t, "value": ""} for i, t in enumerate(d.assumptions)]
     limits = [("quality", t) for t in quality.THRESHOLDS]
     out += [_limit(where, t) for where, t in limits]
     out += [

@@ -114,13 +114,14 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Declaration:
-    """What a rule or chain detector says of itself; the registry, the appendix and the reference docs come from it.
+    """What a rule, a chain detector or a kind of effect says of itself; the registry, the appendix and the reference
+    docs come from it.
 
     ``texts`` maps a text key to a sentence with ``{name}`` placeholders for the values of a finding.
     """
 
     id: str
-    kind: Literal["rule", "chain"]
+    kind: Literal["rule", "chain", "effect"]
     title: str
     question: str
     inputs: tuple[tuple[str, tuple[str, ...]], ...]

@@ -1,9 +1,10 @@
 """Thresholds as somebody's policy sets them: a JSON or TOML file that overrides what rules and detectors declare.
 
 ``{"thresholds": {"idle_allocation.idle_ns": "10 s", "throttling.throttled_share": "5 %"}}``: the key is the id of a
-rule or chain detector, a dot, and the name of one of its thresholds; the value is an exact number with its unit. What
-the file does not name keeps its declared value. The file is read as hostile input: whatever is not understood whole is
-refused, with its place. Its SHA-256 stands in the findings document, and every threshold it sets says so there.
+rule, chain detector or kind of effect, a dot, and the name of one of its thresholds; the value is an exact number with
+its unit. What the file does not name keeps its declared value. The file is read as hostile input: whatever is not
+understood whole is refused, with its place. Its SHA-256 stands in the findings document, and every threshold it sets
+says so there.
 
 A policy changes what is told of the evidence, never the evidence or its grade: thresholds of the quality grade cannot
 be overridden, nor can constants of a definition (``Threshold.fixed``).
@@ -15,7 +16,7 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -68,7 +69,7 @@ class Policy:
     @classmethod
     def load(cls, path: Path | str) -> Policy:
         """The policy in a file; InputUnusable, with the place, for anything that is not wholly understood."""
-        from gpuaudit.analyze.registry import plugins  # noqa: PLC0415 (rules import this module)
+        from gpuaudit.analyze.registry import declarations  # noqa: PLC0415 (rules import this module)
 
         path = Path(path)
         try:
@@ -76,10 +77,10 @@ class Policy:
                 data = f.read(MAX_FILE_BYTES + 1)
         except OSError as e:
             raise InputUnusable(f"{path}: cannot be read: {e.strerror}", hint="name a policy file") from None
-        return cls.parse(data, path.name, [p.declaration for p in plugins()])
+        return cls.parse(data, path.name, declarations())
 
     @classmethod
-    def parse(cls, data: bytes, name: str, declarations: list[Declaration]) -> Policy:
+    def parse(cls, data: bytes, name: str, declarations: Sequence[Declaration]) -> Policy:
         """The policy in the bytes of a file called ``name``, against what ``declarations`` declare."""
         file = _File(name, data)
         known = {d.id: {t.name: t for t in d.thresholds} for d in declarations}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import gpuaudit
 from gpuaudit.analyze.finding import Declaration, Threshold
-from gpuaudit.analyze.registry import plugins
+from gpuaudit.analyze.registry import declarations
 from gpuaudit.bundle.errors import EXIT_DONE, EXIT_NEGATIVE
 from gpuaudit.bundle.rounding import digits
 
@@ -19,21 +19,21 @@ TARGET = Path(gpuaudit.__file__).parent.parent / "docs" / "reference" / "rules.m
 
 _HEAD = """# Rules and detectors
 
-Generated from the declarations in `analyze/rules` and `analyze/chains`; do not edit (`python -m
-gpuaudit.analyze.reference`). The technical appendix of every report prints the same, with the thresholds that held.
-A rule finds something, is clear, or was not evaluated and says why; without its input it is never clear.
+Generated from the declarations in `analyze/rules`, `analyze/chains` and `analyze/effects`; do not edit
+(`python -m gpuaudit.analyze.reference`). The technical appendix of every report prints the same, with the thresholds
+that held. A rule finds something, is clear, or was not evaluated and says why; without its input it is never clear.
 """
 
 
 def markdown() -> str:
-    """The reference: one part per rule, then per detector, by name."""
-    declared = [p.declaration for p in plugins()]
+    """The reference: one part per rule, then per detector, then per kind of effect with thresholds, by name."""
+    declared = declarations()
     contents = [f"- [{d.id}](#{d.id}): {d.title}" for d in declared]
     return "\n".join([_HEAD, *contents, "", *(line for d in declared for line in _part(d))]).rstrip() + "\n"
 
 
 def _part(d: Declaration) -> Iterator[str]:
-    kind = "Rule" if d.kind == "rule" else "Chain detector"
+    kind = {"rule": "Rule", "chain": "Chain detector", "effect": "Effect"}[d.kind]
     yield from (f"## {d.id}", "", f"{kind}: {d.title}. {d.question}", "")
     yield "- Reads: " + "; ".join(f"`{table}` ({', '.join(columns)})" for table, columns in d.inputs)
     yield f"- Window: {d.window}"

@@ -2,8 +2,8 @@
 
 A rule or detector has ``DECLARATION`` and ``evaluate(context) -> Found | NotEvaluated``; a detector of causes has
 ``DECLARATION`` and ``DETECTOR`` instead (:mod:`gpuaudit.analyze.causal`), a kind of effect ``KIND`` and
-``effects(context)``; a section has ``ORDER`` (where it stands, ascending) and ``evaluate(context) -> Section``. Nothing
-has to be registered anywhere.
+``effects(context)``, and ``DECLARATION`` where it decides by thresholds of its own; a section has ``ORDER`` (where it
+stands, ascending) and ``evaluate(context) -> Section``. Nothing has to be registered anywhere.
 """
 
 from __future__ import annotations
@@ -34,6 +34,13 @@ class Plugin:
 def plugins() -> tuple[Plugin, ...]:
     """Rules, then chains, each by name."""
     return tuple(_load(name) for package in (rules, chains) for name in _modules(package))
+
+
+@cache
+def declarations() -> tuple[Declaration, ...]:
+    """Of rules, then of chains, then of effects that have one, each by name: whatever a policy may set is in them."""
+    made = [importlib.import_module(name) for name in _modules(effects)]
+    return (*(p.declaration for p in plugins()), *(m.DECLARATION for m in made if hasattr(m, "DECLARATION")))
 
 
 def _modules(package: ModuleType) -> list[str]:

@@ -198,7 +198,7 @@ SECTION = record(
 
 DECLARATION = record(
     {
-        "id": NAME, "kind": one_of("rule", "chain"), "title": text(), "question": text(), "window": text(),
+        "id": NAME, "kind": one_of("rule", "chain", "effect"), "title": text(), "question": text(), "window": text(),
         "inputs": array(record({"table": NAME, "columns": array(NAME, 100)}), 32),
         "thresholds": array(record({"name": NAME, "value": number, "unit": UNIT, "source": text()}), 64),
         "texts": mapping(text(), 64), "never_claims": text(), "assumptions": TEXTS, "controls": TEXTS,

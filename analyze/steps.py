@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
 
 import numpy as np
 import numpy.typing as npt
@@ -89,9 +91,9 @@ def _of_thread(context: Context, pid: int, tid: int) -> Steps:
     waits_sql = _waits(context)
     where = f"pid = {pid} AND tid = {tid} AND ({context.means(GIVES)} OR {waits_sql}) AND {FIRST}"
     class_sql = f"CASE WHEN {waits_sql} THEN {WAIT} WHEN {context.means(GRAPH_LAUNCH)} THEN {GRAPH} ELSE {KERNEL} END"
-    a = context.store.arrays(
+    a = context.store.arrays_by_start(
         f"SELECT start_ns::BIGINT AS start_ns, end_ns::BIGINT AS end_ns, ({class_sql})::UTINYINT AS class "
-        f"FROM cuda_calls WHERE {where} AND end_ns IS NOT NULL ORDER BY start_ns, leaf, row"
+        f"FROM cuda_calls WHERE {where} AND end_ns IS NOT NULL"
     )
     what = a["class"]
     # Numbers the step that each call belongs to: a wait is the last call of its step.
@@ -118,13 +120,14 @@ def _unseen(context: Context, pid: int, tid: int) -> intervals.Intervals:
     return intervals.union(intervals.from_bounds(a["a"], a["b"]), blind(context, pid), context.window.asleep)
 
 
-def outliers(durations: Array, times: int, slowest: tuple[int, int], least: int) -> tuple[npt.NDArray[np.bool_], int]:
-    """Which are more than ``times`` the median and among the slowest share (numerator, denominator), of at least
-    ``least``; and the median. The values at rank ceil(q·n) are used."""
+def outliers(durations: Array, times: Fraction, slowest: Fraction, least: int) -> tuple[npt.NDArray[np.bool_], int]:
+    """Which are more than ``times`` the median and among the ``slowest`` share, of at least ``least``; and the median.
+    The values at rank ceil(q·n) are used."""
     n = len(durations)
     if n < least:
         return np.zeros(n, dtype=bool), 0
     ordered = np.sort(durations)
     median = int(ordered[(n + 1) // 2 - 1])
-    top = int(ordered[max(-(-n * (slowest[1] - slowest[0]) // slowest[1]), 1) - 1])
-    return (durations > times * median) & (durations >= top), median
+    top = int(ordered[max(ceil(n * (1 - slowest)), 1) - 1])
+    limit = min(int(times * median), int(ordered[-1]))  # within int64, whatever a policy sets
+    return (durations > limit) & (durations >= top), median

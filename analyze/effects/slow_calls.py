@@ -1,10 +1,10 @@
 """Slow calls: those of one operation on one thread that took far longer than the operation usually does.
 
 A call is slow if it took more than :data:`TIMES` times the median of its own operation in its process and is among
-the slowest hundredth of them (at or above the value at rank ceil(0.99·n)); an operation with fewer than
-:data:`LEAST_CALLS` calls has no usual duration. Outermost calls only. Calls without rows of their own count for median
-and rank, by the most that their bucket says. A call that had not returned when the capture ended is none: how long it
-took is not known. Time in which the host slept is nobody's loss and is taken out. Units: ns.
+the slowest :data:`SLOWEST` of them (a hundredth: at or above the value at rank ceil(0.99·n)); an operation with fewer
+than :data:`LEAST_CALLS` calls has no usual duration. Outermost calls only. Calls without rows of their own count for
+median and rank, by the most that their bucket says. A call that had not returned when the capture ended is none: how
+long it took is not known. Time in which the host slept is nobody's loss and is taken out. Units: ns.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from gpuaudit.analyze import intervals, unlisted
 from gpuaudit.analyze.call_meanings import OUTERMOST
 from gpuaudit.analyze.call_totals import OF_TABLE, OUTER
 from gpuaudit.analyze.causal.model import Effect
-from gpuaudit.analyze.finding import Threshold
+from gpuaudit.analyze.finding import Declaration, Threshold
 from gpuaudit.analyze.intervals import Intervals
-from gpuaudit.analyze.store import NOT_OWN, quoted
+from gpuaudit.analyze.store import MAX_TIME_NS, NOT_OWN, quoted
 
 if TYPE_CHECKING:
     from gpuaudit.analyze.context import Context
@@ -31,13 +31,25 @@ KIND = "slow_call"
 TABLES = ("cuda_calls", "nccl_calls")
 
 TIMES = Threshold(
-    "slow_times_median", 3, "ratio", "design: three times the operation's own median (analysis.md, Causal chains)"
-)
+    "slow_times_median", 3, "ratio", "design: three times the operation's own median (analysis.md, Causal chains)",
+    least=1, most=1_000_000,
+)  # fmt: skip
 SLOWEST = Threshold(
     "slowest_share", Fraction(1, 100), "share", "design: the slowest hundredth of the operation's calls"
 )
-LEAST_CALLS = Threshold("least_calls", 10, "count", "design: fewer calls have no usual duration")
-THRESHOLDS = (TIMES, SLOWEST, LEAST_CALLS)
+LEAST_CALLS = Threshold("least_calls", 10, "count", "design: fewer calls have no usual duration", least=1)
+
+DECLARATION = Declaration(
+    id="slow_calls",
+    kind="effect",
+    title="Slow calls and slow steps",
+    question="Which calls, and which steps of a thread, took far longer than others of their kind usually do?",
+    inputs=tuple((t, ("start_ns", "duration_ns", "pid", "tid", "op", "parent_ns")) for t in TABLES),
+    thresholds=(TIMES, SLOWEST, LEAST_CALLS),
+    texts={},
+    never_claims="That anything was lost by a slow call, or that it took longer than it had to: a call that does more "
+    "than others of its operation takes longer.",
+)
 
 MAX_EFFECTS = 200
 """Operations of threads that are looked at, those with most slow time first."""
@@ -53,7 +65,8 @@ WITH c AS (
     sum(n) OVER (PARTITION BY pid, op ORDER BY ns) AS upto FROM c
 )
 SELECT pid, op, any_value(total)::BIGINT AS calls, (min(ns) FILTER (WHERE upto * 2 >= total))::BIGINT AS median,
-  (min(ns) FILTER (WHERE upto >= ceil(total * (1 - {slowest}))))::BIGINT AS top
+  (min(ns) FILTER (WHERE (total - upto)::HUGEINT * {slowest.denominator} <= total::HUGEINT * {slowest.numerator}))
+    ::BIGINT AS top
 FROM r GROUP BY pid, op HAVING any_value(total) >= {least}
 """
 
@@ -65,18 +78,32 @@ def effects(context: Context) -> Sequence[Effect]:
     return found[:MAX_EFFECTS]
 
 
+def limits_of(context: Context) -> tuple[Fraction, Fraction, int]:
+    """How many times the median, which share of the slowest, of how many calls at least."""
+    times, slowest, least = (context.policy.value(t, DECLARATION.id) for t in DECLARATION.thresholds)
+    return Fraction(times), Fraction(slowest), int(least)
+
+
+def _scaled(column: str, times: Fraction) -> str:
+    """SQL: the whole part of a column times a number, in parts that stay within 128 bits whatever a policy sets."""
+    whole, rest = divmod(times.numerator, times.denominator)
+    product = f"{column}::HUGEINT * {whole} + {column}::HUGEINT * {rest} // {times.denominator}"
+    return f"least({product}, {MAX_TIME_NS})::BIGINT"
+
+
 def _of_table(context: Context, table: str) -> list[Effect]:
     if not context.store.row_count(table):
         return []
-    slowest = Fraction(SLOWEST.value)
+    times, slowest, least = limits_of(context)
     limits = _LIMITS.format(
-        table=table, own=NOT_OWN, outer=OUTERMOST, of_table=OF_TABLE[table], outer_totals=OUTER,
-        slowest=f"{slowest.numerator}::DOUBLE / {slowest.denominator}", least=int(LEAST_CALLS.value),
+        table=table, own=NOT_OWN, outer=OUTERMOST, of_table=OF_TABLE[table], outer_totals=OUTER, slowest=slowest,
+        least=least,
     )  # fmt: skip
     a = context.store.arrays(
-        f"WITH limits AS ({limits}) SELECT t.pid::BIGINT AS pid, t.tid::BIGINT AS tid, t.op AS op, "
+        f"WITH limits AS (SELECT *, {_scaled('median', times)} AS most FROM ({limits})) "
+        "SELECT t.pid::BIGINT AS pid, t.tid::BIGINT AS tid, t.op AS op, "
         "t.start_ns::BIGINT AS a, t.end_ns::BIGINT AS b, t.leaf::BIGINT AS leaf, t.row::BIGINT AS row, calls, median "
-        f"FROM {table} t JOIN limits USING (pid, op) WHERE t.{OUTERMOST} AND duration_ns > median * {TIMES.value} AND "
+        f"FROM {table} t JOIN limits USING (pid, op) WHERE t.{OUTERMOST} AND duration_ns > most AND "
         "duration_ns >= top ORDER BY t.pid, t.tid, t.op, a, leaf, row"
     )
     if not len(a["pid"]):
@@ -116,11 +143,12 @@ def _effect(context: Context, table: str, a: dict[str, Any], lives: dict[tuple[i
     pid, tid, op = int(a["pid"][0]), int(a["tid"][0]), str(a["op"][0])
     parts = np.stack([a["a"], a["b"]], axis=1).astype(np.int64)
     calls, median = int(a["calls"][0]), int(a["median"][0])
+    times, slowest, _ = limits_of(context)
     keys = np.stack([a["leaf"], a["row"]], axis=1).astype(np.int64)
-    wide = f"pid = {pid} AND tid = {tid} AND op = {quoted(op)} AND {OUTERMOST} AND duration_ns > {median * TIMES.value}"
+    wide = f"pid = {pid} AND tid = {tid} AND op = {quoted(op)} AND {OUTERMOST} AND duration_ns > {int(median * times)}"
     notes: tuple[str, ...] = ()
-    if calls * Fraction(SLOWEST.value) < 1:
-        notes = (f"of {calls} calls the slowest hundredth is one call: what it shows may never happen again",)
+    if calls * slowest < 1:
+        notes = (f"of {calls} calls the slowest {slowest} is one call: what it shows may never happen again",)
     return Effect(
         kind=KIND,
         key=f"{KIND}:{pid}:{tid}:{op}",

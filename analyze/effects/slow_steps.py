@@ -7,14 +7,13 @@ median of the kind, among its slowest hundredth, of at least ten. One effect per
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gpuaudit.analyze import intervals
 from gpuaudit.analyze.causal.model import Effect
-from gpuaudit.analyze.effects.slow_calls import LEAST_CALLS, SLOWEST, TIMES
+from gpuaudit.analyze.effects import slow_calls
 
 if TYPE_CHECKING:
     from gpuaudit.analyze.context import Context
@@ -44,10 +43,7 @@ def _of_kind(context: Context, s: Steps, k: int) -> Effect | None:
     from gpuaudit.analyze.steps import outliers  # noqa: PLC0415 - the same
 
     mine = np.flatnonzero(s.kinds == k)
-    share = Fraction(SLOWEST.value)
-    slow, median = outliers(
-        s.durations[mine], int(TIMES.value), (share.numerator, share.denominator), int(LEAST_CALLS.value)
-    )
+    slow, median = outliers(s.durations[mine], *slow_calls.limits_of(context))
     if not slow.any():
         return None
     parts = np.stack([s.starts[mine[slow]], s.ends[mine[slow]]], axis=1)

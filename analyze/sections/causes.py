@@ -52,8 +52,6 @@ FIXED = (
     ("share", "Time allotted to a cause over the time of the effect. The rows of one effect add up to 1."),
     ("unexplained", "What no detector claimed. It is no cause: what the thread did then is told where recorded."),
     ("calls touched", "Calls (arrivals, pauses) of the effect that share a moment with what was allotted."),
-    ("slow calls", f"Longer than {slow_calls.TIMES.value} times the median of their operation in their process, and in "
-     f"its slowest {slow_calls.SLOWEST.value}, of {slow_calls.LEAST_CALLS.value} calls or more."),
     ("on a CPU", "Time outside every recorded interval off a CPU of the thread, between its first and its last one."),
 )  # fmt: skip
 
@@ -68,7 +66,7 @@ def evaluate(context: Context) -> Section:
     table = _detectors(context)
     if not effects:
         reason = "no slow call, late arrival or other loss that a detector of causes looks at"
-        return Section(ID, TITLE, QUESTION, "evaluated", reason, (), (table,), (), FIXED)
+        return Section(ID, TITLE, QUESTION, "evaluated", reason, (), (table,), (), _terms(context))
     shown = [e for e in effects if e.length_ns >= LEAST_NS.value][:MAX_EFFECTS]
     rows = tuple(row for e in shown for row in _shares(context, e))
     tables = [SectionTable("shares", "Shares of each effect", SHARES, rows, NOTES, len(effects) - len(shown))]
@@ -78,7 +76,17 @@ def evaluate(context: Context) -> Section:
     kinds = sorted({e.kind for e in effects} - {WAITED_FOR})
     statements = tuple(_statement(context, kind, [e for e in effects if e.kind == kind]) for kind in kinds)
     reason = f"{len(effects)} effects"
-    return Section(ID, TITLE, QUESTION, "evaluated", reason, statements, (*tables, table), (), FIXED)
+    return Section(ID, TITLE, QUESTION, "evaluated", reason, statements, (*tables, table), (), _terms(context))
+
+
+def _terms(context: Context) -> tuple[tuple[str, str], ...]:
+    """Words of the section, with what makes a call slow by the policy of this analysis."""
+    times, slowest, least = slow_calls.limits_of(context)
+    slow = (
+        f"Longer than {times} times the median of their operation in their process, and in its slowest {slowest}, of "
+        f"{least} calls or more."
+    )
+    return (*FIXED, ("slow calls", slow))
 
 
 def _statement(context: Context, kind: str, effects: Sequence[Effect]) -> Statement:

@@ -118,7 +118,7 @@ def _slow(context: Context, s: Steps, kind: tuple[int, int]) -> tuple[Quantity |
     explained = effect.length_ns - intervals.measure(allotment.unexplained)
     titles = dict.fromkeys(p.who[0].declaration.title for p in allotment.parts if p.allotted_ns)
     return (
-        Quantity(effect.count, "count", "derived", rows, "steps above three times the median, in the slowest 1 %"),
+        Quantity(effect.count, "count", "derived", rows, "steps that are slow by the thresholds of slow_calls"),
         Quantity(Fraction(explained, effect.length_ns), "share", "derived", rows, "allotted to causes / their time"),
         ", ".join(titles) or "nothing",
     )

@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 
 from gpuaudit.analyze import reference
-from gpuaudit.analyze.registry import plugins
+from gpuaudit.analyze.registry import declarations
 
 
 def test_every_rule_with_each_threshold_and_what_it_never_claims() -> None:
     text = reference.markdown()
     parts = {part.partition("\n")[0]: part for part in text.split("\n## ")[1:]}
-    assert list(parts) == [p.declaration.id for p in plugins()]
-    for p in plugins():
-        part = parts[p.declaration.id]
-        assert p.declaration.never_claims in part
-        assert p.declaration.question in part
-        for t in p.declaration.thresholds:
+    assert list(parts) == [d.id for d in declarations()]
+    for d in declarations():
+        part = parts[d.id]
+        assert d.never_claims in part
+        assert d.question in part
+        for t in d.thresholds:
             assert f"| `{t.name}` |" in part
             assert t.source.replace("|", "\\|") in part
 

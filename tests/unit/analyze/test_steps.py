@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -84,6 +85,6 @@ def test_a_process_that_never_waits_has_no_steps() -> None:
 
 def test_outliers_are_by_median_and_rank() -> None:
     durations = np.array([10] * 198 + [31, 29], dtype=np.int64)
-    chosen, median = outliers(durations, 3, (1, 100), 10)
+    chosen, median = outliers(durations, Fraction(3), Fraction(1, 100), 10)
     assert (median, np.flatnonzero(chosen).tolist()) == (10, [198])
-    assert not outliers(durations[-9:], 3, (1, 100), 10)[0].any()
+    assert not outliers(durations[-9:], Fraction(3), Fraction(1, 100), 10)[0].any()

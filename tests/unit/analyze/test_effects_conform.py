@@ -1,0 +1,93 @@
+"""Kinds of effect that decide by thresholds: declared like a rule, read through the policy, exact at any value."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from gpuaudit.analyze import effects
+from gpuaudit.analyze.appendix import appendix
+from gpuaudit.analyze.context import Context
+from gpuaudit.analyze.effects import slow_calls
+from gpuaudit.analyze.policy import Policy, allowed
+from gpuaudit.analyze.registry import declarations, plugins
+from gpuaudit.bundle.tables import TABLES
+from tests.rule_scenes.slow import launches
+from tests.scenes import MS, T0, US, Scene
+from tests.server_steps import server
+
+DECLARED = [d for d in declarations() if d.kind == "effect"]
+MODULES = {d.id: importlib.import_module(f"{effects.__name__}.{d.id}") for d in DECLARED}
+
+
+def under(scene: Scene, **thresholds: int | Fraction) -> Context:
+    """A capture under a policy for slow calls."""
+    known = scene.context()
+    overrides = {("slow_calls", name): value for name, value in thresholds.items()}
+    return Context(known.store, known.window, known.quality, known.book, Policy(overrides, "0" * 64))
+
+
+def slow(scene: Scene, **thresholds: int | Fraction) -> list[int]:
+    """How many calls each effect of slow calls is made of."""
+    return [e.count for e in slow_calls.effects(under(scene, **thresholds))]
+
+
+@pytest.mark.parametrize("declaration", DECLARED, ids=lambda d: d.id)
+def test_the_declaration_is_complete_and_its_name_is_its_own(declaration: object) -> None:
+    d = next(d for d in DECLARED if d is declaration)
+    assert all((d.title, d.question.endswith("?"), d.never_claims, d.inputs, d.thresholds))
+    assert all(len(t.source) > 20 for t in d.thresholds)
+    assert d.id not in {p.declaration.id for p in plugins()}
+    for table, columns in d.inputs:
+        assert {c.name for c in TABLES[table].columns} >= set(columns)
+
+
+@pytest.mark.parametrize("declaration", DECLARED, ids=lambda d: d.id)
+def test_every_declared_threshold_is_read_through_the_policy(declaration: object) -> None:
+    """``THRESHOLD.value`` in its logic would pass a policy over in silence."""
+    d = next(d for d in DECLARED if d is declaration)
+    source = Path(str(MODULES[d.id].__file__)).read_text("utf-8")
+    names = {n for n, value in vars(MODULES[d.id]).items() if any(value is t for t in d.thresholds)}
+    assert len(names) == len(d.thresholds)
+    found = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Attribute) and n.attr == "value"]
+    assert [ast.unparse(n) for n in found if ast.unparse(n.value) in names] == []
+
+
+@pytest.mark.parametrize("threshold", slow_calls.DECLARATION.thresholds, ids=lambda t: t.name)
+def test_either_end_of_what_a_policy_may_set_is_evaluated(threshold: object) -> None:
+    t = next(t for t in slow_calls.DECLARATION.thresholds if t is threshold)
+    for value in allowed(t):
+        context = under(launches(), **{t.name: value})
+        assert len(slow_calls.effects(context)) <= 1
+        assert under(server(), **{t.name: value}).causal.effects is not None
+
+
+def test_slow_is_what_the_policy_says_and_exactly_that() -> None:
+    """A hundred calls of 10 µs, and one each of 20, 30 and 40 ms."""
+    scene = Scene().clock().process(7)
+    for i, ns in enumerate([10 * US] * 100 + [20 * MS, 30 * MS, 40 * MS]):
+        scene.cuda(7, "cudaLaunchKernel", T0 + i * 50 * MS, ns)
+    assert slow(scene) == [2]
+    assert slow(scene, slowest_share=Fraction(3, 103)) == [3]
+    assert slow(scene, slowest_share=Fraction(3, 103), slow_times_median=Fraction(3_999_999_999, 10**6)) == [1]
+    assert slow(scene, slowest_share=Fraction(3, 103), slow_times_median=4_000) == []
+    assert slow(scene, least_calls=104) == []
+
+
+def test_a_denominator_of_nineteen_digits_stays_exact() -> None:
+    scene = Scene().clock().process(7)
+    for i, ns in enumerate([10 * US] * 20 + [30_001]):
+        scene.cuda(7, "cudaLaunchKernel", T0 + i * MS, ns)
+    nearly = Fraction(3 * 10**18 + 10**14, 10**18)
+    assert slow(scene, slow_times_median=nearly) == []
+    assert slow(scene, slow_times_median=nearly - Fraction(1, 10**18)) == [1]
+
+
+def test_the_appendix_and_the_section_say_what_held() -> None:
+    context = under(launches(), slow_times_median=Fraction(5, 2))
+    told = next(d for d in appendix(context, None)["declarations"] if d["id"] == "slow_calls")
+    assert any(t["source"].startswith("policy file") for t in told["thresholds"])
