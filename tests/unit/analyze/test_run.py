@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import gpuaudit
+from gpuaudit.analyze.finding import Document
 from gpuaudit.analyze.load import parse_document
 from gpuaudit.analyze.query import run_query
 from gpuaudit.analyze.run import AnalyzeOptions, analyze, document_bytes
@@ -59,15 +60,21 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("bundle") / "bundle.db")
 
 
+@pytest.fixture(scope="module")
+def analysed(bundle: Path) -> Document:
+    """What is found in it."""
+    return analyze(bundle, TRUST)
+
+
 def digests(folder: Path) -> dict[str, tuple[str, int]]:
     return {
         p.name: (hashlib.sha256(p.read_bytes()).hexdigest(), p.stat().st_mtime_ns) for p in sorted(folder.iterdir())
     }
 
 
-def test_twice_the_same_bytes_and_the_bundle_as_it_was(bundle: Path) -> None:
+def test_twice_the_same_bytes_and_the_bundle_as_it_was(bundle: Path, analysed: Document) -> None:
     before = digests(bundle.parent)
-    first = document_bytes(analyze(bundle, TRUST))
+    first = document_bytes(analysed)
     assert document_bytes(analyze(bundle, TRUST)) == first
     run_query(bundle, "SELECT count(*) FROM cuda_calls")
     assert digests(bundle.parent) == before
@@ -102,10 +109,10 @@ def test_the_same_bytes_in_other_processes(bundle: Path, tmp_path: Path) -> None
     assert first == second
 
 
-def test_the_path_is_not_in_the_findings(bundle: Path, tmp_path: Path) -> None:
+def test_the_path_is_not_in_the_findings(bundle: Path, analysed: Document, tmp_path: Path) -> None:
     elsewhere = copy_bundle(bundle, tmp_path / "elsewhere")
     data = document_bytes(analyze(elsewhere, TRUST))
-    assert data == document_bytes(analyze(bundle, TRUST))
+    assert data == document_bytes(analysed)
     assert str(tmp_path).encode() not in data
 
 
@@ -143,33 +150,32 @@ def test_an_unsealed_bundle_is_analysed_said_and_graded_c(tmp_path: Path) -> Non
     assert digests(path.parent) == before
 
 
-def test_the_cost_of_the_recording_is_told(bundle: Path) -> None:
-    (row,) = analyze(bundle, TRUST).cost["rows"]
+def test_the_cost_of_the_recording_is_told(analysed: Document) -> None:
+    (row,) = analysed.cost["rows"]
     assert row["quantity"]["value"] == "12345678"
     assert row["quantity"]["evidence"]
 
 
-def test_every_query_of_the_document_through_the_locked_process(bundle: Path) -> None:
-    document = analyze(bundle, TRUST)
+def test_every_query_of_the_document_through_the_locked_process(bundle: Path, analysed: Document) -> None:
     for id in (
-        *(f.id for f in document.findings),
-        *(c.id for c in document.chains),
+        *(f.id for f in analysed.findings),
+        *(c.id for c in analysed.chains),
         "cudaStreamSynchronize",
         "host_blocked",
     ):
-        shown = evidence_rows(document, id, bundle)
-        assert [(s.id, len(s.rows)) for s in shown] == [(e.id, e.rows) for e in evidence_of(document, id)]
+        shown = evidence_rows(analysed, id, bundle)
+        assert [(s.id, len(s.rows)) for s in shown] == [(e.id, e.rows) for e in evidence_of(analysed, id)]
         assert all(s.rows and "leaf" in s.columns for s in shown)
 
 
-def test_show_refuses_another_bundle(bundle: Path, tmp_path: Path) -> None:
+def test_show_refuses_another_bundle(analysed: Document, tmp_path: Path) -> None:
     other = write(tmp_path / "bundle.db")
     with pytest.raises(NegativeAnswer, match="is not the bundle"):
-        evidence_rows(analyze(bundle, TRUST), "C1", other)
+        evidence_rows(analysed, "C1", other)
 
 
-def test_show_says_when_a_query_gives_other_rows(bundle: Path) -> None:
-    body = json.loads(document_bytes(analyze(bundle, TRUST)))
+def test_show_says_when_a_query_gives_other_rows(bundle: Path, analysed: Document) -> None:
+    body = json.loads(document_bytes(analysed))
     entry = next(e for e in body["evidence"] if e["id"] == body["chains"][0]["evidence"][0])
     entry["query"] += " LIMIT 1"
     document = parse_document(json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode())
@@ -177,9 +183,9 @@ def test_show_says_when_a_query_gives_other_rows(bundle: Path) -> None:
         evidence_rows(document, "C1", bundle)
 
 
-def test_show_names_what_there_is(bundle: Path) -> None:
+def test_show_names_what_there_is(bundle: Path, analysed: Document) -> None:
     with pytest.raises(UsageError, match="there is: F1"):
-        evidence_rows(analyze(bundle, TRUST), "F99", bundle)
+        evidence_rows(analysed, "F99", bundle)
 
 
 def test_a_query_answers_with_types(bundle: Path) -> None:
