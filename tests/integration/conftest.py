@@ -8,7 +8,6 @@ rings of every capture that is there) is marked ``alone`` and runs after them, b
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,9 +16,16 @@ from gpuaudit.bundle.errors import HostUnfit
 from gpuaudit.capture.attach import Programs
 from tests.doubles.build import build, compiler
 
+LONGEST = (
+    "test_kill_9_at_random_moments", "test_no_command_opens_a_socket_to_anywhere", "test_two_renders_are_byte_equal",
+    "test_kill_9_with_bpf",
+)  # fmt: skip
+"""Tests of half a minute that share no fixture: begun first, or one worker would be left with them at the end."""
 
-def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share a fixture of their module go to one worker, so that it is set up once."""
+    items.sort(key=lambda item: item.name not in LONGEST)
     for item in items:
         module = item.nodeid.partition("::")[0]
         if "/integration/" not in f"/{module}":
