@@ -236,10 +236,12 @@ ncclResult_t pncclGetVersion(int *version)
 ncclResult_t pncclGetUniqueId(ncclUniqueId *id)
 {
 	static atomic_int made;
+	unsigned int drawn; /* what a process that was killed left behind may have our number */
 
 	if (getrandom(id->internal, sizeof(id->internal), 0) != (ssize_t)sizeof(id->internal))
 		return ncclSystemError;
-	snprintf(id->internal, NAME_BYTES, "/nccl-double-%d-%d", getpid(), atomic_fetch_add(&made, 1));
+	memcpy(&drawn, id->internal, sizeof(drawn));
+	snprintf(id->internal, NAME_BYTES, "/nccl-double-%d-%d-%x", getpid(), atomic_fetch_add(&made, 1), drawn);
 	return ncclSuccess;
 }
 
