@@ -36,14 +36,19 @@ def audit_here(*args: str | Path, env: Mapping[str, str], cwd: Path) -> subproce
 
     Not for ``capture`` nor for what signs, which change the process that they run in.
     """
-    out, err = io.BytesIO(), io.BytesIO()
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
     words = list(map(str, args))
-    streams = {name: io.TextIOWrapper(at, "utf-8") for name, at in (("stdout", out), ("stderr", err))}
-    with contextlib.chdir(cwd), patch.dict(os.environ, env, clear=True), patch.multiple(sys, **streams):
+    with (
+        contextlib.chdir(cwd), patch.dict(os.environ, env, clear=True), contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):  # fmt: skip
         status = run(command, words)
-        for stream in streams.values():
-            stream.flush()
-    return subprocess.CompletedProcess(words, status, out.getvalue().decode("utf-8"), err.getvalue().decode("utf-8"))
+    return subprocess.CompletedProcess(words, status, _said(out), _said(err))
+
+
+def _said(stream: io.TextIOWrapper[io.BytesIO]) -> str:
+    stream.flush()
+    return stream.buffer.getvalue().decode("utf-8")
 
 
 def check_refused(done: subprocess.CompletedProcess[str], status: int, *says: str) -> None:
