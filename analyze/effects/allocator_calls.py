@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from gpuaudit.analyze.call_meanings import ALLOCATE, ALLOCATE_HOST, ALLOCATE_MANAGED, FREE, FREE_HOST, any_of
 from gpuaudit.analyze.causal import habits
 from gpuaudit.analyze.causal.model import Effect
-from gpuaudit.analyze.finding import Threshold
+from gpuaudit.analyze.finding import Declaration, Threshold
 
 if TYPE_CHECKING:
     from gpuaudit.analyze.context import Context
@@ -25,12 +25,23 @@ SHARE = Threshold(
     "the share from which a finding is a warning: a program in its steady state has its memory",
 )  # fmt: skip
 LEAST_CALLS = Threshold("allocator_calls", 20, "count", "chosen: fewer are the set-up of a program, not a habit")
-THRESHOLDS = (SHARE, LEAST_CALLS)
+
+DECLARATION = Declaration(
+    id=KIND,
+    kind="effect",
+    title="Allocating and freeing memory",
+    question="Which threads spent a noticeable part of their time in allocating and freeing memory?",
+    inputs=(("cuda_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "parent_ns")),),
+    thresholds=(SHARE, LEAST_CALLS),
+    texts={},
+    never_claims="That the memory was there already, or that a call could have been saved.",
+)
 
 ALLOCATOR = any_of(ALLOCATE, ALLOCATE_MANAGED, ALLOCATE_HOST, FREE, FREE_HOST)
 
 
 def effects(context: Context) -> Sequence[Effect]:
     """One per thread."""
-    habit = habits.Habit(KIND, ALLOCATOR, "allocator calls", "allocate", LEAST_CALLS.value, SHARE.value)
+    share, least = (context.policy.value(t, DECLARATION.id) for t in DECLARATION.thresholds)
+    habit = habits.Habit(KIND, ALLOCATOR, "allocator calls", "allocate", least, share)
     return habits.effects(context, habit)

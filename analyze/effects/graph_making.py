@@ -15,7 +15,7 @@ import numpy as np
 from gpuaudit.analyze import intervals
 from gpuaudit.analyze.call_meanings import any_of
 from gpuaudit.analyze.causal.model import Effect
-from gpuaudit.analyze.finding import Threshold
+from gpuaudit.analyze.finding import Declaration, Threshold
 
 if TYPE_CHECKING:
     from gpuaudit.analyze.context import Context
@@ -28,7 +28,17 @@ SHARE = Threshold(
     "making_share", Fraction(1, 20), "share",
     "the share from which a finding is a warning: graphs are made to save launches, not to take their place",
 )  # fmt: skip
-THRESHOLDS = (SHARE,)
+
+DECLARATION = Declaration(
+    id=KIND,
+    kind="effect",
+    title="Making of graphs",
+    question="Which threads spent a noticeable part of their time in making CUDA graphs?",
+    inputs=(("cuda_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "handle", "other_handle", "parent_ns")),),
+    thresholds=(SHARE,),
+    texts={},
+    never_claims="That a graph was made in vain, or that launches without one would have taken less.",
+)
 
 
 def effects(context: Context) -> Sequence[Effect]:
@@ -46,7 +56,8 @@ def effects(context: Context) -> Sequence[Effect]:
 def _of_thread(context: Context, thread: Thread, graphs: Graphs) -> Effect | None:
     mine = graphs.of_thread(thread.pid, thread.tid)
     time = intervals.intersect(graphs.time(mine), thread.observed)
-    if not len(time) or Fraction(intervals.measure(time), thread.length_ns) < SHARE.value:
+    least = context.policy.value(SHARE, DECLARATION.id)
+    if not len(time) or Fraction(intervals.measure(time), thread.length_ns) < least:
         return None
     pid, tid = thread.pid, thread.tid
     return Effect(

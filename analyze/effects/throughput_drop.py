@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from math import ceil
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +21,7 @@ import numpy.typing as npt
 from gpuaudit.analyze import intervals, silence, unlisted
 from gpuaudit.analyze.call_meanings import FIRST, GRAPH_LAUNCH, LAUNCH, any_of
 from gpuaudit.analyze.causal.model import Effect
-from gpuaudit.analyze.finding import Threshold
+from gpuaudit.analyze.finding import Declaration, Threshold
 from gpuaudit.analyze.intervals import Intervals
 from gpuaudit.analyze.store import NOT_OWN
 
@@ -35,7 +36,20 @@ SUSTAINED = Threshold(
     "sustained_share", Fraction(1, 4), "share",
     "chosen: a rate that is reached in a quarter of all seconds is one that the process can keep up, and no burst",
 )  # fmt: skip
-THRESHOLDS = (RATE, LENGTH, SUSTAINED)
+
+DECLARATION = Declaration(
+    id=KIND,
+    kind="effect",
+    title="Drop of throughput",
+    question="Did a process give its GPU far less work for seconds than it does when it runs well?",
+    inputs=(
+        ("cuda_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "parent_ns")),
+        ("call_totals", ("start_ns", "duration_ns", "pid", "op", "count")),
+    ),
+    thresholds=(RATE, LENGTH, SUSTAINED),
+    texts={},
+    never_claims="That less was done: fewer launches are not less work where each does more.",
+)
 
 SECOND_NS = 1_000_000_000
 MAX_SECONDS = 800_000
@@ -74,12 +88,13 @@ def _drops(context: Context, pid: int, first: int, last: int) -> Intervals:
     if not LEAST_SECONDS <= seconds <= MAX_SECONDS:
         return intervals.EMPTY
     counts, seen = _counts(context, pid, first, seconds)
-    low = below(counts, seen, Fraction(RATE.value), Fraction(SUSTAINED.value))
+    rate, length, sustained = (context.policy.value(t, DECLARATION.id) for t in DECLARATION.thresholds)
+    low = below(counts, seen, Fraction(rate), Fraction(sustained))
     if low is None:
         return intervals.EMPTY
     starts = first + np.flatnonzero(low) * SECOND_NS
     runs = intervals.from_bounds(starts, starts + SECOND_NS)
-    return runs[runs[:, 1] - runs[:, 0] >= int(LENGTH.value)]
+    return runs[runs[:, 1] - runs[:, 0] >= int(length)]
 
 
 def _effect(context: Context, pid: int, runs: Intervals, time: Intervals, observed_ns: int) -> Effect:
@@ -99,11 +114,12 @@ def below(
     ordered = np.sort(counts[seen])[::-1]
     if len(ordered) < LEAST_SECONDS:
         return None
-    peak = int(ordered[-(-len(ordered) * sustained.numerator // sustained.denominator) - 1])
+    peak = int(ordered[max(ceil(len(ordered) * sustained), 1) - 1])
     if not peak:
         return None
-    high = np.flatnonzero(seen & (counts * rate.denominator >= peak * rate.numerator))
-    low = seen & (counts * rate.denominator < peak * rate.numerator)
+    least = ceil(peak * rate)
+    high = np.flatnonzero(seen & (counts >= least))
+    low = seen & (counts < least)
     low[: high[0]] = False
     low[high[-1] :] = False
     return low

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,16 +13,24 @@ import pytest
 from gpuaudit.analyze import effects
 from gpuaudit.analyze.appendix import appendix
 from gpuaudit.analyze.context import Context
-from gpuaudit.analyze.effects import slow_calls
+from gpuaudit.analyze.effects import slow_calls, slow_steps
 from gpuaudit.analyze.policy import Policy, allowed
 from gpuaudit.analyze.registry import declarations, plugins
 from gpuaudit.bundle.tables import TABLES
+from tests.rule_scenes import allocator_thrash, graph_recapture
 from tests.rule_scenes.slow import launches
 from tests.scenes import MS, T0, US, Scene
 from tests.server_steps import server
+from tests.unit.analyze.test_throughput_drop import launching
 
 DECLARED = [d for d in declarations() if d.kind == "effect"]
 MODULES = {d.id: importlib.import_module(f"{effects.__name__}.{d.id}") for d in DECLARED}
+SCENES: dict[str, Callable[[], Scene]] = {
+    "slow_calls": launches,
+    "allocator_calls": lambda: allocator_thrash.scenes()[0],
+    "graph_making": lambda: graph_recapture.scenes()[0],
+    "throughput_drop": lambda: launching([20] * 10 + [11] * 3 + [20] * 5),
+}
 
 
 def under(scene: Scene, **thresholds: int | Fraction) -> Context:
@@ -57,13 +66,28 @@ def test_every_declared_threshold_is_read_through_the_policy(declaration: object
     assert [ast.unparse(n) for n in found if ast.unparse(n.value) in names] == []
 
 
-@pytest.mark.parametrize("threshold", slow_calls.DECLARATION.thresholds, ids=lambda t: t.name)
-def test_either_end_of_what_a_policy_may_set_is_evaluated(threshold: object) -> None:
-    t = next(t for t in slow_calls.DECLARATION.thresholds if t is threshold)
-    for value in allowed(t):
-        context = under(launches(), **{t.name: value})
-        assert len(slow_calls.effects(context)) <= 1
-        assert under(server(), **{t.name: value}).causal.effects is not None
+@pytest.mark.parametrize("declaration", DECLARED, ids=lambda d: d.id)
+def test_either_end_of_what_a_policy_may_set_is_evaluated(declaration: object) -> None:
+    d = next(d for d in DECLARED if d is declaration)
+    known = SCENES[d.id]().context()
+    usual = [e.key for e in MODULES[d.id].effects(known)]
+    assert usual, "the scene has the effect"
+    found = []
+    for t in d.thresholds:
+        for value in allowed(t):
+            changed = Policy({(d.id, t.name): value}, "0" * 64)
+            context = Context(known.store, known.window, known.quality, known.book, changed)
+            found.append([e.key for e in MODULES[d.id].effects(context)])
+    assert [] in found, "a policy that asks for the most leaves none"
+    assert usual in found
+
+
+@pytest.mark.parametrize("name", ["slow_times_median", "least_calls"])
+def test_slow_steps_are_slow_by_the_same_thresholds(name: str) -> None:
+    t = next(t for t in slow_calls.DECLARATION.thresholds if t.name == name)
+    found = [slow_steps.effects(under(server(), **{name: value})) for value in (*allowed(t), t.value)]
+    assert found[2]
+    assert not all(found)
 
 
 def test_slow_is_what_the_policy_says_and_exactly_that() -> None:
