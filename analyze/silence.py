@@ -7,10 +7,10 @@ Units: ns of the process's time.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from gpuaudit.analyze import intervals
 from gpuaudit.analyze.call_meanings import OUTERMOST
@@ -64,20 +64,52 @@ def unplaced_losses(context: Context) -> int:
 def _observe(context: Context, pid: int, count: int, lost: Intervals, least_ns: int) -> Seen:
     """What was seen of a process; ``lost`` is time in which records were lost."""
     lived_at = lives(context, pid)
-    end = max((b for _, b in lived_at), default=0)
-    calls = " UNION ALL ".join(
-        f"SELECT start_ns::BIGINT AS a, coalesce(end_ns, {end})::BIGINT AS b FROM {t} WHERE pid = {pid}"
-        for t in (*TABLES, "call_totals")
+    inside, firsts, last_start = _inside(context, pid, lived_at or [(0, intervals.FAR)], least_ns)
+    ends = [end for _, end in lived_at] or [int(inside[-1, 1])]  # nothing is known of it but its calls
+    lived = intervals.union(
+        inside, *(intervals.single(first, end) for first, end in zip(firsts, ends, strict=True) if first is not None)
     )
-    a = context.store.arrays(f"SELECT a, greatest(b, a + 1) AS b FROM ({calls}) ORDER BY a, b")
-    inside = intervals.from_bounds(a["a"], a["b"])
-    lived_at = lived_at or [(0, int(a["b"].max()))]  # nothing is known of it but its calls
-    lived = intervals.union(inside, *(_from_first(a["a"], start, end) for start, end in lived_at))
     blind = intervals.union(unseen(context, pid), lost, context.window.asleep)
     observed = intervals.subtract(lived, blind)
     silent = intervals.subtract(observed, inside)
     silent = silent[silent[:, 1] - silent[:, 0] >= least_ns]
-    return Seen(pid, count, int(a["a"][-1]), silent, intervals.measure(observed))
+    return Seen(pid, count, last_start, silent, intervals.measure(observed))
+
+
+def _inside(
+    context: Context, pid: int, lived_at: Sequence[tuple[int, int]], least_ns: int
+) -> tuple[Intervals, list[int | None], int]:
+    """Time inside calls, with what lies between two of one life and is shorter than ``least_ns``, which is no silence;
+    the first call of each life, and when the last call began."""
+    end = max((b for _, b in lived_at if b != intervals.FAR), default=0)
+    parts: list[Intervals] = []
+    firsts: list[int | None] = [None] * len(lived_at)
+    last_start = 0
+    for table in filter(context.store.row_count, (*TABLES, "call_totals")):
+        for a in context.store.batches(
+            f"SELECT start_ns::BIGINT AS a, greatest(coalesce(end_ns, {end}), start_ns + 1)::BIGINT AS b FROM {table} "
+            f"WHERE pid = {pid}"
+        ):
+            times = intervals.from_bounds(a["a"], a["b"])
+            for i, (begin, until) in enumerate(lived_at):
+                mine = a["a"][(a["a"] >= begin) & (a["a"] < until)]
+                if len(mine):
+                    earliest, known = int(mine.min()), firsts[i]
+                    firsts[i] = earliest if known is None else min(known, earliest)
+                times = _closed(times, begin, until, least_ns)
+            parts.append(times)
+            last_start = max(last_start, int(a["a"].max()))
+    return intervals.union(*parts), firsts, last_start
+
+
+def _closed(times: Intervals, begin: int, end: int, least_ns: int) -> Intervals:
+    """The same without what is shorter than ``least_ns`` between two members that lie in ``[begin, end)``."""
+    low, high = np.searchsorted(times[:, 0], begin), np.searchsorted(times[:, 1], end, side="right")
+    apart = np.ones(max(len(times) - 1, 0), dtype=bool)
+    if high - low > 1:
+        apart[low : high - 1] = times[low + 1 : high, 0] - times[low : high - 1, 1] >= least_ns
+    cut = np.flatnonzero(apart)
+    return np.stack([times[np.append(0, cut + 1), 0], times[np.append(cut, len(times) - 1), 1]], axis=1)
 
 
 def gpu_told(context: Context, pid: int) -> tuple[Intervals, Intervals, list[str]]:
@@ -104,9 +136,3 @@ def lossy(store: Store) -> tuple[Intervals, int]:
         "WHERE n > 0 ORDER BY a, b"
     )
     return intervals.from_bounds(rows["a"], rows["b"]), int(rows["n"].sum())
-
-
-def _from_first(starts: npt.NDArray[np.int64], begin: int, end: int) -> Intervals:
-    """From the first call within a life to the end of that life."""
-    mine = starts[(starts >= begin) & (starts < end)]
-    return intervals.single(int(mine[0]), end) if len(mine) else intervals.EMPTY

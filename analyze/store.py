@@ -48,6 +48,9 @@ MAX_OPERATIONS = 5_000
 MAX_RAW_BYTES = 64 << 30
 """Decoded size past which a bundle is refused before decoding; a bundle of a day on 8 GPUs has less than a tenth."""
 
+BATCH_ROWS = 1_000_000
+"""Rows that are in memory at once where a query is read in parts."""
+
 COMPRESS_ROWS = 4_000_000
 """Rows after which what is held is compressed: about 150 MB as they come, and a tenth of that for good."""
 
@@ -171,8 +174,14 @@ class Store:
 
     def arrays(self, query: str) -> dict[str, npt.NDArray[Any]]:
         """Columns of a query as numpy arrays; the query casts to BIGINT and replaces nulls itself."""
-        out = self._con.execute(query).fetchnumpy()
-        return {name: np.ma.getdata(values) for name, values in out.items()}
+        out = {name: np.ma.getdata(values) for name, values in self._con.execute(query).fetchnumpy().items()}
+        return {name: _one_of_each(values) if values.dtype == object else values for name, values in out.items()}
+
+    def batches(self, query: str) -> Iterator[dict[str, npt.NDArray[Any]]]:
+        """Numeric columns of a query, some rows at a time, for what need not be in memory at once. Nothing else may be
+        asked of the store until all are had."""
+        for batch in self._con.sql(query).to_arrow_reader(BATCH_ROWS):
+            yield dict(zip(batch.schema.names, (c.to_numpy() for c in batch.columns), strict=True))
 
     def arrays_by_start(self, query: str) -> dict[str, npt.NDArray[Any]]:
         """The same for rows of one table, in the order of their ``start_ns``, then of leaf and row, in which they were
@@ -348,6 +357,12 @@ def is_text(expression: str, value: str | None) -> str:
     if len(value) <= MAX_QUOTED:
         return f"{expression} = {quoted(value)}"
     return f"sha256({expression}) = '{hashlib.sha256(value.encode()).hexdigest()}'"
+
+
+def _one_of_each(texts: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The same texts, those that are equal the same object: millions of rows name a few operations and streams."""
+    known: dict[str, str] = {}
+    return np.array([known.setdefault(t, t) for t in texts.tolist()], dtype=object)
 
 
 def _check_times(table: Table, column: str, leaf: int, values: npt.NDArray[Any]) -> None:

@@ -45,6 +45,14 @@ class Calls:
         return self.of(np.ones(len(self), dtype=bool))
 
     @property
+    def reach(self) -> Intervals:
+        """From the start of the first call that took any time to the end of the last: the bounds of :attr:`time`."""
+        some = self.duration > 0
+        if not some.any():
+            return intervals.EMPTY
+        return intervals.single(int(self.columns["start_ns"][some.argmax()]), int(self.columns["end_ns"][some].max()))
+
+    @property
     def duration(self) -> Array:
         """ns of each call."""
         out: Array = self.columns["end_ns"] - self.columns["start_ns"]

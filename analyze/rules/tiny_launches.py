@@ -116,7 +116,7 @@ def _of_thread(context: Context, thread: Thread) -> Finding | None:
     fast = call_totals.of_thread(context.store, thread.pid, thread.tid, LAUNCHES)
     if len(calls) + fast.calls < context.policy.value(MIN_LAUNCHES, DECLARATION.id):
         return None
-    times = intervals.union(calls.time, fast.windows)
+    times = intervals.union(calls.reach, fast.windows)
     span = intervals.clip(thread.observed, int(times[0, 0]), int(times[-1, 1])) if len(times) else intervals.EMPTY
     only = call_totals.of_thread(context.store, thread.pid, thread.tid, LAUNCHES, queue_ns)
     seen = _Launching(calls, calls.duration <= queue_ns, span, fast, only)
