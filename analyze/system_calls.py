@@ -42,11 +42,14 @@ NO_DISK = LOCKS | {
 }  # fmt: skip
 """Calls in which no thread waits for a disk: for time, for others, for descriptors, for packets."""
 
-SOCKETS = frozenset({
-    "read", "readv", "write", "writev", "connect", "sendto", "sendmsg", "sendmmsg", "recvfrom", "recvmsg", "recvmmsg",
-    "poll", "ppoll", "select", "pselect6", "epoll_wait", "epoll_pwait", "epoll_pwait2",
+ON_A_SOCKET = frozenset({"connect", "sendto", "sendmsg", "sendmmsg", "recvfrom", "recvmsg", "recvmmsg"})
+"""Calls in which a thread waits for one socket: to be connected, to send, to receive."""
+
+ON_ANYTHING = frozenset({
+    "read", "readv", "write", "writev", "poll", "ppoll", "select", "pselect6", "epoll_wait", "epoll_pwait",
+    "epoll_pwait2",
 })  # fmt: skip
-"""Calls in which a thread may wait for a socket: to send, to receive, to be connected, or for one of several."""
+"""Calls in which it may wait for a socket, or for a pipe, a timer, a terminal."""
 
 ASYNCHRONOUS_IO = frozenset({"io_getevents", "io_uring_enter"})
 """Calls that wait for requests given before, in interruptible sleep."""

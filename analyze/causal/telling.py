@@ -30,6 +30,9 @@ MAX_EFFECTS = 20
 MAX_LINKS = 80
 """Links of one chain; a document holds a hundred, and the chain of a late rank has one before these."""
 
+MAX_AGAINST = 60
+"""Sentences of one chain on what speaks against it; a document holds a hundred."""
+
 MAX_NAMED = 2
 """Effects that the sentence of a chain names."""
 
@@ -123,7 +126,9 @@ def _chain(context: Context, found: Findings, group: Sequence[Explained]) -> Cha
             _confidence(context, name, share, grade, any(x.cause.refuted for x in group)), told.inferred
         ),
         grade=grade,
-        against=tuple(dict.fromkeys((*_against(group), *unseen.notes(context, group)))),
+        against=tuple(
+            dict.fromkeys((*_against(group), *_further_on(context, found, group), *unseen.notes(context, group)))
+        )[:MAX_AGAINST],
         refuted_by=told.refuted_by,
         next_step=told.next_step,
         evidence=evidence,
@@ -175,6 +180,22 @@ def _confidence(
     return "medium" if share >= context.policy.value(MEDIUM, name) and grade <= "C" else "low"
 
 
+def _further_on(context: Context, found: Findings, group: Iterable[Explained]) -> Iterator[str]:
+    """What speaks against the links that go on from the causes of a chain."""
+    for x in group:
+        for key in (*x.cause.because, *([x.waited_key] if x.cause.thread is not None else [])):
+            yield from _doubts(context, found, key)
+
+
+def _doubts(context: Context, found: Findings, key: str) -> Iterator[str]:
+    """What speaks against each part of one effect, by the name of its detector, and of the waits that it goes on to."""
+    effect = next((e for e in found.effects if e.key == key), None)
+    for x in () if effect is None else found.worth_telling(context, effect):
+        yield from (f"{x.known.declaration.title}: {a}" for a in x.cause.against)
+        if x.cause.thread is not None:
+            yield from _doubts(context, found, x.waited_key)
+
+
 def _against(group: Sequence[Explained]) -> Iterable[str]:
     for x in group:
         yield from x.cause.against
@@ -213,7 +234,8 @@ def with_causes(context: Context, found: Findings, chain: Chain, key: str) -> Ch
     evidence = tuple(dict.fromkeys((*chain.evidence, *(e for x in more for e in x.evidence))))
     parts = tuple(found.worth_telling(context, effect))
     code = tuple(dict.fromkeys((*chain.code, *effect.code, *code_lines.of_parts(context, parts))))
+    against = tuple(dict.fromkeys((*chain.against, *_doubts(context, found, key))))[:MAX_AGAINST]
     return replace(
-        chain, links=(*chain.links, *more)[:MAX_LINKS], evidence=evidence,
+        chain, links=(*chain.links, *more)[:MAX_LINKS], evidence=evidence, against=against,
         shares=shares(effect, found.allotments[key]), code=code,
     )  # fmt: skip

@@ -9,8 +9,9 @@ before it, before the last observed rank had entered the collective, or before t
 when packets were sent again is recorded, not when they were lost.
 
 Effect too: the lateness of a rank, or the wait for a thread. Join: the same thread slept, interruptibly, in a call that
-sends, receives, connects or waits for descriptors, and within that sleep a packet of a connection of its own process,
-from either end, was sent again. Cause: of the same time the part in which the thread slept so. Units: ns.
+connects, sends or receives, and within that sleep a packet of a connection of its own process, from either end, was
+sent again; in a call that may wait for something else than a socket too (read, poll), shortly before the sleep ended.
+Cause: of the same time the part in which the thread slept so. Units: ns.
 """
 
 from __future__ import annotations
@@ -51,6 +52,12 @@ BACKOFF = Threshold(
     "before; past that it is another loss",
 )  # fmt: skip
 
+ANSWER = Threshold(
+    "answer_ns", 50_000_000, "ns",
+    "chosen: a few round trips between continents; who sleeps in poll longer than that after a packet was sent again "
+    "may wait for anything",
+)  # fmt: skip
+
 DECLARATION = Declaration(
     id="tcp_retransmits",
     kind="chain",
@@ -65,7 +72,7 @@ DECLARATION = Declaration(
         ("nccl_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "comm_handle", "comm_id", "stream")),
         ("cuda_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "stream", "handle")),
     ),  # off_cpu is for late ranks, whose chains have a grade of their own
-    thresholds=(LEAST_RESEND, LONGEST_RESEND, BACKOFF, *model.THRESHOLDS),
+    thresholds=(LEAST_RESEND, LONGEST_RESEND, BACKOFF, ANSWER, *model.THRESHOLDS),
     texts={
         "tcp_retransmits": "For {explained} of {effect_time} ({share}) of {effect} data to {culprit} were on their "
         "way that TCP then sent again: {packets} packets.",
@@ -124,21 +131,16 @@ def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
         return why
     if not context.store.row_count("tcp_retransmits"):
         return {}
-    calls = system_calls.numbers(system_calls.SOCKETS, system_calls.machine(context.store.open_body))
     inside = [e for e in effects if e.kind not in ASLEEP]
     asleep = states.of_effects(context, [e for e in effects if e.kind in ASLEEP])
-    slept = {
-        key: (s, chosen)
-        for key, s in asleep.items()
-        if (chosen := (s.a["op"] == "blocked") & ~s.uninterruptible & s.in_calls(calls)).any()
-    }
+    slept = {key: x for key, s in asleep.items() if (x := _slept(context, s)).chosen.any()}
     if not inside and not slept:
         return {}
     sockets = read_sockets(context.store)
     resent = _resent(context, sockets)
     packets = _Packets(sockets, resent, np.array([r.at for r in resent], dtype=np.int64))
     out = {e.key: list(_causes(context, packets, e)) for e in inside}
-    out |= {key: list(_waits(context, packets, *what)) for key, what in slept.items()}
+    out |= {key: list(_waits(context, packets, x)) for key, x in slept.items()}
     return {key: causes for key, causes in out.items() if causes}
 
 
@@ -179,12 +181,35 @@ def _causes(context: Context, packets: _Packets, effect: Effect) -> Iterator[Cau
         yield _cause(context, sockets, remote, found[remote])
 
 
-def _waits(context: Context, packets: _Packets, s: States, chosen: Chosen) -> Iterator[Cause]:
+@dataclass(frozen=True)
+class _Slept:
+    """Rows of a thread that slept as if for a socket, and when a packet that it waited for can have been sent again."""
+
+    states: States
+    chosen: Chosen
+    ended_by: Intervals
+
+
+def _slept(context: Context, s: States) -> _Slept:
+    machine = system_calls.machine(context.store.open_body)
+    slept = (s.a["op"] == "blocked") & ~s.uninterruptible
+    one, any_ = (
+        slept & s.in_calls(system_calls.numbers(names, machine))
+        for names in (system_calls.ON_A_SOCKET, system_calls.ON_ANYTHING)
+    )
+    ends = s.runnable_from[any_]
+    answer_ns = int(context.policy.value(ANSWER, DECLARATION.id))
+    just_before = intervals.from_bounds(np.maximum(s.a["start_ns"][any_], ends - answer_ns), ends)
+    return _Slept(s, one | any_, intervals.union(s.asleep(one), just_before))
+
+
+def _waits(context: Context, packets: _Packets, x: _Slept) -> Iterator[Cause]:
     """Packets of the process's own connections that were sent again while its thread slept for a socket."""
+    s, chosen = x.states, x.chosen
     asleep, pid = s.asleep(chosen), int(s.a["pid"][0])
     found: dict[str, _Found] = defaultdict(_Found)
     sockets = packets.sockets
-    for n in np.flatnonzero(_within(asleep, packets.at)).tolist():
+    for n in np.flatnonzero(_within(x.ended_by, packets.at)).tolist():
         r = packets.resent[n]
         sends = pid in r.owners
         if sends or pid in sockets.others(r.end):
@@ -195,11 +220,11 @@ def _waits(context: Context, packets: _Packets, s: States, chosen: Chosen) -> It
         pieces = np.array(found[other].pieces, dtype=np.int64)
         time = intervals.intersect(asleep, intervals.from_bounds(pieces[:, 0], pieces[:, 1]))
         if len(time):
-            yield _wait(context, (s, chosen), other, found[other], time)
+            yield _wait(context, x, other, found[other], time)
 
 
-def _wait(context: Context, slept: tuple[States, Chosen], other: str, found: _Found, time: Intervals) -> Cause:
-    s, chosen = slept
+def _wait(context: Context, x: _Slept, other: str, found: _Found, time: Intervals) -> Cause:
+    s, chosen = x.states, x.chosen
     touched = chosen & states.overlapping(s.a["start_ns"], s.a["end_ns"], time)
     machine = system_calls.machine(context.store.open_body)
     calls = sorted({system_calls.name(n, machine) for n in s.a["syscall"][touched].tolist()})

@@ -87,6 +87,7 @@ def test_it_goes_on_from_the_peers_to_the_packets_of_the_late_rank() -> None:
     assert told[f"TCP packets sent again: {THERE}"] == STEPS * REACH
     assert sum(told.values()) == link.effect_ns.value
     assert {"off_cpu", "tcp_retransmits"} <= tables(lossy())
+    assert any(a.startswith("TCP packets sent again: when the lost packets had first been sent") for a in found.against)
 
 
 def tables(scene: Scene) -> set[str]:
@@ -130,11 +131,12 @@ def test_what_lies_before_the_sleep_is_not_claimed() -> None:
         {"of_packet": {"pid": 103, "local_address": "10.9.0.4"}},
         {"at": 2 * MS},
         {"at": -SLEPT - MS},
+        {"of_sleep": {"syscall": POLL}, "at": -60 * MS},
     ],
 )
 def test_twins_that_are_no_cause(elsewhere: dict[str, Any]) -> None:
     """It napped, waited for a lock or a disk, another thread slept, it ran nowhere; the packets were of others, or
-    were sent again when it did not sleep."""
+    were sent again when it did not sleep, or long before a sleep ended that was for anything."""
     assert links(lossy(**elsewhere)) == []
 
 
@@ -148,8 +150,10 @@ def test_through_a_thread_that_was_waited_for() -> None:
         )  # fmt: skip
         sleep(scene, end - SLEPT, SLEPT - MS, tid=SIBLING, comm="loader")
         resent(scene, end - 2 * MS)
-    _, lock, packets = chain(scene).links
+    found = chain(scene)
+    _, lock, packets = found.links
     assert "lock" in lock.cause or "woken" in lock.cause or "loader" in lock.cause
     assert "slept in recvfrom" in packets.cause
     assert packets.effect.startswith(f"the wait for thread {SIBLING}")
+    assert any("for which descriptor the thread slept" in a for a in found.against)
     assert packets.overlap_ns.value == STEPS * REACH
