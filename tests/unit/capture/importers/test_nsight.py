@@ -173,3 +173,10 @@ def test_time_off_a_cpu_lies_between_two_switches_of_the_same_thread(tmp_path: P
     ]  # fmt: skip
     assert "switches of threads of which the one before or after was not recorded: 1" in told["not_carried"]
     assert told["unreadable"] == "1"
+
+
+def test_switches_of_too_many_threads_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nsight_rows, "MAX_THREADS", 1)
+    away = ", ".join(f"(20000, 0, 0, {global_tid(PID, TID + n)})" for n in range(3))
+    with pytest.raises(InputUnusable, match="switches of more than 1 threads"):
+        imported(changed(tmp_path, f"INSERT INTO SCHED_EVENTS VALUES {away}"))  # noqa: S608 - ours
