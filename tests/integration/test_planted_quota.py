@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -33,6 +34,17 @@ BUSY = ("--busy-ms", 30, "--slow", 6, "--rest-ms", 120)
 """Each slow launch begins with a quota that is there again, and needs half as much again."""
 
 
+@contextmanager
+def elsewhere() -> Iterator[None]:
+    """The recorder leaves the CPU of the group to it: while that is throttled, the CPU goes idle."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {CPU})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def while_busy(b: Bench, g: Group, until: int) -> None:
     """Somebody in the group uses its quota up so many times more, while the recording goes on."""
     before, deadline = g.throttled(), time.monotonic() + DEADLINE_S
@@ -56,7 +68,8 @@ def found(tmp_path_factory: pytest.TempPathFactory, bpf: None) -> Iterator[tuple
         b = stack.enter_context(bench(folder))
         g.limit(QUOTA_US)
         inside = b.command("throttled", "--cpu", OTHER_CPU, *BUSY, *SETTLE, "--stat", g.folder / "cpu.stat", priority=0)
-        b.follow(start(*g.inside(), *inside), start(*b.command("next door", "--cpu", CPU, *BUSY, *SETTLE)))
+        with elsewhere():
+            b.follow(start(*g.inside(), *inside), start(*b.command("next door", "--cpu", CPU, *BUSY, *SETTLE)))
         for name in ("throttled", "next door"):
             b.ended(name)
         go = folder / "go"
