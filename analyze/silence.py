@@ -104,8 +104,10 @@ def _inside(
 
 def _closed(times: Intervals, begin: int, end: int, least_ns: int) -> Intervals:
     """The same without what is shorter than ``least_ns`` between two members that lie in ``[begin, end)``."""
+    if len(times) < 2:
+        return times
     low, high = np.searchsorted(times[:, 0], begin), np.searchsorted(times[:, 1], end, side="right")
-    apart = np.ones(max(len(times) - 1, 0), dtype=bool)
+    apart = np.ones(len(times) - 1, dtype=bool)
     if high - low > 1:
         apart[low : high - 1] = times[low + 1 : high, 0] - times[low : high - 1, 1] >= least_ns
     cut = np.flatnonzero(apart)
