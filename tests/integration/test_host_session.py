@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -60,6 +61,9 @@ def test_what_the_host_tells_is_sealed(doubles: Path, tmp_path: Path) -> None:
     assert 0 < grown[-1] <= said["faults"]
     on_disk = [r for r in rows(out, "block_io") if r["for_pid"] == pid and r["op"] == "write"]
     assert sum(r["size_bytes"] for r in on_disk) >= 1 << 20 or not has_disk(tmp_path)
+    device = tmp_path.stat().st_dev
+    mounted = {(r["major"], r["minor"]) for r in rows(out, "mounts") if r["op"] == "mounted"}
+    assert (os.major(device), os.minor(device)) in mounted or not has_disk(tmp_path)
     assert {r["lost"] for r in rows(out, "losses")} <= {0}
     with Bundle.open(out) as bundle:
         told = next(json.loads(data) for _, name, data in bundle.artefacts() if name == "sources")
