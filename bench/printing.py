@@ -29,6 +29,11 @@ HEADLINES: dict[str, tuple[str, ...]] = {
     "startup": ("until the last probe is attached",),
     "day": ("bundle", "audit analyze", "audit analyze: peak memory"),
     "imports": ("audit import ÷ HTA's loader, speed", "audit import ÷ HTA's loader, peak memory"),
+    "causes": (
+        "slow calls and 3 detectors ÷ the joins by hand, CPU",
+        "audit analyze: CPU",
+        "audit analyze: peak memory",
+    ),
     "render": ("our PDF ÷ WeasyPrint's defaults, CPU per page", "PDF", "HTML"),
     "demo": ("demo ÷ loading its libraries, elapsed", "demo", "demo: peak memory"),
 }
