@@ -51,8 +51,8 @@ MAX_RAW_BYTES = 64 << 30
 BATCH_ROWS = 1_000_000
 """Rows that are in memory at once where a query is read in parts."""
 
-COMPRESS_ROWS = 4_000_000
-"""Rows after which what is held is compressed: about 150 MB as they come, and a tenth of that for good."""
+COMPRESS_ROWS = 1_000_000
+"""Rows after which what is held is compressed: about 80 MB as they come, and a tenth of that for good."""
 
 NOT_OWN = "pid NOT IN (SELECT pid FROM processes WHERE role IN ('recorder', 'attacher'))"
 """SQL condition that keeps the recorder's and the attacher's own rows out of what is said of the workload."""
