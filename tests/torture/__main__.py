@@ -43,7 +43,14 @@ def main() -> int:
     parser.add_argument("--sample", action="store_true", help="about a minute for all kinds together")
     parser.add_argument("--count", type=int, help="how often, instead of the kind's own number")
     parser.add_argument("--seed", type=int, default=1, help="of the random choices (default 1)")
+    parser.add_argument("--only", metavar="FILES", help="kernels: boot the newest for these files of tests/integration")
     args = parser.parse_args()
+    if args.only:
+        if args.kind != "kernels":
+            parser.error("--only goes with kernels")
+        found = kernels.only(args.only.split(","))
+        print("\n".join([*(f"kernels: FAILED {problem}" for problem in found), f"kernels: {len(found)} failed"]))
+        return 1 if found else 0
     failed = 0
     for name, torture in TORTURES.items():
         count = args.count if args.count is not None else torture.sample if args.sample else torture.full

@@ -13,6 +13,7 @@ import re
 import subprocess
 import tarfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,10 +35,9 @@ REPORT = kernels_image.REPOSITORY / "docs" / "reference" / "kernels.md"
 
 def run(count: int, seed: int) -> list[str]:
     """Boot the first ``count`` kernels side by side; sentences about what was expected and did not hold."""
-    missing = kernels_image.missing_tools()
-    if missing or os.geteuid() != 0:
-        needs = f"apt-get install {' '.join(missing)}" if missing else "root, for debootstrap and chroot"
-        return [f"nothing was booted: it needs {needs}"]
+    needs = _needs()
+    if needs:
+        return [needs]
     disk = kernels_image.disk()
     problems, all_measured = [], []
     boots = [kernels_image.boot_files(kernel) for kernel in KERNELS[:count]]
@@ -54,6 +54,26 @@ def run(count: int, seed: int) -> list[str]:
         REPORT.write_text(document(all_measured, said), encoding="utf-8")
         print(f"written: {REPORT}")
     return problems
+
+
+def only(files: Sequence[str]) -> list[str]:
+    """Boot the newest kernel for these files of tests/integration alone; what failed. No report is written."""
+    needs = _needs()
+    if needs:
+        return [needs]
+    boot, words = boot_files(KERNELS[-1]), f"audit_steps=check,tests audit_tests={','.join(files)}"
+    started = time.monotonic()
+    measured = Measured.read(boot, boot_and_wait(boot, kernels_image.disk(), words), time.monotonic() - started)
+    print(table(measured), flush=True)
+    return list(measured.test_problems(files))
+
+
+def _needs() -> str:
+    """What is lacking on this host before anything can be booted; empty if nothing is."""
+    missing = kernels_image.missing_tools()
+    if missing:
+        return f"nothing was booted: it needs apt-get install {' '.join(missing)}"
+    return "nothing was booted: it needs root, for debootstrap and chroot" if os.geteuid() != 0 else ""
 
 
 def _measure(boot: Boot, disk: Path) -> Measured:
@@ -73,7 +93,7 @@ def locked_down(disk: Path) -> str:
 
 def boot_and_wait(boot: Boot, disk: Path, more: str = "") -> Path:
     """Run the machine until it ends itself; the folder with what it left. ``more``: further words for the kernel."""
-    folder = HOME / "results" / f"{boot.release}{'-' + more.partition(' ')[0] if more else ''}"
+    folder = HOME / "results" / f"{boot.release}{'-' + more.partition(' ')[0].replace(',', '+') if more else ''}"
     folder.mkdir(parents=True, exist_ok=True)
     out, log = folder / "results.tar", folder / "console.log"
     with out.open("wb") as f:

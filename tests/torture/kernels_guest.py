@@ -33,7 +33,7 @@ TESTS = (
     "test_tcp_retransmits", "test_ioctls", "test_socket_io", "test_lifecycle", "test_native_stacks",
     "test_python_frames", "test_least_privilege",
 )  # fmt: skip
-"""Of tests/integration: those of the kernel's side, and none that needs packages that only analysis or reports need."""
+"""Of tests/integration: those of the kernel's side."""
 
 
 def main(folder: Path) -> int:
@@ -45,9 +45,8 @@ def main(folder: Path) -> int:
         "facts": _facts, "check": _check, "late": _without_bpf, "capture": _capture,
         "tests": lambda work: _tests(work, lambda done: _hand_over(folder, "tests", done)),
     }  # fmt: skip
-    chosen = re.search(r"audit_steps=(\S+)", _text(Path("/proc/cmdline")) or "")
-    if chosen:
-        steps = {name: step for name, step in steps.items() if name in chosen[1].split(",")}
+    chosen = _chosen("steps", tuple(steps))
+    steps = {name: step for name, step in steps.items() if name in chosen}
     failed = 0
     for name, step in steps.items():
         started = time.monotonic()
@@ -59,6 +58,12 @@ def main(folder: Path) -> int:
         _hand_over(folder, name, result)
         print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
     return 1 if failed else 0
+
+
+def _chosen(what: str, usual: tuple[str, ...]) -> tuple[str, ...]:
+    """Names that the kernel's command line has after ``audit_WHAT=``, else the usual ones."""
+    found = re.search(rf"\baudit_{what}=(\S+)", _text(Path("/proc/cmdline")) or "")
+    return tuple(found[1].split(",")) if found else usual
 
 
 def _hand_over(folder: Path, name: str, result: Any) -> None:
@@ -117,13 +122,13 @@ def _capture(work: Path) -> dict[str, Any]:
 
 
 def _tests(work: Path, tell: Callable[[Any], None]) -> dict[str, Any]:
-    """Each of :data:`TESTS`, in a pytest of its own: what passed, what failed and how, what was skipped and why.
+    """Each of :data:`TESTS`, or those asked for, in a pytest of its own: what passed, what failed, what was skipped.
 
     ``tell`` hears of what is known so far after each of them.
     """
     out: dict[str, Any] = {}
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-    for name in TESTS:
+    for name in _chosen("tests", TESTS):
         path = Path("tests/integration") / f"{name}.py"
         if not path.exists():
             out[name] = {"absent": True}

@@ -32,8 +32,8 @@ PYTHON_VERSION = "3.11"
 """Of Debian bookworm, which the user space is."""
 
 TEST_PACKAGES = ("pytest", "pytest-xdist", "execnet", "pluggy", "iniconfig", "packaging", "pygments", "nvidia-nvml-dev",
-                 "hypothesis",
-                 "sortedcontainers")  # fmt: skip
+                 "hypothesis", "sortedcontainers", "duckdb", "pyarrow")  # fmt: skip
+"""What runs the tests, and what the analysis of the planted causes needs beside numpy."""
 
 MODULES = ("virtio_pci", "virtio_blk", "ext4", "crc32c_generic", "loop", "null_blk", "overlay",
            "veth", "nf_tables", "nft_numgen")  # fmt: skip

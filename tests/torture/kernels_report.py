@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ class Measured:
             if not line["ok"] and name not in NOT_OF_THE_KERNEL:
                 yield f"audit check: {name}: {line['detail']}"
         yield from self._capture_problems()
-        yield from self._test_problems()
+        yield from self.test_problems(TESTS)
         refused = {r["name"]: r for r in self.steps["late"].get("results", [])}
         if refused and refused.get("privileges", {}).get("ok") is not False:
             yield "audit check without capabilities: it did not say so"
@@ -75,9 +75,10 @@ class Measured:
         if wanted not in self.mechanisms():
             yield f"functions were to be probed by {wanted}, found {', '.join(self.mechanisms()) or 'none'}"
 
-    def _test_problems(self) -> Iterator[str]:
+    def test_problems(self, wanted: Sequence[str]) -> Iterator[str]:
+        """What failed of the tests in these files, and which of them did not come that far."""
         tests = self.steps["tests"]
-        for name in TESTS:
+        for name in wanted:
             if not tests.get(name, {}).get("passed"):
                 yield f"{name}: {'no test of it passed' if name in tests else 'the machine was stopped before it ran'}"
         for name, outcome in tests.items():
