@@ -1,7 +1,8 @@
 """What may change without changing what caused what: clocks, names, segments, order, and processes that stand by.
 
-A thread's slow call of 40 ms is cut into slots; in each it may be preempted, wait for a sibling's lock or a disk, or
-sleep for reasons of its own, which is no cause. Its sibling is disturbed too, and so is a process that stands by.
+A thread's slow call of 40 ms is cut into slots; in each it may be preempted by somebody or by interrupts, wait for a
+sibling's lock or a disk, free memory, or sleep for reasons of its own, which is no cause. Its sibling is disturbed too,
+and so is a process that stands by.
 """
 
 from __future__ import annotations
@@ -23,15 +24,19 @@ from gpuaudit.analyze.window import read_window
 from tests.rule_scenes.slow import AT, block, launches, off
 from tests.scenes import MS, Row, Scene
 
-Kind = Literal["preempted", "lock_wait", "blocking_io", "asleep"]
+Kind = Literal["preempted", "irq_load", "lock_wait", "blocking_io", "memory_reclaim", "asleep"]
 Slots = dict[int, tuple[Kind, int]]
 
 SLOTS, SLOT = 8, 5 * MS
 TIMES = ("start_ns", "wake_ns", "seen_ns", "monotonic_ns")
 NAMES = {"hog": "zz-hog", "python3": "aa-trainer", "loader": "0-loader", "swapper/1": "swapper/1"}
-CULPRIT = {"preempted": "hog", "lock_wait": "loader", "blocking_io": "disk 259:0"}
+CULPRIT = {
+    "preempted": "hog", "irq_load": "interrupt work of ksoftirqd/1", "lock_wait": "loader", "blocking_io": "disk 259:0",
+    "memory_reclaim": "",
+}  # fmt: skip
+"""What the culprit's name begins with, by detector."""
 
-kinds = st.sampled_from(["preempted", "lock_wait", "blocking_io", "asleep"])
+kinds = st.sampled_from([*CULPRIT, "asleep"])
 slots = st.dictionaries(st.integers(0, SLOTS - 1), st.tuples(kinds, st.integers(MS, SLOT)), min_size=2)
 
 
@@ -48,6 +53,13 @@ def disturb(scene: Scene, slot: int, kind: Kind, length: int, pid: int = 7) -> S
     }
     if kind == "preempted":
         return off(scene, at, length, pid=pid)
+    if kind == "irq_load":
+        return off(scene, at, length, pid=pid, next_pid=15, next_tid=15, next_comm="ksoftirqd/1")
+    if kind == "memory_reclaim":
+        return scene.add(
+            "reclaims", start_ns=at, duration_ns=length, pid=pid, tid=pid, op="host", cgroup_limit=0, comm="python3",
+            order=0, reclaimed_pages=32,
+        )  # fmt: skip
     if kind == "lock_wait":
         woken: dict[str, Any] = {"wake_ns": at + length, "waker_pid": pid, "waker_tid": pid + 1, "waker_comm": "loader"}
         off(scene, at, length // 2, pid=pid, tid=pid + 1)
@@ -151,9 +163,7 @@ def _cut(scene: Scene, segments: int) -> Context:
 
 @settings(max_examples=4, deadline=None)
 @given(slots, st.integers(0, SLOTS - 1), st.sampled_from(list(CULPRIT)), st.integers(2 * MS, SLOT))
-def test_more_of_a_disturbance_never_lowers_its_share(
-    disturbed: Slots, slot: int, kind: Literal["preempted", "lock_wait", "blocking_io"], length: int
-) -> None:
+def test_more_of_a_disturbance_never_lowers_its_share(disturbed: Slots, slot: int, kind: Kind, length: int) -> None:
     before = {n: d for n, d in disturbed.items() if n != slot}
     scene = made(before)
     more = disturb(made(before), slot, kind, length)
