@@ -3,7 +3,8 @@
 Effect: slow calls that are a collective of a communicator of which not all ranks were observed, or in which the host
 waits for one. Cause: of such a call, the time after the last observed rank had entered, less what the same rank usually
 needs from there (the median in the collectives of the same kind), and only where the observed ranks' waits ended
-together. What is left are ranks that nobody observed, and the way to them: they are inferred, never seen. Units: ns.
+together. What is left are ranks that nobody observed, and the way to them: they are inferred, never seen. A host that
+is as slow in every collective makes none longer than usual, and is not told of. Units: ns.
 """
 
 from __future__ import annotations
