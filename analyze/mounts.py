@@ -63,7 +63,7 @@ def read_mounts(store: Store) -> list[Mount]:
     rows = store.sql(
         "SELECT op, start_ns, mount_id, major, minor, type, root, path, disk_major, disk_minor, first_sector, sectors, "
         "leaf, row FROM mounts WHERE disk_major IS NOT NULL AND disk_minor IS NOT NULL AND first_sector < "
-        f"{MAX_SECTORS} AND sectors < {MAX_SECTORS} ORDER BY start_ns, leaf, row LIMIT {MAX_ROWS + 1}"
+        f"{MAX_SECTORS} AND sectors < {MAX_SECTORS} ORDER BY start_ns, op DESC, leaf, row LIMIT {MAX_ROWS + 1}"
     )
     if len(rows) > MAX_ROWS:
         return []

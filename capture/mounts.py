@@ -65,8 +65,8 @@ class Mounts:
         if len(found) > MAX_MOUNTS:
             self._gap(f"more than {MAX_MOUNTS} file systems on disks are mounted: the others were not told")
             found = dict(list(found.items())[:MAX_MOUNTS])
-        gone = [("unmounted", row) for line, row in self._known.items() if line not in found]
-        new = [("mounted", row) for line, row in found.items() if line not in self._known]
+        gone = [("unmounted", row) for same, row in self._known.items() if same not in found]
+        new = [("mounted", row) for same, row in found.items() if same not in self._known]
         for op, row in (*gone, *new):
             self._sink("mounts", {"start_ns": now, "op": op, **row})
         self._known = found
@@ -81,7 +81,8 @@ class Mounts:
             if device is None or device[1] == "0":  # of no block device: /proc, tmpfs, a server's file system
                 continue
             root, path = (plain(f)[:MAX_PATH_CHARS] for f in fields[3:5])
-            yield line, self._known.get(line) or {
+            same = " ".join((fields[0], *fields[2:5], details[0]))  # not its options, which may change
+            yield same, self._known.get(same) or {
                 "mount_id": int(fields[0]), "major": int(device[1]), "minor": int(device[2]), "root": root,
                 "path": path, "type": plain(details[0]), **self._place(device[0]),
             }  # fmt: skip

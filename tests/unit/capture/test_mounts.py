@@ -76,7 +76,7 @@ def test_neither_servers_nor_options_are_told(host: Path) -> None:
 
 def test_only_what_changed_is_told_again(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, rows = of(host, WHOLE, PART)
-    changed = iter([[], [(0, 2)]])
+    changed = iter([[], [(0, 2)], [(0, 2)]])
     monkeypatch.setattr(made, "_changes", type("Poll", (), {"poll": lambda *_: next(changed)})())
     (host / "proc/1/mountinfo").write_text(f"{WHOLE}\n{BOUND}\n", "utf-8")
     del rows[:]
@@ -84,6 +84,9 @@ def test_only_what_changed_is_told_again(host: Path, monkeypatch: pytest.MonkeyP
     assert rows == [], "the kernel did not say that anything changed"
     made.poll()
     assert told(rows, "op", "path") == [("unmounted", "/srv/data sets"), ("mounted", "/models")]
+    (host / "proc/1/mountinfo").write_text(f"{WHOLE.replace('/ rw', '/ ro')}\n{BOUND}\n", "utf-8")
+    made.poll()
+    assert len(rows) == 2, "options are not recorded, and so are no changes of them"
 
 
 def test_of_too_many_the_rest_is_a_gap(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
