@@ -47,13 +47,11 @@ def _of_process(context: Context, seen: Seen) -> Effect | None:
 
     pid, tid = seen.pid, api_silence.caller(context, seen.pid)
     workers = pids_of(descendants(context, pid))
-    inside = _calls(context, pid, tid)
-    if tid is None or workers == "false" or not len(inside):
+    if tid is None or workers == "false":
         return None
     woken = Rows.read(context, "off_cpu", f"pid = {pid} AND tid = {tid} AND op = 'blocked' AND waker_{workers}")
-    whole = intervals.single(int(inside[0, 0]), int(inside[-1, 1]))
-    others = intervals.union(inside, seen.silent, context.window.asleep)
-    time = intervals.subtract(intervals.intersect(woken.time, whole), others)
+    whole, between = _between_calls(context, pid, tid, woken.time)
+    time = intervals.subtract(between, intervals.union(seen.silent, context.window.asleep))
     least = context.policy.value(SHARE, OWNER)
     if not len(time) or Fraction(intervals.measure(time), intervals.measure(whole)) < least:
         return None
@@ -66,13 +64,20 @@ def _of_process(context: Context, seen: Seen) -> Effect | None:
     )  # fmt: skip
 
 
-def _calls(context: Context, pid: int, tid: int | None) -> Intervals:
-    where = f"pid = {pid} AND tid = {tid} AND end_ns IS NOT NULL"
-    calls = " UNION ALL ".join(
-        f"SELECT start_ns::BIGINT AS a, end_ns::BIGINT AS b FROM {t} WHERE {where}" for t in (*TABLES, "call_totals")
-    )
-    a = context.store.arrays(f"SELECT a, b FROM ({calls}) ORDER BY a, b")
-    return intervals.from_bounds(a["a"], a["b"])
+def _between_calls(context: Context, pid: int, tid: int, time: Intervals) -> tuple[Intervals, Intervals]:
+    """From the first call of the thread to the end of its last one; and what of ``time`` lies in it and in no call."""
+    whole = intervals.EMPTY
+    for table in filter(context.store.row_count, (*TABLES, "call_totals")):
+        for a in context.store.batches(
+            f"SELECT start_ns::BIGINT AS a, end_ns::BIGINT AS b FROM {table} "
+            f"WHERE pid = {pid} AND tid = {tid} AND end_ns IS NOT NULL"
+        ):
+            calls = intervals.from_bounds(a["a"], a["b"])
+            if len(calls):
+                time = intervals.subtract(time, calls)
+                both = intervals.union(whole, intervals.single(int(calls[0, 0]), int(calls[-1, 1])))
+                whole = intervals.single(int(both[0, 0]), int(both[-1, 1]))
+    return whole, intervals.intersect(time, whole)
 
 
 def _busy(context: Context, pid: int, time: Intervals) -> tuple[str, ...]:

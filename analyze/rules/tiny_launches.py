@@ -112,6 +112,9 @@ class _Launching:
 
 def _of_thread(context: Context, thread: Thread) -> Finding | None:
     calls = thread.calls(context, LAUNCHES, (_threads_sql(),))
+    sizes = calls.columns.pop("threads")  # not held while more is made of the calls: there may be many millions
+    small = int(((sizes != UNKNOWN) & (sizes < int(context.policy.value(SMALL, DECLARATION.id)))).sum())
+    del sizes
     queue_ns = int(context.policy.value(LAUNCH, DECLARATION.id))
     fast = call_totals.of_thread(context.store, thread.pid, thread.tid, LAUNCHES)
     if len(calls) + fast.calls < context.policy.value(MIN_LAUNCHES, DECLARATION.id):
@@ -123,8 +126,6 @@ def _of_thread(context: Context, thread: Thread) -> Finding | None:
     observed = intervals.measure(span)
     if not observed or Fraction(seen.inside, observed) < context.policy.value(SHARE, DECLARATION.id) or not seen.inside:
         return None
-    sizes = calls.columns["threads"]
-    small = int(((sizes != UNKNOWN) & (sizes < int(context.policy.value(SMALL, DECLARATION.id)))).sum())
     tiny = bool(len(calls)) and Fraction(small, len(calls)) >= context.policy.value(SMALL_SHARE, DECLARATION.id)
     rows = (context.book.where("cuda_calls", thread.where_op(LAUNCHES)), *fast.evidence(context.book))
     impact = derived(seen.inside, "ns", rows, f"time inside launches of at most launch_ns{only.plus_sum}")
