@@ -1,5 +1,5 @@
-"""A launch that is slow because its thread read a cold page, of a file system that is known; and the same from an import
-without states or mounts."""
+"""A launch that is slow because its thread read a cold page of a file system that is known; and the same from an
+import without states or mounts."""
 
 from typing import Any
 
