@@ -15,10 +15,13 @@ from typing import Literal
 
 from gpuaudit.bundle.errors import HostUnfit
 from gpuaudit.capture import libbpf, perf_uprobes
+from gpuaudit.capture.capabilities import CapabilitySets
 from gpuaudit.capture.loading import LoadedPart
+from gpuaudit.capture.obstacles import Step
 from gpuaudit.capture.parts import CALLS
 from gpuaudit.capture.probes import NCCL_DATATYPE_BYTES, PROBE_TABLE, pack_op
 from gpuaudit.capture.settings import CONFIG_BYTES, silenced
+from gpuaudit.capture.uprobe_desk import UprobeDesk
 
 BPF_TRACE_UPROBE_MULTI = 48
 BPF_F_UPROBE_MULTI_RETURN = 1
@@ -77,6 +80,7 @@ class Programs(LoadedPart):
         super().__init__(CALLS, ring_sizes_bytes=ring_sizes_bytes)
         self._mechanisms: tuple[Mechanism, ...] = (mechanism,) if mechanism else MECHANISMS
         self._stacks = stacks
+        self._desk: UprobeDesk | None = None
         self.why_no_stacks: HostUnfit | None = None
         """Why the kernel refuses the programs that take stacks, where it does: then calls are recorded without."""
 
@@ -134,12 +138,33 @@ class Programs(LoadedPart):
         try:
             for place in places:
                 program = self.program_fd(name)
-                links.append(perf_uprobes.attach(program, path, place.offset, at_return=at_return, cookie=place.cookie))
+                event = self._open_event(path, place.offset, at_return=at_return)
+                links.append(perf_uprobes.attach(program, event, place.cookie))
         except OSError:
             for link in links:
                 link.close()
             raise
         return links
+
+    @property
+    def mechanism(self) -> Mechanism:
+        """How functions are probed, once loaded."""
+        return self._mechanisms[0]
+
+    @property
+    def step(self) -> Step:
+        """What attaching is called where the kernel refuses it."""
+        return "probe functions" if self._mechanisms[0] == "uprobe_multi" else "probe functions by perf events"
+
+    def keep_probing(self) -> int | None:
+        """Before this process gives CAP_SYS_ADMIN up: where probing takes it, the process that goes on having it."""
+        if self._mechanisms[0] == "perf uprobe" and "CAP_SYS_ADMIN" in CapabilitySets.of().effective:
+            self._desk = UprobeDesk()
+            return self._desk.pid
+        return None
+
+    def _open_event(self, path: str, offset: int, *, at_return: bool) -> int:
+        return (self._desk or perf_uprobes).open_event(path, offset, at_return=at_return)
 
     def silence(self, *, at_return: bool) -> None:
         """Have the entry programs do nothing any more, or the return programs: as good as detached, and at once."""
@@ -151,6 +176,9 @@ class Programs(LoadedPart):
         """Unload; links must be closed or left before."""
         super().close()
         perf_uprobes.close_left()
+        if self._desk:
+            self._desk.close()
+            self._desk = None
 
 
 def _uprobe_multi(program_fd: int, path: str, places: Sequence[Place], at_return: bool) -> libbpf.Link:

@@ -93,9 +93,7 @@ class Attacher:
         """Capture until the end, seal, publish."""
         plan = self._plan
         if plan.scenario is None:
-            self._probing = Probing.load(plan.options)
-            if "engines" in plan.options.sources:
-                self._engines = EngineDesk(plan.engines, self._traced, namespace_desk(plan.own_process))
+            self._load()
         handlers = self._take_signals()
         try:
             plan.output.create(plan.recorder)
@@ -130,6 +128,15 @@ class Attacher:
                 self._engines.close()
             plan.output.close()
         return result
+
+    def _load(self) -> None:
+        """What probes and who connects, and who keeps the capability for it that this process will give up."""
+        plan = self._plan
+        self._probing = Probing.load(plan.options)
+        if plan.own_process:
+            self._probing.keep_probing()
+        if "engines" in plan.options.sources:
+            self._engines = EngineDesk(plan.engines, self._traced, namespace_desk(plan.own_process))
 
     def _take_signals(self) -> dict[int, Any]:
         def note(number: int, _: FrameType | None) -> None:

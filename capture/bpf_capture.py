@@ -211,6 +211,12 @@ class BpfCapture:
         """Never take this process as evidence: the recorder, or another of our own."""
         self.following.exclude(pid)
 
+    def keep_probing(self) -> None:
+        """Before this process gives up what probing takes: later libraries are probed all the same."""
+        helper = self._programs.keep_probing()
+        if helper is not None:
+            self.exclude(helper)
+
     def include(self, pid: int) -> None:
         """Follow this process and the children it will have."""
         self.following.include(pid)

@@ -29,8 +29,8 @@ class Need:
 NEEDS = (
     Need("CAP_BPF", "bpf", "load the BPF programs and maps, link the program to a library that is loaded later",
          "no source that needs BPF", required=True),
-    Need("CAP_PERFMON", "bpf", "programs that trace, and the perf events that probe functions where uprobe_multi is "
-         "missing", "no source that needs BPF", required=True),
+    Need("CAP_PERFMON", "bpf", "programs that trace, and linking them to functions",
+         "no source that needs BPF", required=True),
     Need("CAP_SYS_PTRACE", "bpf", "read what other users' processes map and execute (/proc/PID/maps, exe, root, fd, "
          "ns), and the frames of their interpreters", "no source that needs BPF", required=True),
     Need("CAP_DAC_READ_SEARCH", "bpf", "open libraries in folders that are closed to us, read what the recorder wrote",
@@ -47,9 +47,11 @@ NEEDS = (
     Need("CAP_SETUID", "engines", "open an engine's files, and find its socket, with its own user's rights",
          "an engine of another user: no settings from its model's files, none through a Unix socket"),
     Need("CAP_SETGID", "engines", "the same, its groups", "the same"),
-    Need("CAP_SYS_ADMIN", "start", "give the recorder a view of the file system and a network of its own; and with a "
-         "libbpf older than 1.3, look for kernel symbols that this kernel lacks",
-         "the recorder sees the host's file system as any user does; off_cpu is not available with an old libbpf"),
+    Need("CAP_SYS_ADMIN", "start", "give the recorder a view of the file system and a network of its own; the perf "
+         "events that probe functions where the kernel has no uprobe_multi (before Linux 6.6); and with a libbpf older "
+         "than 1.3, look for kernel symbols that this kernel lacks",
+         "the recorder sees the host's file system as any user does; no calls are recorded where the kernel has no "
+         "uprobe_multi; off_cpu is not available with an old libbpf"),
     Need("CAP_SYS_RESOURCE", "start", "lock the recorder's memory, so that its keys are never swapped; raise limits "
          "back to those of the user's shell", "memory is not locked unless RLIMIT_MEMLOCK is unlimited; the command "
          "has audit's limits"),

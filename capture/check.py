@@ -230,7 +230,7 @@ def _functions_probed(mechanism: Mechanism) -> CheckResult:
     name = f"function probes by {mechanism}"
     hint = {
         "uprobe_multi": "needs Linux 6.6 with CONFIG_UPROBE_EVENTS, and CAP_BPF and CAP_PERFMON",
-        "perf uprobe": "needs CONFIG_UPROBE_EVENTS, and CAP_SYS_ADMIN or kernel.perf_event_paranoid below 2",
+        "perf uprobe": "needs CONFIG_UPROBE_EVENTS, and CAP_SYS_ADMIN",
     }[mechanism]
     programs = Programs(mechanism=mechanism)
     try:
@@ -239,7 +239,7 @@ def _functions_probed(mechanism: Mechanism) -> CheckResult:
     except HostUnfit as e:
         return CheckResult(name, False, e.message, hint)
     except OSError as e:
-        found = obstacles.obstacles("probe functions")
+        found = obstacles.obstacles(programs.step)
         words = obstacles.in_words(found)
         return CheckResult(name, False, f"the kernel refused: {e.strerror}{words and '; ' + words}", hint)
     finally:

@@ -14,11 +14,15 @@ from typing import Literal
 
 from gpuaudit.capture.capabilities import CapabilitySets
 
-Step = Literal["load BPF programs", "probe functions", "look into processes", "read memory of processes"]
+Step = Literal[
+    "load BPF programs", "probe functions", "probe functions by perf events", "look into processes",
+    "read memory of processes",
+]  # fmt: skip
 
 CAPABILITIES_OF: dict[Step, tuple[str, ...]] = {
     "load BPF programs": ("CAP_BPF", "CAP_PERFMON"),
     "probe functions": ("CAP_PERFMON",),
+    "probe functions by perf events": ("CAP_SYS_ADMIN",),
     "look into processes": ("CAP_SYS_PTRACE",),
     "read memory of processes": ("CAP_SYS_PTRACE",),
 }
@@ -101,7 +105,7 @@ def _sysctl(step: Step, missing: list[str], root: Path) -> Obstacle | None:
 
 def _lockdown(step: Step, root: Path) -> Obstacle | None:
     """Integrity mode stops nothing here: what is stopped in it is writing to the kernel."""
-    if step in ("load BPF programs", "probe functions") and lockdown_mode(root) == "confidentiality":
+    if step not in ("look into processes", "read memory of processes") and lockdown_mode(root) == "confidentiality":
         detail = "the kernel is locked down (confidentiality): BPF may not read kernel memory, nor perf trace it"
         return Obstacle(
             "kernel lockdown",

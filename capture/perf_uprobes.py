@@ -57,9 +57,12 @@ _ENDING: list[int] = []
 """Processes that close what was left before."""
 
 
-def attach(program_fd: int, path: str, offset: int, *, at_return: bool, cookie: int) -> EventLink:
-    """Probe one place of a file in every process. OSError when the kernel refuses."""
-    event_fd = _open_event(path, offset, at_return=at_return)
+def attach(program_fd: int, event_fd: int, cookie: int) -> EventLink:
+    """Have a program run where the event of :func:`open_event` is, in every process; takes the event over.
+
+    OSError when the kernel refuses.
+    """
+    _allow_files()
     try:
         # program, event, attach type, flags; cookie
         attributes = struct.pack("<IIIIQ", program_fd, event_fd, BPF_PERF_EVENT, 0, cookie)
@@ -71,7 +74,7 @@ def attach(program_fd: int, path: str, offset: int, *, at_return: bool, cookie: 
         number = C.get_errno()
         os.close(link_fd)
         os.close(event_fd)
-        raise OSError(number, f"enable a probe of {path}: {os.strerror(number)}")
+        raise OSError(number, f"enable a probe: {os.strerror(number)}")
     return EventLink(link_fd, event_fd)
 
 
@@ -89,10 +92,9 @@ def close_left() -> None:
         os.close(fd)
 
 
-def _open_event(path: str, offset: int, *, at_return: bool) -> int:
-    """perf_event_open(2) for a uprobe."""
-    kind, return_bit = _device()
-    _allow_files()
+def open_event(path: str, offset: int, *, at_return: bool) -> int:
+    """The event of one place of a file, by perf_event_open(2), which takes CAP_SYS_ADMIN. OSError when it refuses."""
+    kind, return_bit = device()
     name = C.create_string_buffer(os.fsencode(path))
     # type, size, config; period, samples, format; flags; wakeup, breakpoint; config1: path, config2: offset
     attributes = struct.pack(
@@ -107,7 +109,7 @@ def _open_event(path: str, offset: int, *, at_return: bool) -> int:
 
 
 @cache
-def _device() -> tuple[int, int]:
+def device() -> tuple[int, int]:
     """Number of the kernel's uprobe device, and the bit of its configuration that means a return probe."""
     kind = int((_DEVICE / "type").read_text("ascii"))
     form = (_DEVICE / "format" / "retprobe").read_text("ascii")  # config:0

@@ -116,7 +116,7 @@ class ProbedFiles:
             # Through the open descriptor: the file that was read is the file that is probed.
             file.attachment = self._programs.attach_functions(f"/proc/self/fd/{fd}", places)
         except OSError as e:
-            why = in_words(obstacles("probe functions")) if isinstance(e, PermissionError) else ""
+            why = in_words(obstacles(self._programs.step)) if isinstance(e, PermissionError) else ""
             file.reason = f"the kernel refused the probes: {e.strerror}{why and '; ' + why}"
             return
         self._next += len(wanted)

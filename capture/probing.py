@@ -139,6 +139,11 @@ class Probing:
             for pid in pids:
                 self._bpf.exclude(pid)
 
+    def keep_probing(self) -> None:
+        """See :meth:`BpfCapture.keep_probing`."""
+        if self._bpf:
+            self._bpf.keep_probing()
+
     def tell_recorder(self, pid: int) -> None:
         """The recorder as a process of this capture, once it runs under its own user."""
         self._process_row(pid, "found", "recorder")

@@ -15,11 +15,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
 
 from gpuaudit.bundle.verify import verify
+from gpuaudit.capture.attach import MECHANISMS, Mechanism, Programs
 from gpuaudit.capture.capabilities import NONE, CapabilitySets, in_order
 from gpuaudit.capture.capability_needs import NEEDS, at_start, kept
 from gpuaudit.capture.obstacles import sysctl
+from gpuaudit.capture.probes import PROBE_TABLE
 from tests.integration.sessions import DEADLINE_S, Session, environment, rows, trust
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf")]
@@ -29,6 +33,28 @@ CALLER = 23456
 
 HERE = CapabilitySets.of().bounding
 REQUIRED = frozenset(need.capability for need in NEEDS if need.required)
+
+
+WITHOUT_MULTI = "import gpuaudit.capture.attach as a\na._has_uprobe_multi = lambda: False\n"
+"""Run at Python's start: a kernel that knows no uprobe_multi, which functions are then not probed through."""
+
+
+@pytest.fixture(params=MECHANISMS)
+def mechanism(request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Mechanism:
+    """How functions are probed; on a kernel without uprobe_multi in one way only."""
+    (folder / "start").mkdir(mode=0o755)
+    if request.param == "uprobe_multi":
+        programs = Programs()
+        programs.load()
+        name = programs.mechanism
+        programs.close()
+        if name != request.param:
+            pytest.skip("this kernel has no uprobe_multi")
+    else:
+        (folder / "start/sitecustomize.py").write_text(WITHOUT_MULTI)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder / "start"), os.environ.get("PYTHONPATH", "")]))
+    chosen: Mechanism = request.param
+    return chosen
 
 
 @pytest.fixture
@@ -67,8 +93,9 @@ def workload(folder: Path) -> list[str | Path]:
             lib / "libnccl.so.2", "--pause-file", folder / "own/go"]  # fmt: skip
 
 
-def wait_until_attached(pid: int, links: int) -> None:
-    """Until the attacher holds so many links to functions: an entry and a return for each library, or more."""
+def wait_until_attached(session: Session, folder: Path, mechanism: Mechanism) -> None:
+    """Until the attacher holds an entry and a return, of each library or, by perf events, of each of its functions."""
+    pid, links = session.process.pid, 4 if mechanism == "uprobe_multi" else 2 * functions(folder / "lib")
     end = time.monotonic() + DEADLINE_S
     while time.monotonic() < end:
         kinds = [_text(p) for p in Path(f"/proc/{pid}/fdinfo").iterdir()]
@@ -76,6 +103,18 @@ def wait_until_attached(pid: int, links: int) -> None:
             return
         time.sleep(0.05)
     raise AssertionError("the libraries were never probed")
+
+
+def functions(lib: Path) -> int:
+    """How many functions of the probe table the two libraries have."""
+    count = 0
+    for name in ("libcudart.so.13", "libnccl.so.2"):
+        with (lib / name).open("rb") as f:
+            table = ELFFile(f).get_section_by_name(".dynsym")
+            assert isinstance(table, SymbolTableSection)
+            exported = {s.name for s in table.iter_symbols() if s.entry.st_value}
+        count += sum(probe.is_of(name) and not exported.isdisjoint(probe.names) for probe in PROBE_TABLE)
+    return count
 
 
 def _text(path: Path) -> str:
@@ -100,7 +139,7 @@ def no_new_privileges(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("as_service", [False, True], ids=["under sudo", "as a service's user"])
-def test_what_a_live_capture_holds(folder: Path, as_service: bool) -> None:
+def test_what_a_live_capture_holds(folder: Path, mechanism: Mechanism, as_service: bool) -> None:
     """After the start only what late attachment needs; the seal is signed and the files are the caller's."""
     out, keys = folder / "own/a.db", folder / "own/keys"
     sudo = {} if as_service else {"SUDO_UID": str(CALLER), "SUDO_GID": str(CALLER)}
@@ -110,13 +149,15 @@ def test_what_a_live_capture_holds(folder: Path, as_service: bool) -> None:
     )  # fmt: skip
     try:
         session.wait_for(folder / "own/truth")
-        wait_until_attached(session.process.pid, 4)
+        wait_until_attached(session, folder, mechanism)
         expected = kept(["bpf", "engines", "output", "other user"])
         attacher = CapabilitySets(expected, expected, NONE, NONE, expected)
         assert sets_of(session.process.pid) == {attacher}
         assert no_new_privileges(session.process.pid)
         only = frozenset({"CAP_SYS_ADMIN"})
-        assert sets_of(child(session, b"namespace_main")) == {CapabilitySets(only, only, NONE, NONE, only)}
+        keepers = [b"namespace_main", *([b"uprobe_main"] if mechanism == "perf uprobe" else [])]
+        for keeper in keepers:
+            assert sets_of(child(session, keeper)) == {CapabilitySets(only, only, NONE, NONE, only)}
         assert sets_of(child(session, b"recorder_main")) == {CapabilitySets(*[NONE] * 5)}
         command = child(session, b"--pause-file")
         (held,) = sets_of(command)
@@ -138,8 +179,11 @@ def test_what_a_live_capture_holds(folder: Path, as_service: bool) -> None:
     assert len(rows(out, "nccl_calls")) > 0
 
 
-def test_three_capabilities_are_enough_for_a_capture(folder: Path) -> None:
-    """Without those that the table calls optional, a command of one's own is captured, and nothing is made up."""
+def test_three_capabilities_are_enough_for_a_capture(folder: Path, mechanism: Mechanism) -> None:
+    """Without those that the table calls optional, a command of one's own is captured, and nothing is made up.
+
+    Where functions are probed through perf events its calls are not, and the evidence says why.
+    """
     out, keys = folder / "a.db", folder / "keys"
     session = Session(
         ["--out", out, "--source", "cuda", "--source", "nccl", "--", *workload(folder)], environment(keys),
@@ -147,7 +191,8 @@ def test_three_capabilities_are_enough_for_a_capture(folder: Path) -> None:
     )  # fmt: skip
     try:
         session.wait_for(folder / "own/truth")
-        wait_until_attached(session.process.pid, 4)
+        if mechanism == "uprobe_multi":
+            wait_until_attached(session, folder, mechanism)
         assert sets_of(session.process.pid) == {CapabilitySets(REQUIRED, REQUIRED, NONE, NONE, REQUIRED)}
         assert sets_of(child(session, b"recorder_main")) == {CapabilitySets(NONE, NONE, NONE, NONE, REQUIRED)}
     except BaseException:
@@ -158,7 +203,19 @@ def test_three_capabilities_are_enough_for_a_capture(folder: Path) -> None:
     code, said = session.result()
     assert code == 0, said
     assert verify(out, trust=trust(keys)).status == "SEALED"
-    assert len(rows(out, "cuda_calls")) > 0
+    if mechanism == "uprobe_multi":
+        assert len(rows(out, "cuda_calls")) > 0
+    else:
+        assert not rows(out, "cuda_calls")
+        assert all(row["op"] != "attached" for row in rows(out, "libraries"))
+
+
+def test_what_perf_events_lack_is_named(folder: Path) -> None:
+    """Also where uprobe_multi makes them needless."""
+    command = [*limited(REQUIRED), sys.executable, "-m", "gpuaudit.cli.main", "check", "--json"]
+    done = subprocess.run(command, env=environment(folder / "keys"), capture_output=True, text=True, check=False)
+    (line,) = [r for r in json.loads(done.stdout) if r["name"] == "function probes by perf uprobe"]
+    assert "Permission denied; CAP_SYS_ADMIN is lacking, to probe functions by perf events" in line["detail"]
 
 
 @pytest.mark.parametrize("missing", sorted(REQUIRED))

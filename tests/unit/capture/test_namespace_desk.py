@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from gpuaudit.capture.capabilities import NONE, CapabilitySets
+from gpuaudit.capture.keeper_child import KEPT, REPLY
 from gpuaudit.capture.namespace_desk import NamespaceDesk
-from gpuaudit.capture.namespace_main import KEPT, REPLY, REQUEST
+from gpuaudit.capture.namespace_main import REQUEST
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: enters network namespaces")
 

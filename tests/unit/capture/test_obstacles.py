@@ -38,6 +38,8 @@ def test_each_capability_by_its_name(tmp_path: Path) -> None:
     assert names("load BPF programs", NOTHING, tmp_path) == ["CAP_BPF", "CAP_PERFMON"]
     assert names("load BPF programs", frozenset({"CAP_BPF"}), tmp_path) == ["CAP_PERFMON"]
     assert names("probe functions", NOTHING, tmp_path) == ["CAP_PERFMON"]
+    assert names("probe functions by perf events", ALL, tmp_path) == ["CAP_SYS_ADMIN"]
+    assert names("probe functions by perf events", frozenset({"CAP_SYS_ADMIN"}), tmp_path) == []
     assert names("look into processes", NOTHING, tmp_path) == ["CAP_SYS_PTRACE"]
     assert names("load BPF programs", frozenset({"CAP_SYS_ADMIN"}), tmp_path) == []
     for step in ("load BPF programs", "probe functions", "look into processes", "read memory of processes"):
