@@ -100,8 +100,8 @@ def _statement(context: Context, kind: str, effects: Sequence[Effect]) -> Statem
     evidence = tuple(dict.fromkeys(i for e in effects for i in e.evidence()))
     formula = "sum over threads of the time of their effects, each moment once"
     return Statement(
-        "Of {lost} lost in {effects} effects of the kind {kind}, {explained} ({share}) is allotted to causes; the rest "
-        "is unexplained.",
+        "Lost in effects of the kind {kind} (number: {effects}): {lost}, of which {explained} ({share}) is allotted to "
+        "causes; the rest is unexplained.",
         {
             "kind": f"“{kind.replace('_', ' ')}”", "explained": derived(explained, "ns", evidence, "allotted"),
             "lost": derived(lost, "ns", evidence, formula),

@@ -55,6 +55,8 @@ def test_the_slow_call(section: Section) -> None:
     ]
     (told,) = [s for s in section.statements if s.values["kind"] == "“slow call”"]
     assert (value(told.values["explained"]), value(told.values["share"])) == (20 * MS, Fraction(1, 2))
+    assert value(told.values["effects"]) == 1
+    assert "effects of the kind {kind} (number: {effects})" in told.text, "a sentence for one effect and for many"
 
 
 def test_what_the_thread_did_in_the_rest_is_told_and_is_no_cause(section: Section) -> None:
