@@ -36,16 +36,30 @@ class Keeper:
         return self._process.pid
 
     def ask(self, request: bytes, fd: int) -> int:
-        """The descriptor that it made of this request, closed on exec; OSError as the kernel says."""
+        """The descriptor that it made of this request, closed on exec; OSError as the kernel says, or that it ended."""
         with self._lock:
-            socket.send_fds(self._ours, [request], [fd])
-            data, fds, _, _ = socket.recv_fds(self._ours, REPLY.size, 1)
-        failure = REPLY.unpack(data)[0] if len(data) == REPLY.size else 0
-        if failure or not fds:
-            number = failure or errno.EPIPE
-            raise OSError(number, os.strerror(number))
+            data, fds, flags = self._exchange(request, fd)
+        if len(data) != REPLY.size:
+            raise OSError(errno.EPIPE, f"the process {self.pid}, which keeps CAP_SYS_ADMIN for that, has ended")
+        failure = REPLY.unpack(data)[0]
+        if not failure and not fds:
+            failure = errno.EMFILE if flags & socket.MSG_CTRUNC else errno.EPROTO  # it made one: there is no room here
+        if failure:
+            raise OSError(failure, os.strerror(failure))
         os.set_inheritable(fds[0], False)
         return fds[0]
+
+    def _exchange(self, request: bytes, fd: int) -> tuple[bytes, list[int], int]:
+        """The answer, what came with it, and flags of recvmsg(2); nothing where the process is gone."""
+        try:
+            socket.send_fds(self._ours, [request], [fd])
+            data, fds, flags, _ = socket.recv_fds(self._ours, REPLY.size, 1)
+        except TimeoutError:
+            self._ours.shutdown(socket.SHUT_RDWR)  # what comes late must not be taken for the answer to the next one
+            raise OSError(errno.ETIMEDOUT, f"the process {self.pid} did not answer") from None
+        except ConnectionError:
+            return b"", [], 0
+        return data, fds, flags
 
     def close(self) -> None:
         """End the process."""
