@@ -213,7 +213,7 @@ class BpfCapture:
 
     def keep_probing(self) -> None:
         """Before this process gives up what probing takes: later libraries are probed all the same."""
-        helper = self._programs.keep_probing()
+        helper = self._programs.keep_probing() if self._selection.sources.intersection(FUNCTIONS) else None
         if helper is not None:
             self.exclude(helper)
 

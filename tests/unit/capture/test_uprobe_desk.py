@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from gpuaudit.capture.bpf_capture import BpfCapture
 from gpuaudit.capture.capabilities import NONE, CapabilitySets
 from gpuaudit.capture.keeper_child import KEPT, REPLY
+from gpuaudit.capture.selection import Selection
 from gpuaudit.capture.uprobe_desk import UprobeDesk
 from gpuaudit.capture.uprobe_main import REQUEST
 
@@ -63,3 +65,14 @@ def test_the_kernels_refusal_is_told_and_the_next_one_is_served(desk: UprobeDesk
     with file.open("rb") as f, pytest.raises(OSError, match="Invalid argument"):
         desk.ask(b"x" * 100, f.fileno())
     os.close(desk.open_event(str(file), OFFSET, at_return=False))
+
+
+def test_the_capability_is_kept_only_where_functions_are_probed(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: dict[str, list[int]] = {"off_cpu": [], "cuda": []}
+    for source, helpers in kept.items():
+        capture = BpfCapture(lambda *_: None, Selection(sources=frozenset({source})), mechanism="perf uprobe")
+        monkeypatch.setattr(capture, "exclude", helpers.append)
+        capture.keep_probing()
+        assert all(Path(f"/proc/{pid}").exists() for pid in helpers)
+        capture.close()
+    assert {source: len(helpers) for source, helpers in kept.items()} == {"off_cpu": 0, "cuda": 1}
