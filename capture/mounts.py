@@ -61,10 +61,15 @@ class Mounts:
 
     def _look(self, file: Path) -> None:
         now = boottime_ns()
-        found = dict(self._mounted((read_text(file, MAX_FILE_BYTES) or "").splitlines()))
+        text = read_text(file, MAX_FILE_BYTES)
+        if text is None or len(os.fsencode(text)) >= MAX_FILE_BYTES:  # not all: the rest may be mounted
+            self._gap(f"{file} could not be read whole")
+            return
+        found = dict(self._mounted(text.splitlines()))
         if len(found) > MAX_MOUNTS:
             self._gap(f"more than {MAX_MOUNTS} file systems on disks are mounted: the others were not told")
-            found = dict(list(found.items())[:MAX_MOUNTS])
+            told_first = sorted(found.items(), key=lambda item: item[0] not in self._known)  # they are still mounted
+            found = dict(told_first[:MAX_MOUNTS])
         gone = [("unmounted", row) for same, row in self._known.items() if same not in found]
         new = [("mounted", row) for same, row in found.items() if same not in self._known]
         for op, row in (*gone, *new):

@@ -76,16 +76,14 @@ def test_neither_servers_nor_options_are_told(host: Path) -> None:
 
 def test_only_what_changed_is_told_again(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, rows = of(host, WHOLE, PART)
-    changed = iter([[], [(0, 2)], [(0, 2)]])
-    monkeypatch.setattr(made, "_changes", type("Poll", (), {"poll": lambda *_: next(changed)})())
+    monkeypatch.setattr(made, "_changes", type("Poll", (), {"poll": lambda *_: []})())
     (host / "proc/1/mountinfo").write_text(f"{WHOLE}\n{BOUND}\n", "utf-8")
     del rows[:]
     made.poll()
     assert rows == [], "the kernel did not say that anything changed"
-    made.poll()
+    change(host, made, monkeypatch, WHOLE, BOUND)
     assert told(rows, "op", "path") == [("unmounted", "/srv/data sets"), ("mounted", "/models")]
-    (host / "proc/1/mountinfo").write_text(f"{WHOLE.replace('/ rw', '/ ro')}\n{BOUND}\n", "utf-8")
-    made.poll()
+    change(host, made, monkeypatch, WHOLE.replace("/ rw", "/ ro"), BOUND)
     assert len(rows) == 2, "options are not recorded, and so are no changes of them"
 
 
@@ -95,6 +93,35 @@ def test_of_too_many_the_rest_is_a_gap(host: Path, monkeypatch: pytest.MonkeyPat
     assert told(rows, "path") == [("/",)]
     (gap,) = [row for table, row in rows if table == "gaps"]
     assert (gap["source"], gap["table_name"]) == ("block_io", "mounts")
+
+
+def change(host: Path, made: Mounts, monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
+    """Other mounts than before, of which the kernel says so."""
+    monkeypatch.setattr(made, "_changes", type("Poll", (), {"poll": lambda *_: [(0, 2)]})())
+    (host / "proc/1/mountinfo").write_text("\n".join(lines) + "\n", "utf-8")
+    made.poll()
+
+
+def test_what_was_told_stays_mounted_among_too_many(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, rows = of(host, WHOLE, BOUND)
+    monkeypatch.setattr(mounts, "MAX_MOUNTS", 2)
+    change(host, made, monkeypatch, WHOLE, PART, BOUND)
+    change(host, made, monkeypatch, PART, BOUND)
+    assert told(rows, "op", "mount_id") == [("mounted", 31), ("mounted", 33), ("unmounted", 31), ("mounted", 32)]
+    assert len([row for table, row in rows if table == "gaps"]) == 1
+
+
+@pytest.mark.parametrize("limit", [1 << 22, 64], ids=["gone", "too long"])
+def test_what_cannot_be_read_is_a_gap_and_no_end_of_mounts(
+    host: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    made, rows = of(host, WHOLE, PART)
+    monkeypatch.setattr(mounts, "MAX_FILE_BYTES", limit)
+    monkeypatch.setattr(made, "_file", host / "proc/1" / ("mountinfo" if limit == 64 else "none"))
+    change(host, made, monkeypatch, PART, WHOLE)
+    assert told(rows, "op", "mount_id") == [("mounted", 31), ("mounted", 32)]
+    (gap,) = [row for table, row in rows if table == "gaps"]
+    assert str(gap["reason"]).endswith("could not be read whole")
 
 
 def test_a_host_that_does_not_tell_has_a_gap_and_no_rows(tmp_path: Path) -> None:
