@@ -133,7 +133,7 @@ def test_a_host_that_does_not_tell_has_a_gap_and_no_rows(tmp_path: Path) -> None
 
 
 def test_this_host() -> None:
-    """Whatever is mounted here: each file system has its device's number, and a place that exists."""
+    """Whatever is mounted here: each file system that can be reached has its device's number."""
     rows: Rows = []
     made = Mounts(lambda table, row: rows.append((table, row)))
     try:
@@ -142,7 +142,7 @@ def test_this_host() -> None:
         assert not [row for table, row in rows if table == "gaps"]
         here = [(Path(str(path)), device) for path, *device in told(rows, "path", "major", "minor")]
         if Path("/proc/1/mountinfo").read_bytes() == Path("/proc/self/mountinfo").read_bytes():
-            for path in {p for p, _ in here}:
+            for path in {p for p, _ in here if os.access(p, os.F_OK)}:  # others: in closed folders, or mounted over
                 device = path.stat().st_dev
                 assert [os.major(device), os.minor(device)] in [d for p, d in here if p == path] or not os.major(device)
     finally:
