@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
@@ -78,7 +79,7 @@ class Contrast:
     all_out: int
     calls: bool
 
-    def holds(self, times: int, least: int) -> bool:
+    def holds(self, times: Fraction, least: int) -> bool:
         """Whether the state made a difference of so many times, told by at least so many calls outside it."""
         enough = self.all_out >= least if self.calls else self.all_out > 0
         return enough and self.slow_in > 0 and self.slow_in * self.all_out >= times * self.slow_out * self.all_in
@@ -107,7 +108,7 @@ def causes(
 ) -> Causes:
     """States of the GPUs that each effect's process held, where they made a difference; of slow calls those that mean
     one of ``calls``."""
-    times = int(context.policy.value(TIMES, detector))
+    times = Fraction(context.policy.value(TIMES, detector))
     least = int(context.policy.value(LEAST_OUTSIDE, detector))
     of_process = cache(lambda pid: [s for g in context.gpus_by_pid.get(pid, []) for s in read(context, pid, g)])
     every = cache(partial(_begins, context))

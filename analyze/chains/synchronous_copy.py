@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from math import ceil
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -122,7 +123,7 @@ def _larger(context: Context, e: Effect, rows: Rows) -> Chosen:
     if not len(sizes):
         return same
     usual = int(sizes[(len(sizes) + 1) // 2 - 1])
-    out: Chosen = same & (rows.a["size"] >= int(context.policy.value(LARGER, DECLARATION.id) * usual))
+    out: Chosen = same & (rows.a["size"] >= ceil(context.policy.value(LARGER, DECLARATION.id) * usual))
     return out
 
 

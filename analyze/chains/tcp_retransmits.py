@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -150,9 +151,8 @@ def _resent(context: Context, sockets: Sockets) -> list[Resent]:
         "SELECT start_ns, pid, inode, local_address, local_port, remote_address, remote_port, leaf, row "
         "FROM tcp_retransmits WHERE coalesce(error, 0) = 0 ORDER BY start_ns, leaf, row"
     )
-    least, longest, times = (
-        int(context.policy.value(t, DECLARATION.id)) for t in (LEAST_RESEND, LONGEST_RESEND, BACKOFF)
-    )
+    least, longest = (int(context.policy.value(t, DECLARATION.id)) for t in (LEAST_RESEND, LONGEST_RESEND))
+    times = Fraction(context.policy.value(BACKOFF, DECLARATION.id))
     last: dict[End, tuple[int, int]] = {}
     out = []
     for at, pid, inode, local, local_port, remote, remote_port, leaf, row in rows:
