@@ -27,7 +27,10 @@ MAX_ROWS = 16_384
 EVER_NS = (1 << 63) - 1
 """Of a mount that was there until the end."""
 
-COLUMNS = {"sector": "coalesce(try_cast(sector AS BIGINT), -1)", "size_bytes": "coalesce(size_bytes::BIGINT, 0)"}
+COLUMNS = {
+    "sector": f"CASE WHEN sector < {MAX_SECTORS} THEN sector ELSE -1 END::BIGINT",
+    "size_bytes": "coalesce(size_bytes::BIGINT, 0)",
+}
 """SQL: what is asked of ``block_io``, beside bounds and device."""
 
 

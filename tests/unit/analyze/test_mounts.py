@@ -79,6 +79,11 @@ def test_requests_to_two_file_systems_are_of_none() -> None:
     assert told(scene).values["requests"] == "reads by python3"
 
 
+def test_a_request_to_where_no_disk_reaches_is_of_none() -> None:
+    scene = block(reading({}), AT, 20 * MS, queue_ns=0, sector=(1 << 63) - 1, size_bytes=SIZE)
+    assert told(scene).values["requests"] == "reads by python3"
+
+
 @pytest.mark.parametrize(
     ("more", "where"),
     [
