@@ -49,8 +49,13 @@ def _of_process(context: Context, seen: Seen) -> Effect | None:
     workers = pids_of(descendants(context, pid))
     if tid is None or workers == "false":
         return None
-    woken = Rows.read(context, "off_cpu", f"pid = {pid} AND tid = {tid} AND op = 'blocked' AND waker_{workers}")
-    whole, between = _between_calls(context, pid, tid, woken.time)
+    woken = Rows.read(
+        context, "off_cpu", f"pid = {pid} AND tid = {tid} AND op = 'blocked' AND waker_{workers}",
+        ("least(coalesce(runqueue_ns, 0), duration_ns)::BIGINT AS runnable_ns",),
+    )  # fmt: skip
+    # Once woken it waited for a CPU, no longer for the worker.
+    asleep = intervals.from_bounds(woken.a["start_ns"], woken.a["end_ns"] - woken.a["runnable_ns"])
+    whole, between = _between_calls(context, pid, tid, asleep)
     time = intervals.subtract(between, intervals.union(seen.silent, context.window.asleep))
     least = context.policy.value(SHARE, OWNER)
     if not len(time) or Fraction(intervals.measure(time), intervals.measure(whole)) < least:

@@ -78,6 +78,13 @@ def test_waits_for_less_than_the_set_share_of_its_time_are_no_effect() -> None:
     assert waits(made.in_every_step(wait=45 * MS)) == []
 
 
+def test_once_woken_it_waits_for_a_cpu_and_for_no_worker() -> None:
+    scene = made.in_every_step()
+    for row in scene.rows["off_cpu"]:
+        row |= {"runqueue_ns": 200 * MS, "wake_ns": row["wake_ns"] - 200 * MS}
+    assert waits(scene) == [(Fraction(1), Fraction(19 * 400 * MS))]
+
+
 def test_what_was_inside_a_call_or_is_an_api_silence_is_not_in_it() -> None:
     scene = made.in_every_step()
     scene.cuda(7, "cudaStreamSynchronize", T0 + S + 200 * MS, 500 * MS)
