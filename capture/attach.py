@@ -16,8 +16,9 @@ from typing import Literal
 from gpuaudit.bundle.errors import HostUnfit
 from gpuaudit.capture import libbpf, perf_uprobes
 from gpuaudit.capture.capabilities import CapabilitySets
+from gpuaudit.capture.keeper_child import KEPT
 from gpuaudit.capture.loading import LoadedPart
-from gpuaudit.capture.obstacles import Step
+from gpuaudit.capture.obstacles import Step, in_words, obstacles
 from gpuaudit.capture.parts import CALLS
 from gpuaudit.capture.probes import NCCL_DATATYPE_BYTES, PROBE_TABLE, pack_op
 from gpuaudit.capture.settings import CONFIG_BYTES, silenced
@@ -155,6 +156,10 @@ class Programs(LoadedPart):
     def step(self) -> Step:
         """What attaching is called where the kernel refuses it."""
         return "probe functions" if self._mechanisms[0] == "uprobe_multi" else "probe functions by perf events"
+
+    def why_not_permitted(self) -> str:
+        """What can have made the kernel refuse whoever attaches, in words; empty where nothing is known to."""
+        return in_words(obstacles(self.step, KEPT if self._desk else None))
 
     def keep_probing(self) -> int | None:
         """Before this process gives CAP_SYS_ADMIN up: where probing takes it, the process that goes on having it."""

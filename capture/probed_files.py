@@ -10,7 +10,6 @@ from pathlib import PurePath
 
 from gpuaudit.capture import libbpf
 from gpuaudit.capture.attach import Attachment, Place, Programs, cookie
-from gpuaudit.capture.obstacles import in_words, obstacles
 from gpuaudit.capture.probes import Library, Probe, op_id
 from gpuaudit.capture.selection import DENIED
 from gpuaudit.capture.source import boottime_ns
@@ -116,7 +115,7 @@ class ProbedFiles:
             # Through the open descriptor: the file that was read is the file that is probed.
             file.attachment = self._programs.attach_functions(f"/proc/self/fd/{fd}", places)
         except OSError as e:
-            why = in_words(obstacles(self._programs.step)) if isinstance(e, PermissionError) else ""
+            why = self._programs.why_not_permitted() if isinstance(e, PermissionError) else ""
             file.reason = f"the kernel refused the probes: {e.strerror}{why and '; ' + why}"
             return
         self._next += len(wanted)

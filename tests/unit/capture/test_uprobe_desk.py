@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from gpuaudit.capture.attach import Programs
 from gpuaudit.capture.bpf_capture import BpfCapture
 from gpuaudit.capture.capabilities import NONE, CapabilitySets
 from gpuaudit.capture.keeper_child import KEPT, REPLY
@@ -76,3 +77,14 @@ def test_the_capability_is_kept_only_where_functions_are_probed(monkeypatch: pyt
         assert all(Path(f"/proc/{pid}").exists() for pid in helpers)
         capture.close()
     assert {source: len(helpers) for source, helpers in kept.items()} == {"off_cpu": 0, "cuda": 1}
+
+
+def test_a_refusal_is_not_laid_to_a_capability_that_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = Programs(mechanism="perf uprobe")
+    helper = programs.keep_probing()
+    assert helper is not None
+    none = CapabilitySets(NONE, NONE, NONE, NONE, NONE)
+    monkeypatch.setattr(CapabilitySets, "of", lambda: none)  # this process has given it up
+    assert "CAP_SYS_ADMIN" not in programs.why_not_permitted()
+    programs.close()
+    assert "CAP_SYS_ADMIN is lacking" in programs.why_not_permitted()
