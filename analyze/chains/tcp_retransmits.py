@@ -11,7 +11,7 @@ when packets were sent again is recorded, not when they were lost.
 Effect too: the lateness of a rank, or the wait for a thread. Join: the same thread slept, interruptibly, in a call that
 connects, sends or receives, and within that sleep a packet of a connection of its own process, from either end, was
 sent again; in a call that may wait for something else than a socket too (read, poll), shortly before the sleep ended.
-Cause: of the same time the part in which the thread slept so. Units: ns.
+Cause: of the same time the part in that sleep; one before it ended without the packet. Units: ns.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def _slept(context: Context, s: States) -> _Slept:
 def _waits(context: Context, packets: _Packets, x: _Slept) -> Iterator[Cause]:
     """Packets of the process's own connections that were sent again while its thread slept for a socket."""
     s, chosen = x.states, x.chosen
-    asleep, pid = s.asleep(chosen), int(s.a["pid"][0])
+    asleep, pid, begins = s.asleep(chosen), int(s.a["pid"][0]), s.a["start_ns"][chosen]
     found: dict[str, _Found] = defaultdict(_Found)
     sockets = packets.sockets
     for n in np.flatnonzero(_within(x.ended_by, packets.at)).tolist():
@@ -214,7 +214,8 @@ def _waits(context: Context, packets: _Packets, x: _Slept) -> Iterator[Cause]:
         sends = pid in r.owners
         if sends or pid in sockets.others(r.end):
             mine = found[r.end[2] if sends else r.end[0]]
-            mine.pieces.append((max(r.at - r.reach_ns, r.before, sockets.moved(r.end, r.at)), r.at))
+            begun = int(begins[np.searchsorted(begins, r.at, side="right") - 1])  # a sleep before ended without it
+            mine.pieces.append((max(begun, r.at - r.reach_ns, r.before, sockets.moved(r.end, r.at)), r.at))
             mine.resent.append(r)
     for other in sorted(found):
         pieces = np.array(found[other].pieces, dtype=np.int64)

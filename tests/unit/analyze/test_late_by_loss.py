@@ -119,6 +119,15 @@ def test_what_lies_before_the_sleep_is_not_claimed() -> None:
     assert link.overlap_ns.value == STEPS * 100 * MS
 
 
+def test_a_sleep_that_had_ended_before_is_not_claimed() -> None:
+    """The 80 ms before it was woken for something else and slept again: the packet did not keep it then."""
+    scene = lossy(of_sleep={"duration_ns": 160 * MS, "wake_ns": None, "runqueue_ns": None, "syscall": POLL})
+    for came in arrivals(scene):
+        sleep(scene, came - 5 * MS - 99 * MS, 99 * MS)
+    (link,) = links(scene)
+    assert link.overlap_ns.value == STEPS * 98 * MS
+
+
 @pytest.mark.parametrize(
     "elsewhere",
     [
