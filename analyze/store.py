@@ -207,6 +207,18 @@ class Store:
         """Rows of a table."""
         return self._rows.get(TABLES[table].name, 0)
 
+    def parts(self, table: str) -> list[str]:
+        """SQL conditions that cut a table between leaves into parts of about :data:`BATCH_ROWS` rows, each row in one;
+        for joins whose intermediate rows would be too many at once. A small table is one part."""
+        cuts, rows = [0], 0
+        for leaf in (x for x in self.leaves if x.table == TABLES[table].name):
+            if rows >= BATCH_ROWS:
+                cuts.append(leaf.index)
+                rows = 0
+            rows += leaf.rows
+        ends = [f" AND leaf < {cut}" for cut in cuts[1:]]
+        return [f"leaf >= {cut}{end}" for cut, end in zip(cuts, [*ends, ""], strict=True)]
+
     @cached_property
     def operations(self) -> tuple[str, ...]:
         """Names of all calls that the capture has, in order."""

@@ -1,4 +1,5 @@
-"""Rows of a table that share a moment with sets of time: one query for all sets, through the interval join.
+"""Rows of a table that share a moment with sets of time: one query for all sets, through the interval join, per some
+leaves, so that a join of many millions of rows is never in memory at once.
 
 A row counts for a set where its key is the set's key (the thread, the process, the device) and a moment of it lies in
 the set. Rows that had no end when the capture ended reach to its end. Times: ns.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,13 +30,16 @@ PROCESS = "pid::UBIGINT"
 _ROWS = """
 WITH candidates AS NOT MATERIALIZED (
   SELECT leaf::UBIGINT * 4294967296 + row AS id, {key} AS k, ({start})::BIGINT AS a, ({end})::BIGINT AS b
-  FROM {table} WHERE {condition}
+  FROM {table} WHERE {part} AND ({condition})
 ), pairs AS MATERIALIZED (SELECT DISTINCT l, r FROM overlapping('wanted_time', 'candidates'))
 SELECT pairs.l AS wanted, ({start})::BIGINT AS start_ns, ({end})::BIGINT AS end_ns, {columns}, leaf::BIGINT AS leaf,
   row::BIGINT AS row
 FROM pairs JOIN {table} ON leaf = (r // 4294967296)::UINTEGER AND row = (r % 4294967296)::UINTEGER
-ORDER BY pairs.l, 2, leaf, row
+WHERE {part}
 """
+
+ORDER = ("row", "leaf", "start_ns", "wanted")
+"""Of rows, the last first."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +83,17 @@ def rows_during(context: Context, what: During, wanted: Mapping[str, tuple[int, 
         "k": np.repeat(np.array([wanted[n][0] for n in names], dtype=np.uint64), lengths),
         "a": np.ascontiguousarray(bounds[:, 0]), "b": np.ascontiguousarray(bounds[:, 1]),
     }  # fmt: skip
-    query = _ROWS.format(
-        key=what.key, start=what.start, end=f"coalesce({what.end}, {context.window.end_ns})", table=what.table,
-        condition=what.condition, columns=", ".join(f"{sql} AS {name}" for name, sql in what.columns.items()),
+    query = partial(
+        _ROWS.format, key=what.key, start=what.start, end=f"coalesce({what.end}, {context.window.end_ns})",
+        table=what.table, condition=what.condition,
+        columns=", ".join(f"{sql} AS {name}" for name, sql in what.columns.items()),
     )  # fmt: skip
     with context.store.relation("wanted_time", sets):
-        a = context.store.arrays(query)
+        found = [context.store.arrays(query(part=part)) for part in context.store.parts(what.table)]
+    a = {name: np.concatenate([f[name] for f in found]) for name in found[0]}
+    del found
+    order = np.lexsort([a[name] for name in ORDER])
+    a = {name: values[order] for name, values in a.items()}
     which = a.pop("wanted")
     cuts = np.searchsorted(which, np.arange(len(names) + 1))
     return {

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gpuaudit.analyze import intervals
 from gpuaudit.analyze.causal.during import THREAD, During, rows_during, thread_key
 from gpuaudit.analyze.overlap_join import BUCKET_NS, LEVELS, RATIO
-from gpuaudit.analyze.store import Store
+from gpuaudit.analyze.store import BATCH_ROWS, Store
 from tests.scenes import MS, T0, Scene
 
 Row = tuple[int, int, int]
@@ -65,23 +65,29 @@ asked = st.lists(
 
 
 @settings(max_examples=25, deadline=None)
-@given(rows=offs, sets=asked)
+@given(rows=offs, sets=asked, in_parts=st.booleans())
 def test_rows_during_sets_of_time(
-    rows: list[tuple[tuple[int, int], int, int | None]], sets: list[tuple[tuple[int, int], list[tuple[int, int]]]]
+    rows: list[tuple[tuple[int, int], int, int | None]],
+    sets: list[tuple[tuple[int, int], list[tuple[int, int]]]],
+    in_parts: bool,
 ) -> None:
-    """The row counts where its thread is the one asked for and a moment of it lies in the set; open ones to the end."""
+    """The row counts where its thread is the one asked for and a moment of it lies in the set; open ones to the end.
+    So it is where the table is joined leaf by leaf, here of a row each."""
     scene = Scene().clock(T0, T0 + 100 * MS, 10 * MS)
     for (pid, tid), at, length in rows:
         scene.add(
             "off_cpu", start_ns=T0 + at * MS, duration_ns=None if length is None else length * MS, pid=pid, tid=tid,
             op="blocked", comm="a", prev_state=1, cpu_out=0,
         )  # fmt: skip
-    context = scene.context()
+    context = scene.context(segments=len(rows) if in_parts else 1)
     wanted = {}
     for n, (thread, t) in enumerate(sets):
         time = intervals.from_bounds([T0 + a * MS for a, _ in t], [T0 + (a + d) * MS for a, d in t])
         wanted[f"{n}"] = (thread_key(*thread), time)
-    got = rows_during(context, During("off_cpu", THREAD, {"tid": "tid::BIGINT"}), wanted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gpuaudit.analyze.store.BATCH_ROWS", 1 if in_parts else BATCH_ROWS)
+        got = rows_during(context, During("off_cpu", THREAD, {"tid": "tid::BIGINT"}), wanted)
+    first = min(x.index for x in context.store.leaves if x.table == "off_cpu")
     for name, (key, time) in wanted.items():
         want = []
         for i, (thread, at, length) in enumerate(rows):
@@ -89,7 +95,8 @@ def test_rows_during_sets_of_time(
             touching = intervals.intersect(time, intervals.single(T0 + at * MS, end))
             if thread_key(*thread) == key and len(touching):
                 want.append((T0 + at * MS, end, i))
-        mine = got.get(name, {"start_ns": np.array([]), "end_ns": np.array([]), "row": np.array([])})
-        assert list(
-            zip(mine["start_ns"].tolist(), mine["end_ns"].tolist(), mine["row"].tolist(), strict=True)
-        ) == sorted(want, key=lambda w: (w[0], w[2]))
+        mine = got.get(name, {x: np.array([]) for x in ("start_ns", "end_ns", "leaf", "row")})
+        place = mine["leaf"] - first + mine["row"]
+        assert list(zip(mine["start_ns"].tolist(), mine["end_ns"].tolist(), place.tolist(), strict=True)) == sorted(
+            want, key=lambda w: (w[0], w[2])
+        )
