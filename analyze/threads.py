@@ -7,7 +7,7 @@ the end of the capture. Units: ns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -27,6 +27,9 @@ from gpuaudit.analyze.store import NOT_OWN
 MAX_THREADS = 10_000
 """Threads that are looked at, those with the most calls first; a host has fewer that use GPUs."""
 
+SLICE_ROWS = 4_000_000
+"""Calls of all threads that a slice of time has where calls are read in slices."""
+
 Array = npt.NDArray[np.int64]
 
 
@@ -43,14 +46,6 @@ class Calls:
     def time(self) -> Intervals:
         """Time inside at least one of the calls."""
         return self.of(np.ones(len(self), dtype=bool))
-
-    @property
-    def reach(self) -> Intervals:
-        """From the start of the first call that took any time to the end of the last: the bounds of :attr:`time`."""
-        some = self.duration > 0
-        if not some.any():
-            return intervals.EMPTY
-        return intervals.single(int(self.columns["start_ns"][some.argmax()]), int(self.columns["end_ns"][some].max()))
 
     @property
     def duration(self) -> Array:
@@ -88,11 +83,26 @@ class Thread:
 
     def calls(self, context: Context, meaning: Meaning, columns: Sequence[str] = ()) -> Calls:
         """Its calls that mean this with their times and ``columns`` (SQL that gives BIGINT, with a name)."""
+        return self._read(context, meaning, columns, "true")
+
+    def calls_by_time(self, context: Context, meaning: Meaning, columns: Sequence[str] = ()) -> Iterator[Calls]:
+        """The same in slices of time, one after the other, for what need not be in memory at once: each as long as
+        :data:`SLICE_ROWS` rows of the table would be if they came evenly. A slice may be empty."""
+        begin, end = (int(self.observed[0, 0]), int(self.observed[-1, 1])) if len(self.observed) else (0, 0)
+        count = context.store.row_count("cuda_calls") // SLICE_ROWS + 1
+        cuts = [begin + (end - begin) * n // count for n in range(1, count)]
+        after = ["true", *(f"start_ns >= {cut}" for cut in cuts)]
+        before = [*(f"start_ns < {cut}" for cut in cuts), "true"]
+        for a, b in zip(after, before, strict=True):
+            yield self._read(context, meaning, columns, f"{a} AND {b}")
+
+    def _read(self, context: Context, meaning: Meaning, columns: Sequence[str], when: str) -> Calls:
         more = "".join(f", {c}" for c in columns)
         return Calls(
             context.store.arrays_by_start(
                 f"SELECT start_ns::BIGINT AS start_ns, greatest(coalesce(end_ns, {self.end_ns}), start_ns)::BIGINT "
-                f"AS end_ns{more} FROM cuda_calls WHERE {self.where} AND {context.means(meaning)} AND {FIRST}"
+                f"AS end_ns{more} FROM cuda_calls "
+                f"WHERE {self.where} AND {context.means(meaning)} AND {FIRST} AND {when}"
             )
         )
 

@@ -7,7 +7,8 @@ Whether kernels are short is not recorded; how many threads a launch asks for is
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
@@ -87,13 +88,68 @@ def evaluate(context: Context) -> Outcome:
     return outcome(context, worst(items), f"threads that launched kernels: {len(all_threads)}")
 
 
+@dataclass
+class _Rows:
+    """Launches of one thread that have a row, in order of time; times in ns."""
+
+    observed: Intervals
+    """Of the thread."""
+    queued_inside: int = 0
+    """Observed time inside launches that were only queued, each moment once."""
+    small: int = 0
+    durations: list[npt.NDArray[np.unsignedinteger]] = field(default_factory=list)
+    gaps: list[npt.NDArray[np.unsignedinteger]] = field(default_factory=list)
+    """From the end of a launch to the start of the next."""
+    first_ns: int | None = None
+    """Start of the first that took any time."""
+    reach_ns: int = 0
+    """The latest end of those that took any time."""
+    _queued_to_ns: int = 0
+    _last_end_ns: int | None = None
+
+    def add(self, calls: Calls, queue_ns: int, small: int) -> None:
+        """Launches that began after all before: times that they share with those before are counted already."""
+        start, end, sizes = (calls.columns[name] for name in ("start_ns", "end_ns", "threads"))
+        if not len(calls):
+            return
+        duration = calls.duration
+        queued = intervals.from_bounds(start[duration <= queue_ns], end[duration <= queue_ns])
+        if len(queued):
+            new = intervals.clip(queued, self._queued_to_ns, intervals.FAR)
+            self.queued_inside += intervals.measure(intervals.intersect(new, self.observed))
+            self._queued_to_ns = max(self._queued_to_ns, int(queued[-1, 1]))
+        some = duration > 0
+        if some.any():
+            self.first_ns = int(start[some.argmax()]) if self.first_ns is None else self.first_ns
+            self.reach_ns = max(self.reach_ns, int(end[some].max()))
+        ended, next_start = end[:-1], start[1:]
+        if self._last_end_ns is not None:
+            ended, next_start = np.append(self._last_end_ns, ended), start
+        self.gaps.append(_narrow(np.maximum(next_start - ended, 0)))
+        self._last_end_ns = int(end[-1])
+        self.durations.append(_narrow(duration))
+        self.small += int(((sizes != UNKNOWN) & (sizes < small)).sum())
+
+    def __len__(self) -> int:
+        return sum(map(len, self.durations))
+
+    @property
+    def reach(self) -> Intervals:
+        """From the start of the first that took any time to the end of the last."""
+        return intervals.EMPTY if self.first_ns is None else intervals.single(self.first_ns, self.reach_ns)
+
+
+def _narrow(values: npt.NDArray[np.int64]) -> npt.NDArray[np.unsignedinteger]:
+    """The same, which are not negative, in half the bytes where they are shorter than four seconds."""
+    return values.astype(np.uint32 if values.max(initial=0) <= np.iinfo(np.uint32).max else np.uint64)
+
+
 @dataclass(frozen=True)
 class _Launching:
-    """Launches of one thread: which were only queued, those without a row of their own (``fast``, and of them those
-    that were ``only_queued``), and the observed time from the first to the last."""
+    """Launches of one thread: those with a row of their own, those without (``fast``, and of them those that were
+    ``only_queued``), and the observed time from the first to the last."""
 
-    calls: Calls
-    queued: npt.NDArray[np.bool_]
+    calls: _Rows
     observed: Intervals
     fast: Aggregated
     only_queued: Aggregated
@@ -101,8 +157,7 @@ class _Launching:
     @property
     def inside(self) -> int:
         """ns inside launches that were only queued."""
-        alone = intervals.measure(intervals.intersect(self.calls.of(self.queued), self.observed))
-        return min(alone + self.only_queued.sum_ns, intervals.measure(self.observed))
+        return min(self.calls.queued_inside + self.only_queued.sum_ns, intervals.measure(self.observed))
 
     @property
     def count(self) -> int:
@@ -111,29 +166,29 @@ class _Launching:
 
 
 def _of_thread(context: Context, thread: Thread) -> Finding | None:
-    calls = thread.calls(context, LAUNCHES, (_threads_sql(),))
-    sizes = calls.columns.pop("threads")  # not held while more is made of the calls: there may be many millions
-    small = int(((sizes != UNKNOWN) & (sizes < int(context.policy.value(SMALL, DECLARATION.id)))).sum())
-    del sizes
+    smaller = int(context.policy.value(SMALL, DECLARATION.id))
     queue_ns = int(context.policy.value(LAUNCH, DECLARATION.id))
+    calls = _Rows(thread.observed)
+    for some in thread.calls_by_time(context, LAUNCHES, (_threads_sql(),)):  # there may be many millions
+        calls.add(some, queue_ns, smaller)
     fast = call_totals.of_thread(context.store, thread.pid, thread.tid, LAUNCHES)
     if len(calls) + fast.calls < context.policy.value(MIN_LAUNCHES, DECLARATION.id):
         return None
     times = intervals.union(calls.reach, fast.windows)
     span = intervals.clip(thread.observed, int(times[0, 0]), int(times[-1, 1])) if len(times) else intervals.EMPTY
     only = call_totals.of_thread(context.store, thread.pid, thread.tid, LAUNCHES, queue_ns)
-    seen = _Launching(calls, calls.duration <= queue_ns, span, fast, only)
+    seen = _Launching(calls, span, fast, only)
     observed = intervals.measure(span)
     if not observed or Fraction(seen.inside, observed) < context.policy.value(SHARE, DECLARATION.id) or not seen.inside:
         return None
-    tiny = bool(len(calls)) and Fraction(small, len(calls)) >= context.policy.value(SMALL_SHARE, DECLARATION.id)
+    tiny = bool(len(calls)) and Fraction(calls.small, len(calls)) >= context.policy.value(SMALL_SHARE, DECLARATION.id)
     rows = (context.book.where("cuda_calls", thread.where_op(LAUNCHES)), *fast.evidence(context.book))
     impact = derived(seen.inside, "ns", rows, f"time inside launches of at most launch_ns{only.plus_sum}")
     values: dict[str, Quantity | str] = {
         "thread": str(thread.tid),
         "sites": call_sites.sentence(context, thread.where_op(LAUNCHES)),
         "inside": impact,
-        **_values(context, rows, seen, small),
+        **_values(context, rows, seen),
     }
     fix = Fix(
         "Fuse small kernels, or record the sequence once and launch it as a CUDA graph", "", "", "",
@@ -146,21 +201,23 @@ def _of_thread(context: Context, thread: Thread) -> Finding | None:
     )  # fmt: skip
 
 
-def _values(context: Context, rows: tuple[str, ...], seen: _Launching, small: int) -> dict[str, Quantity]:
+def _values(context: Context, rows: tuple[str, ...], seen: _Launching) -> dict[str, Quantity]:
     observed, count, of_rows = intervals.measure(seen.observed), seen.count, seen.fast.of_rows
-    start, end = seen.calls.columns["start_ns"], seen.calls.columns["end_ns"]
-    gaps = np.maximum(start[1:] - end[:-1], 0)
     return {
         "observed": derived(observed, "ns", rows, "first launch to the end of the last, less time not observed"),
         "share": derived(Fraction(seen.inside, observed), "share", rows, "inside / observed"),
         "launches": derived(count, "count", rows, f"rows of the calls{seen.fast.plus_count}"),
         "rate": derived(Fraction(count * NS_PER_S, observed), "1/s", rows, "launches / observed"),
-        "median": derived(_median(seen.calls.duration), "ns", rows, f"median duration of a launch{of_rows}", NO_ROW),
-        "gap": derived(_median(gaps), "ns", rows, f"median time from the end of a launch to the next{of_rows}", NO_ROW),
-        "small": derived(small, "count", rows, f"launches with grid × block below threshold{of_rows}"),
+        "median": derived(_median(seen.calls.durations), "ns", rows, f"median duration of a launch{of_rows}", NO_ROW),
+        "gap": derived(
+            _median(seen.calls.gaps), "ns", rows, f"median time from the end of a launch to the next{of_rows}", NO_ROW
+        ),
+        "small": derived(seen.calls.small, "count", rows, f"launches with grid × block below threshold{of_rows}"),
         "threshold": Quantity(int(context.policy.value(SMALL, DECLARATION.id)), "count", "assumed"),
     }
 
 
-def _median(values: npt.NDArray[np.int64]) -> int | None:
-    return int(np.sort(values)[(len(values) + 1) // 2 - 1]) if len(values) else None
+def _median(parts: Sequence[npt.NDArray[np.unsignedinteger]]) -> int | None:
+    values = np.concatenate([np.zeros(0, dtype=np.uint32), *parts])
+    values.sort()
+    return int(values[(len(values) + 1) // 2 - 1]) if len(values) else None

@@ -242,6 +242,12 @@ def test_small_launches_one_after_the_other() -> None:
     assert (value(finding, "median"), value(finding, "gap"), value(finding, "small")) == (8 * US, 12 * US, 1_200)
 
 
+def test_launches_read_in_slices_are_the_same_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    (whole,) = found(tiny_launches.burst(), "tiny_launches")
+    monkeypatch.setattr("gpuaudit.analyze.threads.SLICE_ROWS", 100)
+    assert found(tiny_launches.burst(), "tiny_launches") == [whole]
+
+
 def test_large_launches_are_launch_bound_but_not_tiny() -> None:
     (finding,) = found(tiny_launches.burst(grid=2_000), "tiny_launches")
     assert (finding.text, value(finding, "small")) == ("launch_bound", 0)
