@@ -158,7 +158,9 @@ def _read_one(store: Store, comm_id: int, syncs: Syncs, nccl_lost: int, cohort: 
     call_keys = np.stack([np.stack([r["leaf"], r["row"]], axis=1) for r in rows])
     sync_keys = np.stack([f[2] for f in found])
     unmatched = max(len(r) for r in ranks) - n
-    kind = np.unique(rows[0]["signature"].astype(str), return_inverse=True)[1].astype(np.int64)
+    signatures = rows[0]["signature"].tolist()
+    number = {text: i for i, text in enumerate(sorted(set(signatures)))}
+    kind = np.array([number[text] for text in signatures], dtype=np.int64)
     lived = np.array([_last_moment(store, pid) for pid in pids], dtype=np.int64)
     return Collectives(
         comm_id, nranks, numbers, pids, arrival, call_end, sync_start, sync_end, call_keys, sync_keys, kind, lived,
