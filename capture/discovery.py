@@ -8,7 +8,7 @@ its size changed (a library that was just loaded changes it), and every :data:`F
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from gpuaudit.capture import processes
@@ -29,7 +29,10 @@ LIBRARY_FILES = "|".join(f"(?:{library.files})" for library in LIBRARIES)
 
 @dataclass(frozen=True)
 class Found:
-    """A library newly found in a process. ``not_before_ns``: it was mapped no earlier than this."""
+    """A library newly found in a process. ``not_before_ns``: it was mapped no earlier than this.
+
+    ``start_ns``: of the process, 0 where that has ended and cannot be asked any more.
+    """
 
     pid: int
     start_ns: int
@@ -84,12 +87,25 @@ class Scanner:
 
     def look_at(self, events: Iterable[MapEvent], only: set[int] | None = None) -> list[Found]:
         """The processes that the kernel told of, at once. ``only``: of these."""
-        pids = set()
+        first: dict[tuple[int, int, int], MapEvent] = {}
         for event in events:
             self._mapped_ns.setdefault((event.pid, event.file_name), event.time_ns)
-            pids.add(event.pid)
+            first.setdefault((event.pid, event.device, event.inode), event)
+        pids = {pid for pid, _, _ in first}
         chosen = (pids if only is None else pids & only) - self.exclude
-        return [f for pid in sorted(chosen) for f in self._look(pid, now=True)]
+        found = [f for pid in sorted(chosen) for f in self._look(pid, now=True)]
+        seen = {(f.pid, f.mapping.device, f.mapping.inode) for f in found}
+        return found + [
+            f for key, event in first.items() if key[0] in chosen and key not in seen for f in self._ended(event)
+        ]
+
+    def _ended(self, event: MapEvent) -> Iterator[Found]:
+        """What a process mapped that ended before it was looked at: the mapping is all there is of it."""
+        known, library = self._known.get(event.pid), library_for(event.file_name)
+        told = known is not None and (event.device, event.inode) in known.files
+        if library is not None and not told and processes.size_hint(event.pid) is None:
+            mapping = Mapping("0-0", event.device, event.inode, event.path)
+            yield Found(event.pid, 0, library, mapping, boottime_ns(), event.time_ns)
 
     def _look(self, pid: int, *, now: bool = False) -> list[Found]:
         hint = processes.size_hint(pid)

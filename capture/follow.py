@@ -134,7 +134,7 @@ class Follower:
         return {(pid, t.began_ns) for pid, t in self._targets.all().items() if t.flags & TRACED}
 
     def _is_chosen(self, pid: int) -> bool:
-        flags = self._target(pid).flags
+        flags = (self._targets.get(pid) or self._end_of((pid, 0)) or Target()).flags
         return not flags & EXCLUDED and (bool(flags & SELECTED) or not self._selection.selected_only)
 
     def chosen(self) -> set[int]:
@@ -189,9 +189,9 @@ class Follower:
         return count
 
     def _end_of(self, key: Key) -> Ended | None:
-        """How a process ended, if it has and was of interest."""
+        """How a process ended, if it has and was of interest; with a start of 0, the last one of its number."""
         self._ended += self._ended_ring.take()
-        return next((e for e in self._ended if _key(e) == key), None)
+        return next((e for e in reversed(self._ended) if key in (_key(e), (e.pid, 0))), None)
 
     def _exit_ns(self, key: Key) -> int | None:
         end = self._end_of(key)

@@ -41,11 +41,13 @@ RING_PAGES = (32, 4)
 
 @dataclass(frozen=True)
 class MapEvent:
-    """One mapping. ``time_ns``: CLOCK_BOOTTIME."""
+    """One mapping. ``time_ns``: CLOCK_BOOTTIME. ``device``, ``inode``: of the file."""
 
     pid: int
     time_ns: int
     path: str
+    device: int = 0
+    inode: int = 0
 
     @property
     def file_name(self) -> str:
@@ -130,10 +132,10 @@ class MapEvents:
 
 
 def _event(record: bytes) -> MapEvent:
-    pid = _MMAP2_BODY.unpack_from(record)[0]
+    pid, _, _, _, _, major, minor, inode, *_ = _MMAP2_BODY.unpack_from(record)
     name = record[_MMAP2_BODY.size : -_SAMPLE_ID.size].split(b"\0", 1)[0]
     _, _, time_ns = _SAMPLE_ID.unpack_from(record, len(record) - _SAMPLE_ID.size)
-    return MapEvent(pid, time_ns, os.fsdecode(name))
+    return MapEvent(pid, time_ns, os.fsdecode(name), os.makedev(major, minor), inode)
 
 
 def _perf_event_open(cpu: int) -> int:

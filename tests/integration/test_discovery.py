@@ -105,6 +105,30 @@ def test_the_attacher_wakes_for_a_library_and_seals_the_gap(visitor: Path, tmp_p
     assert {c["size"] for c in made if c["after_ns"] < gap["start_ns"]} == set()
 
 
+@pytest.mark.parametrize("chosen", [True, False], ids=["chosen", "whole host"])
+def test_a_process_that_ends_before_it_is_looked_at(visitor: Path, tmp_path: Path, chosen: bool) -> None:
+    """Nothing of it is recorded, and the evidence says so: of which process, from the mapping on, to its end."""
+    library = Path(shutil.copy(visitor.parent / "libcudart.so.13", tmp_path))
+    with recording(Selection(pids=frozenset()) if chosen else Selection()) as r:
+        process = start(visitor, "--first", library, "--calls", "20", "--out", tmp_path / "t", "--start-file",
+                        tmp_path / "start")  # fmt: skip
+        wait_for_line(process, "at start")
+        if chosen:
+            r.capture.include(process.pid)
+        r.step()
+        (tmp_path / "start").touch()
+        process.communicate()
+        r.step()
+        r.finish()
+    pid, made, recorded = of_visit(r, truth(tmp_path / "t"))
+    assert recorded == []
+    (row,) = r.of("libraries", pid=pid)
+    assert (row["op"], row["path"]) == ("not observable", str(library))
+    assert row["reason"] == "the process ended before it could be looked at"
+    (gap,) = r.of("gaps", pid=pid, table_name="cuda_calls")
+    assert gap["start_ns"] <= made[0]["before_ns"] <= made[-1]["after_ns"] <= gap["start_ns"] + gap["duration_ns"]
+
+
 def test_without_the_kernel_telling_the_passes_find_it(
     visitor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

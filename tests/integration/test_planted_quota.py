@@ -25,13 +25,17 @@ from tests.integration.planted import (
     explained,
     share,
 )
-from tests.integration.planted_quota import LIFTED, PERIOD_US, QUOTA_US, Group, group
+from tests.integration.planted_quota import LIFTED, PERIOD_US, Group, group
 from tests.integration.recording import DEADLINE_S, start, wait_for_line
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf"), pytest.mark.alone]
 
+QUOTA_US = 10_000
 BUSY = ("--busy-ms", 30, "--slow", 6, "--rest-ms", 120)
-"""Each slow launch begins with a quota that is there again, and needs half as much again."""
+"""Each slow launch begins with a quota that is there again, and needs three of them.
+
+So it waits long next to what a throttled thread takes to leave its CPU, which on an emulated one is milliseconds.
+"""
 
 
 @contextmanager
@@ -84,7 +88,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, bpf: None) -> Iterator[tuple
 
 
 def test_the_quota_is_named(found: tuple[Analysed, str]) -> None:
-    """A fifth of a CPU: most of each slow launch is waiting for the next period, as the launcher saw in its cgroup."""
+    """A tenth of a CPU: most of each slow launch is waiting for the next period, as the launcher saw in its cgroup."""
     a, group_name = found
     told = a.victims["throttled"]
     (chain,) = [c for c in a.chains("throttled") if c.detector == "cpu_quota"]

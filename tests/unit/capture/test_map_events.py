@@ -64,7 +64,9 @@ def test_libraries_among_everything_else(at: int) -> None:
 
 def test_what_the_kernel_lost_is_counted() -> None:
     lost = record(2, struct.pack("<QQIIQ", 1, 17, 0, 0, 0))
-    assert taken(lost, mapping(7, b"/opt/libcudart.so", 5), lost, lost=34) == [MapEvent(7, 5, "/opt/libcudart.so")]
+    assert taken(lost, mapping(7, b"/opt/libcudart.so", 5), lost, lost=34) == [
+        MapEvent(7, 5, "/opt/libcudart.so", os.makedev(8, 1), 4711)
+    ]
 
 
 @pytest.mark.parametrize("size", [0, 4, 9999])

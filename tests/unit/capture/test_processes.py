@@ -17,6 +17,7 @@ from gpuaudit.bundle.columns import from_records
 from gpuaudit.bundle.tables import PROCESSES
 from gpuaudit.capture import processes
 from gpuaudit.capture.discovery import Scanner
+from gpuaudit.capture.map_events import MapEvent
 from gpuaudit.capture.processes import CannotOpen, Ended, Mapping, open_mapping
 from gpuaudit.capture.source import boottime_ns
 
@@ -137,6 +138,23 @@ def test_scanner_reports_a_library_once(mapped: Path) -> None:
 
 def test_scanner_leaves_out_what_it_is_told_to(mapped: Path) -> None:
     assert Scanner({os.getpid()}).scan({os.getpid()}) == []
+
+
+def test_a_mapping_of_a_process_that_is_gone_is_told_once(mapped: Path) -> None:
+    """All there is of it is what the kernel told; a process that lives is asked instead."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    event = MapEvent(process.pid, 4711, "/opt/libcudart.so.13 (deleted)", 8, 15)
+    (found,) = Scanner().look_at(
+        [event, event, MapEvent(os.getpid(), 4712, "/opt/libcudart.so.13", 8, 15)], {process.pid}
+    )
+    assert (found.pid, found.start_ns, found.library.name, found.not_before_ns) == (process.pid, 0, "cudart", 4711)
+    assert (found.mapping.device, found.mapping.inode, found.mapping.path) == (8, 15, event.path)
+    alive = Scanner().look_at([MapEvent(os.getpid(), 4712, "/opt/libcudart.so.13", 8, 15)])
+    assert str(mapped) in {f.mapping.path for f in alive}
+    assert "/opt/libcudart.so.13" not in {f.mapping.path for f in alive}
+    assert Scanner({process.pid}).look_at([event]) == []
+    assert Scanner().look_at([MapEvent(process.pid, 4711, "/opt/libc.so.6", 8, 15)]) == []
 
 
 def test_library_loaded_later_is_dated_from_the_pass_before(tmp_path: Path) -> None:
