@@ -68,11 +68,12 @@ DECLARATION = Declaration(
     texts={
         "saturated": "For {explained} of {effect_time} ({share}) of {effect} the CPUs of the host were full "
         "({cpu_least} % in use at least) and {switches_share} of all thread switches were those of the {workers} "
-        "processes it had started: its data workers were saturated.",
+        "processes it had started: consistent with saturated data workers.",
         "busy": "For {explained} of {effect_time} ({share}) of {effect} its calling thread slept while at least one of "
-        "the {workers} processes it had started computed all the time: its data workers were saturated.",
+        "the {workers} processes it had started computed all the time: consistent with saturated data workers.",
         "waiting": "For {explained} of {effect_time} ({share}) of {effect} its calling thread slept while at least one "
-        "of the {workers} processes it had started waited for a disk or a socket: its data workers had no input.",
+        "of the {workers} processes it had started waited for a disk or a socket: consistent with data workers "
+        "that have no input.",
     },
     never_claims="That these processes load data: only that the process started them, and what they did; nor that its "
     "GPU had nothing to do while a thread waited for them, nor how fast it would have been with input.",
