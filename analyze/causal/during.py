@@ -90,10 +90,8 @@ def rows_during(context: Context, what: During, wanted: Mapping[str, tuple[int, 
     )  # fmt: skip
     with context.store.relation("wanted_time", sets):
         found = [context.store.arrays(query(part=part)) for part in context.store.parts(what.table)]
-    a = {name: np.concatenate([f[name] for f in found]) for name in found[0]}
-    del found
-    order = np.lexsort([a[name] for name in ORDER])
-    a = {name: values[order] for name, values in a.items()}
+    order = np.lexsort([np.concatenate([f[name] for f in found]) for name in ORDER])
+    a = {name: np.concatenate([f.pop(name) for f in found])[order] for name in list(found[0])}  # one column held twice
     which = a.pop("wanted")
     cuts = np.searchsorted(which, np.arange(len(names) + 1))
     return {
