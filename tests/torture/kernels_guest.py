@@ -34,8 +34,8 @@ TESTS = (
     "test_python_frames", "test_least_privilege", "test_planted_quota",
     "test_planted_hog",
 )  # fmt: skip
-"""Of tests/integration: those of the kernel's side, and two planted causes: a quota, whose files differ between versions of
-cgroups, and a hog."""
+"""Of tests/integration: those of the kernel's side, and two planted causes: a hog, and a quota, whose files differ
+between versions of cgroups."""
 
 
 def main(folder: Path) -> int:
