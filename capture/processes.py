@@ -242,7 +242,7 @@ def open_mapping(pid: int, mapping: Mapping) -> int:
         finally:
             os.close(root)
     except OSError as e:
-        if not is_alive(pid):
+        if _has_ended(pid):
             raise Ended from None
         raise CannotOpen(f"the mapped file cannot be opened: {e.strerror}") from None
     found = os.fstat(fd)
@@ -253,6 +253,14 @@ def open_mapping(pid: int, mapping: Mapping) -> int:
             f"{mapping.inode} on device {mapping.device}"
         )
     return fd
+
+
+def _has_ended(pid: int) -> bool:
+    """Also while the process is ending: its memory is gone before it is a zombie, and no other thread has any."""
+    fields = _fields(pid)
+    if fields is None or int(fields[1][17]) <= 1:
+        return not is_alive(pid) or size_hint(pid) is None
+    return False
 
 
 def _open_map_file(pid: int, mapping: Mapping) -> int | None:
@@ -268,7 +276,7 @@ def _open_map_file(pid: int, mapping: Mapping) -> int | None:
             except FileNotFoundError:
                 continue
             except OSError as e:
-                if not is_alive(pid):
+                if _has_ended(pid):
                     raise Ended from None
                 raise CannotOpen(f"the mapped file cannot be opened: {e.strerror}") from None
         same = (mapping.device, mapping.inode)

@@ -59,7 +59,8 @@ def test_a_thread_that_only_sleeps_was_never_preempted(doubles: Path) -> None:
         assert {row["op"] for row in mine} == {"blocked"}
         naps = [row for row in mine if row["comm"] == "sleeper" and row["waker_pid"] is None]
         assert len(naps) == said["naps"]
-        assert all(row["duration_ns"] >= 10_000_000 for row in naps)
+        # 10 ms each from before the thread has left its CPU, in which a hypervisor may keep it for a while.
+        assert all(row["duration_ns"] >= 5_000_000 for row in naps)
         assert all(row["prev_state"] & TASK_INTERRUPTIBLE for row in naps)
         assert all(row["start_ns"] < row["wake_ns"] <= row["start_ns"] + row["duration_ns"] for row in naps)
 
