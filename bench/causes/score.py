@@ -124,7 +124,8 @@ def claimed(played: Played) -> Claims:
         if any(isinstance(x, Finding) for x in items):
             out[plugin.declaration.id, 0] = None
     for key, share in _of_late_ranks(context, late).items():
-        out.setdefault(key, share)
+        if out.get(key) is None:  # its own chain, if there is one, is not about slow calls
+            out[key] = share
     return out
 
 
