@@ -167,7 +167,9 @@ class Attacher:
             self._engines.give_away()
         self._channel = Channel(ours, TO_ATTACHER)
         if self._probing:
-            self._probing.exclude(self._recorder.pid, *(self._engines.helpers if self._engines else ()))
+            self._probing.exclude(self._recorder.pid)
+            for helper in self._engines.helpers if self._engines else ():
+                self._probing.tell_helper(helper)
         start = StartMessage(
             site=plan.options.site, host_id=str(plan.host_facts["host_id"]), capture_uuid=plan.capture_uuid,
             challenge=plan.options.challenge, public_key=plan.identity.public_key.hex(), open_body=plan.open_body,

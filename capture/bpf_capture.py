@@ -211,11 +211,9 @@ class BpfCapture:
         """Never take this process as evidence: the recorder, or another of our own."""
         self.following.exclude(pid)
 
-    def keep_probing(self) -> None:
-        """Before this process gives up what probing takes: later libraries are probed all the same."""
-        helper = self._programs.keep_probing() if self._selection.sources.intersection(FUNCTIONS) else None
-        if helper is not None:
-            self.exclude(helper)
+    def keep_probing(self) -> int | None:
+        """Before this process gives up what probing takes: the process that later libraries are probed by, if any."""
+        return self._programs.keep_probing() if self._selection.sources.intersection(FUNCTIONS) else None
 
     def include(self, pid: int) -> None:
         """Follow this process and the children it will have."""

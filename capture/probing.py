@@ -141,8 +141,14 @@ class Probing:
 
     def keep_probing(self) -> None:
         """See :meth:`BpfCapture.keep_probing`."""
-        if self._bpf:
-            self._bpf.keep_probing()
+        helper = self._bpf.keep_probing() if self._bpf else None
+        if helper is not None:
+            self.tell_helper(helper)
+
+    def tell_helper(self, pid: int) -> None:
+        """A process that does one thing for the attacher: part of it, and no evidence."""
+        self.exclude(pid)
+        self._process_row(pid, "found", "attacher")
 
     def tell_recorder(self, pid: int) -> None:
         """The recorder as a process of this capture, once it runs under its own user."""

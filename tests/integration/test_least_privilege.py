@@ -168,8 +168,9 @@ def test_what_a_live_capture_holds(folder: Path, mechanism: Mechanism, as_servic
         assert no_new_privileges(session.process.pid)
         only = frozenset({"CAP_SYS_ADMIN"})
         keepers = [b"namespace_main", *([b"uprobe_main"] if mechanism == "perf uprobe" else [])]
-        for keeper in keepers:
-            assert sets_of(child(session, keeper)) == {CapabilitySets(only, only, NONE, NONE, only)}
+        helpers = {child(session, keeper) for keeper in keepers}
+        for helper in helpers:
+            assert sets_of(helper) == {CapabilitySets(only, only, NONE, NONE, only)}
         assert sets_of(child(session, b"recorder_main")) == {CapabilitySets(*[NONE] * 5)}
         command = child(session, b"--pause-file")
         (held,) = sets_of(command)
@@ -187,6 +188,8 @@ def test_what_a_live_capture_holds(folder: Path, mechanism: Mechanism, as_servic
     assert verify(out, trust=trust(keys)).status == "SEALED"
     assert {p.stat().st_uid for p in folder.glob("own/a.db*")} == {CALLER}
     assert {r["op"] for r in rows(out, "libraries")} <= {"attached", "shared"}
+    ours = {r["pid"] for r in rows(out, "processes") if r["role"] == "attacher"}
+    assert ours == {session.process.pid, *helpers}
     assert len(rows(out, "cuda_calls")) > 0
     assert len(rows(out, "nccl_calls")) > 0
 
