@@ -86,16 +86,26 @@ static inline uint64_t planted_waited_ns(void)
 	return ns;
 }
 
-/* What a hypervisor took of all CPUs while they had something to do, their waking up included; in ticks of 10 ms. */
+/*
+ * What a hypervisor took of this thread's CPU, or of all where it has no CPU of its own, while they had something to do,
+ * their waking up included; in ticks of 10 ms.
+ */
 static inline uint64_t planted_stolen_ns(void)
 {
 	FILE *stat = fopen("/proc/stat", "r");
+	char line[256], wanted[16] = "cpu", name[16];
 	unsigned long long ticks;
+	cpu_set_t set;
 
-	if (!stat || fscanf(stat, "cpu %*u %*u %*u %*u %*u %*u %*u %llu", &ticks) != 1)
-		die("/proc/stat", "does not tell the stolen time");
-	fclose(stat);
-	return ticks * (1000000000u / (uint64_t)sysconf(_SC_CLK_TCK));
+	if (!sched_getaffinity(0, sizeof(set), &set) && CPU_COUNT(&set) == 1)
+		snprintf(wanted, sizeof(wanted), "cpu%d", sched_getcpu());
+	while (stat && fgets(line, sizeof(line), stat))
+		if (sscanf(line, "%15s %*u %*u %*u %*u %*u %*u %*u %llu", name, &ticks) == 2 && !strcmp(name, wanted)) {
+			fclose(stat);
+			return ticks * (1000000000u / (uint64_t)sysconf(_SC_CLK_TCK));
+		}
+	die("/proc/stat", "does not tell the stolen time");
+	return 0;
 }
 
 /* From now on counts what planted_off() notes. */
