@@ -126,9 +126,7 @@ def _chain(context: Context, found: Findings, group: Sequence[Explained]) -> Cha
             _confidence(context, name, share, grade, any(x.cause.refuted for x in group)), told.inferred
         ),
         grade=grade,
-        against=tuple(
-            dict.fromkeys((*_against(group), *_further_on(context, found, group), *unseen.notes(context, group)))
-        )[:MAX_AGAINST],
+        against=_bounded((*_against(group), *_further_on(context, found, group), *unseen.notes(context, group))),
         refuted_by=told.refuted_by,
         next_step=told.next_step,
         evidence=evidence,
@@ -225,6 +223,13 @@ def shares(effect: Effect, allotment: Allotment[Claimed]) -> tuple[Share, ...]:
     )
 
 
+def _bounded(doubts: Iterable[str]) -> tuple[str, ...]:
+    """Each once; where there are more than :data:`MAX_AGAINST`, the last one says how many."""
+    told = tuple(dict.fromkeys(doubts))
+    more = len(told) - MAX_AGAINST + 1
+    return told if more <= 1 else (*told[: MAX_AGAINST - 1], f"{more} further doubts are not printed")
+
+
 def with_causes(context: Context, found: Findings, chain: Chain, key: str) -> Chain:
     """``chain`` with the links that explain the effect ``key``, which its last link has as cause."""
     more = links(context, found, key)
@@ -234,7 +239,7 @@ def with_causes(context: Context, found: Findings, chain: Chain, key: str) -> Ch
     evidence = tuple(dict.fromkeys((*chain.evidence, *(e for x in more for e in x.evidence))))
     parts = tuple(found.worth_telling(context, effect))
     code = tuple(dict.fromkeys((*chain.code, *effect.code, *code_lines.of_parts(context, parts))))
-    against = tuple(dict.fromkeys((*chain.against, *_doubts(context, found, key))))[:MAX_AGAINST]
+    against = _bounded((*chain.against, *_doubts(context, found, key)))
     return replace(
         chain, links=(*chain.links, *more)[:MAX_LINKS], evidence=evidence, against=against,
         shares=shares(effect, found.allotments[key]), code=code,

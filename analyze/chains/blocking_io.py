@@ -178,7 +178,9 @@ def _requests(requests: Columns, mine: Chosen, place: Place | None) -> str:
     ops = sorted({f"{op}s" if op in {"read", "write"} else f"{op} requests" for op in requests["op"][mine].tolist()})
     names = sorted({c for c in requests["comm"][mine].tolist() if c})
     by = f" by {', '.join(names[:MAX_OTHERS])}" if names else " of its process"
-    return " and ".join(ops) + by + ("" if place is None else f" of {place.text}")
+    sectors = requests["size_bytes"][mine] > 0 if place else mine[mine]
+    of = "" if place is None else f" of {place.text}" if sectors.all() else f", those with sectors of {place.text}"
+    return " and ".join(ops) + by + of
 
 
 def _calls(s: States, touched: Chosen, machine: str) -> str:

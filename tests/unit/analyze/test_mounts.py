@@ -104,4 +104,6 @@ def test_mounted_again_elsewhere() -> None:
 def test_a_flush_is_of_the_whole_disk() -> None:
     scene = reading({}, op="write")
     block(scene, AT, 5 * MS, op="flush", queue_ns=0, sector=0, size_bytes=0)
-    assert told(scene).values["requests"] == f"flush requests and writes by {NAMED.removeprefix('reads by ')}"
+    assert told(scene).values["requests"] == (
+        "flush requests and writes by python3, those with sectors of the ext4 file system mounted at /data"
+    )
