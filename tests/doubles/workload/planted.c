@@ -2,8 +2,8 @@
  * A launcher some of whose launches are slow, for a cause that is planted: inside the slow launch itself, or, for the
  * twin that must explain nothing, between launches or on another thread of the process, while the slow launches compute.
  *
- * planted --cudart PATH --out FILE [--cause none|disk|futex|nap] [--where inside|between|thread] [--calls 799]
- *         [--slow 8] [--busy-ms 10] [--hold-ms 20] [--rest-ms 20] [--disk FILE] [--cpu N] [--priority N]
+ * planted --cudart PATH --out FILE [--cause none|disk|futex|nap|memory] [--where inside|between|thread] [--calls 799]
+ *         [--slow 8] [--busy-ms 10] [--hold-ms 20] [--rest-ms 20] [--disk FILE] [--map FILE] [--cpu N] [--priority N]
  *         [--name planted] [--pause-file FILE] [--settle-ms 0] [--linger-ms 0]
  *         [--stat CPU.STAT]
  *

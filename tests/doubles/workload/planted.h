@@ -1,12 +1,14 @@
 /*
  * Causes to plant, each of which writes down what it took on CLOCK_BOOTTIME: time asleep on a disk, on a lock that a
- * sibling thread holds, on the answer of a server, in a nap ("disk", "futex", "socket", "nap"); and time in which a
- * thread that had work to do was switched out ("gap"). What interrupts or a hypervisor take of a thread that has its CPU
+ * sibling thread holds, on the answer of a server, in a nap ("disk", "futex", "socket", "nap"); time in which it had to
+ * free memory, as the kernel counts it ("memory"); and time in which a thread that had work to do was switched out
+ * ("gap"). What interrupts or a hypervisor take of a thread that has its CPU
  * is in none of them: the clock jumps there too, but nobody else ran.
  */
 #ifndef WORKLOAD_PLANTED_H
 #define WORKLOAD_PLANTED_H
 
+#include "delays.h"
 #include "truth.h"
 
 #include <arpa/inet.h>
@@ -15,11 +17,14 @@
 #include <netinet/tcp.h>
 #include <sched.h>
 #include <semaphore.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 
 #define PLANTED_MAX 65536
 #define PLANTED_GAP_NS 50000u /* shorter than this between two looks at the clock is the looking itself */
 #define PLANTED_BLOCK (1u << 20)
+#define PLANTED_PAGE 4096
+#define PLANTED_PAGES 64 /* are touched between two looks at the clock */
 #define PLANTED_QUESTION 512u /* bytes; the answer has one */
 
 struct planted_span {
@@ -28,10 +33,11 @@ struct planted_span {
 };
 
 struct planted {
-	const char *cause; /* none, disk, futex, socket, nap */
+	const char *cause; /* none, disk, futex, socket, nap, memory */
 	long busy_ms, hold_ms;
 	int disk, server;
-	off_t disk_at, disk_bytes;
+	off_t disk_at, disk_bytes, map_at, map_bytes;
+	const volatile char *map;
 	void *block;
 	pthread_mutex_t lock;
 	sem_t wanted, held;
@@ -180,6 +186,15 @@ static inline void planted_ready(struct planted *p)
 	}
 }
 
+/* The next pages of the mapped file: those that are not in memory get there, and others are pushed out. */
+static inline void planted_touch(struct planted *p)
+{
+	for (int i = 0; i < PLANTED_PAGES; i++) {
+		(void)p->map[p->map_at];
+		p->map_at = (p->map_at + PLANTED_PAGE) % p->map_bytes;
+	}
+}
+
 /* The cause, for as long as it takes; the cache has nothing of what is read from the disk, nor gets it. */
 static inline void planted_cause(struct planted *p)
 {
@@ -207,6 +222,14 @@ static inline void planted_cause(struct planted *p)
 	} else if (!strcmp(p->cause, "nap")) {
 		nap_us((uint64_t)p->hold_ms * 1000u);
 		planted_off(p, "nap", before);
+	} else if (!strcmp(p->cause, "memory")) {
+		uint64_t reclaim_ns = delays_reclaim_ns();
+
+		do
+			planted_touch(p);
+		while (boottime_ns() < before + (uint64_t)p->hold_ms * 1000000u);
+		planted_note(p, "memory", before, before + delays_reclaim_ns() - reclaim_ns);
+		planted_off(p, NULL, before);
 	}
 }
 
@@ -231,7 +254,27 @@ static inline int planted_server(const char *address, int port)
 	return fd;
 }
 
-/* --busy-ms N, --hold-ms N, --disk FILE, --server ADDRESS --port N; cause: none, disk, futex, socket or nap */
+/* Mapped, and as much of it in memory as may be. */
+static inline void planted_map(struct planted *p, const char *path)
+{
+	int fd = open(path, O_RDONLY);
+	void *map = MAP_FAILED;
+
+	p->map_bytes = fd < 0 ? 0 : lseek(fd, 0, SEEK_END) / PLANTED_PAGE * PLANTED_PAGE;
+	if (p->map_bytes)
+		map = mmap(NULL, (size_t)p->map_bytes, PROT_READ, MAP_SHARED, fd, 0);
+	if (map == MAP_FAILED || madvise(map, (size_t)p->map_bytes, MADV_RANDOM))
+		die(path, "cannot be mapped");
+	p->map = map;
+	do
+		planted_touch(p);
+	while (p->map_at);
+}
+
+/*
+ * --busy-ms N, --hold-ms N, --disk FILE, --map FILE, --server ADDRESS --port N; cause: none, disk, futex, socket, nap or
+ * memory
+ */
 static inline struct planted *planted_new(int argc, char **argv, const char *cause)
 {
 	struct planted *p = calloc(1, sizeof(*p));
@@ -250,6 +293,8 @@ static inline struct planted *planted_new(int argc, char **argv, const char *cau
 		if (!p->disk_bytes)
 			die(disk, "is shorter than a block");
 	}
+	if (option(argc, argv, "map", NULL))
+		planted_map(p, option(argc, argv, "map", NULL));
 	if (!strcmp(p->cause, "socket"))
 		p->server = planted_server(option(argc, argv, "server", NULL), (int)number(argc, argv, "port", 0));
 	pthread_mutex_init(&p->lock, NULL);
