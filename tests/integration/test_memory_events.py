@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from gpuaudit.capture.cgroup_files import cgroups_of, hierarchies, read_counters
 from gpuaudit.capture.parts import MEMORY as MEMORY_PART
 from gpuaudit.capture.selection import Selection
 from tests.integration.disks import folder_on_disk
+from tests.integration.memory_cgroups import limit, memory_cgroup
 from tests.integration.recording import DEADLINE_S, Recording, recording, start, wait_for_line
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf")]
@@ -78,33 +78,9 @@ sys.stdin.readline()
 
 
 @pytest.fixture
-def memory_cgroup() -> Iterator[Path]:
-    """An empty memory cgroup of its own, in whichever version the controller is."""
-    for h in hierarchies():
-        usable = "memory" in h.controllers
-        if h.version == 2:
-            usable = "memory" in (h.mount / "cgroup.subtree_control").read_text("ascii").split()
-        if usable:
-            folder = h.mount / f"gpuaudit-test-{uuid.uuid4().hex[:8]}"
-            break
-    else:
-        pytest.skip("no hierarchy of cgroups with the controller memory can be used")
-    folder.mkdir()
-    yield folder
-    deadline = time.monotonic() + DEADLINE_S
-    while True:  # a process that was killed leaves its cgroup a moment later
-        try:
-            folder.rmdir()
-        except OSError:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        else:
-            return
-
-
-def limit(cgroup: Path, size_bytes: int) -> None:
-    name = "memory.max" if (cgroup / "memory.max").exists() else "memory.limit_in_bytes"
-    (cgroup / name).write_text(str(size_bytes), "ascii")
+def memory_group() -> Iterator[Path]:
+    with memory_cgroup() as folder:
+        yield folder
 
 
 def join(cgroup: Path, pid: int) -> None:
@@ -197,17 +173,17 @@ def test_nobody_else_s_pages_are_counted(doubles: Path) -> None:
         assert r.of("page_allocations", pid=process.pid) == []
 
 
-def test_a_thread_that_must_reclaim_says_so(doubles: Path, memory_cgroup: Path, tmp_path: Path) -> None:
+def test_a_thread_that_must_reclaim_says_so(doubles: Path, memory_group: Path, tmp_path: Path) -> None:
     """A file four times as large as the cgroup's limit: each page that is read after it pushes another one out."""
     pages, room = 16_384, 4_096
     with folder_on_disk(tmp_path) as folder, recording(MEMORY) as r:
         file = folder / "file"
         file.write_bytes(os.urandom(1 << 20) * (pages * PAGE_BYTES >> 20))
         drop_cache(file)
-        limit(memory_cgroup, room * PAGE_BYTES)
+        limit(memory_group, room * PAGE_BYTES)
         process = begin(READ, doubles / "libcudart.so.13", "reader", file)
         r.capture.scan()
-        join(memory_cgroup, process.pid)
+        join(memory_group, process.pid)
         before = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         go(process)
         run_to_end(r, process)
@@ -218,7 +194,7 @@ def test_a_thread_that_must_reclaim_says_so(doubles: Path, memory_cgroup: Path, 
         assert {(row["op"], row["cgroup_limit"], row["tid"]) for row in rows} == {("cgroup", 1, process.pid)}
         assert {row["comm"] for row in rows} == {"reader"}
         # read ahead of the reader, some pages are pushed out before their turn, and read again
-        again = read_counters(memory_cgroup / "memory.stat")["workingset_refault_file"]
+        again = read_counters(memory_group / "memory.stat")["workingset_refault_file"]
         reclaimed = sum(row["reclaimed_pages"] for row in rows)
         # the kernel's own memory counts too, and what it charges in advance
         assert pages + again - room - 1024 <= reclaimed <= pages + again + 1024
@@ -226,15 +202,15 @@ def test_a_thread_that_must_reclaim_says_so(doubles: Path, memory_cgroup: Path, 
         assert r.of("reclaims", duration_ns=None) == []
 
 
-def test_the_victim_and_whose_allocation_it_was(doubles: Path, memory_cgroup: Path) -> None:
+def test_the_victim_and_whose_allocation_it_was(doubles: Path, memory_group: Path) -> None:
     """One process holds most of what the cgroup may have; another one asks for more, and the first one is killed."""
-    limit(memory_cgroup, 64 << 20)
+    limit(memory_group, 64 << 20)
     with recording(Selection(sources=frozenset({"memory"}), pids=frozenset({os.getpid()}))) as r:
         large = begin(EAT, doubles / "libcudart.so.13", "the victim", 40 << 20)
         small = begin(EAT, doubles / "libcudart.so.13", "the eater", 28 << 20)
         Path(f"/proc/{large.pid}/oom_score_adj").write_text("1000", "ascii")
         for process in (large, small):
-            join(memory_cgroup, process.pid)
+            join(memory_group, process.pid)
         go(large)
         wait_for_line(large, "eaten")
         go(small)
@@ -249,5 +225,5 @@ def test_the_victim_and_whose_allocation_it_was(doubles: Path, memory_cgroup: Pa
         assert (row["pid"], row["comm"], row["uid"]) == (large.pid, "the victim", 0)
         assert (row["killer_pid"], row["killer_comm"]) == (small.pid, "the eater")
         assert (40 << 20) - ERROR_BYTES <= row["resident_bytes"] < 64 << 20
-        in_version_2 = (memory_cgroup / "memory.max").exists()
-        assert row["cgroup_id"] == (memory_cgroup.stat().st_ino if in_version_2 else unified_id())
+        in_version_2 = (memory_group / "memory.max").exists()
+        assert row["cgroup_id"] == (memory_group.stat().st_ino if in_version_2 else unified_id())
