@@ -2,7 +2,8 @@
 
 Plays every scenario of ``tests/corpus`` and asks both. Prints, per cause and in all, planted, right, wrong and missed
 claims, precision, recall, and by how many points of share the right ones are off. ``--seeds N`` plays each N times,
-every time with other sizes and times; ``--list`` names what was claimed wrongly or missed.
+every time with other sizes and times; ``--list`` names what was claimed wrongly or missed; ``--corpus heldout`` plays
+the scenarios that were written without a look at the detectors instead.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from functools import partial
 
 from bench.causes import baseline, score
 from bench.causes.score import Claims, Judged, Score
-from tests.corpus.model import Kind, Played, play
+from tests.corpus.heldout import HELD_OUT
+from tests.corpus.model import Kind, Played, Scenario, play
 from tests.corpus.scenarios import SCENARIOS
 
 HEAD = ("cause", "planted", "right", "wrong", "missed", "precision", "recall", "share error: median", "largest")
@@ -25,14 +27,15 @@ SIDES: dict[str, Callable[[Played], Claims]] = {
     "baseline, p99": baseline.claimed,
     "baseline, longest call": partial(baseline.claimed, longest=True),
 }
+CORPORA: dict[str, Sequence[Scenario]] = {"own": SCENARIOS, "heldout": HELD_OUT}
 KINDS: tuple[Kind, ...] = ("single", "compound", "twin")
 
 
-def run(seeds: int, only: str = "") -> dict[str, list[Judged]]:
+def run(seeds: int, only: str = "", corpus: str = "own") -> dict[str, list[Judged]]:
     """Every side on every scenario whose name contains ``only``; seed by seed."""
     out: dict[str, list[Judged]] = {name: [] for name in SIDES}
     for seed in range(seeds):
-        for scenario in SCENARIOS:
+        for scenario in CORPORA[corpus]:
             if only in scenario.name:
                 played = play(scenario, seed)
                 for name, claims in SIDES.items():
@@ -45,10 +48,11 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.causes", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=1, help="times that each scenario is played (1)")
     parser.add_argument("--only", default="", metavar="TEXT", help="scenarios whose name contains it")
+    parser.add_argument("--corpus", choices=sorted(CORPORA), default="own", help="which scenarios (own)")
     parser.add_argument("--list", action="store_true", help="name what was claimed wrongly or missed")
     parser.add_argument("--json", action="store_true", help="JSON instead of tables")
     options = parser.parse_args(arguments)
-    sides = run(options.seeds, options.only)
+    sides = run(options.seeds, options.only, options.corpus)
     if options.json:
         print(json.dumps({name: _json(judged) for name, judged in sides.items()}, indent=1, sort_keys=True))
         return 0

@@ -115,7 +115,8 @@ def play(scenario: Scenario, seed: int = 0) -> Played:
     for deed in scenario.deeds():
         deed.happen(host)
     _cgroups(host)
-    host.scene.clock(T0, host.end + 10 * MS, max(S, (host.end - T0) // 4))
+    if "clock" not in host.scene.rows:
+        host.scene.clock(T0, host.end + 10 * MS, max(S, (host.end - T0) // 4))
     for rows in host.scene.rows.values():
         rows.sort(key=lambda r: r["start_ns"])
         for i, row in enumerate(rows):
