@@ -72,7 +72,7 @@ def engine(host: Host, start: int, until: int, factor: float = 1.0, known: bool 
     if not known:
         host.scene.process(PID, "VLLM::EngineCor", cgroup="/serve", cgroup_id=72, start_ns=T0 - 900 * S)
     thread = Thread(host, PID, at=start)
-    while thread.at < until:
+    while thread.at < until - 30 * MS:
         thread.call("cudaMemcpyAsync", host.around(9 * US), stream=13, size_bytes=4_096, direction=1)
         thread.call("cudaGraphLaunch", host.around(50 * US), handle=0x1_0B00, stream=13)
         thread.call("cudaStreamSynchronize", host.around(round(9 * MS * factor), 0.04), stream=13)
