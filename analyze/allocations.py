@@ -8,12 +8,12 @@ is not seen; memory that ``cuMemMap`` maps counts from there to its ``cuMemUnmap
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
 
-from gpuaudit.analyze.call_meanings import ALLOCATE, COPY, FIRST, FREE, any_of
+from gpuaudit.analyze.call_meanings import ALLOCATE, COPY, FIRST, FREE, MAP, any_of
 from gpuaudit.analyze.store import Store
 
 ALLOCATES = ALLOCATE.first
@@ -40,7 +40,8 @@ class Allocations:
     """One entry per allocation, in order of time. ``begin`` is when the call returned, ``end`` :data:`ALIVE` if never.
 
     ``once`` and ``again`` are bytes copied into it from the host by copies whose destination address was copied to
-    exactly once in the capture, and more than once.
+    exactly once while what held it first existed, and more often or later. ``leaf`` and ``row`` name the call;
+    ``mapped`` is 1 where it mapped memory at an address that was reserved before (``cuMemMap``).
     """
 
     address: Array
@@ -49,10 +50,38 @@ class Allocations:
     end: Array
     once: Array
     again: Array
+    leaf: Array
+    row: Array
+    mapped: Array
 
     def alive(self, at_ns: int) -> npt.NDArray[np.bool_]:
         """Which exist at a moment."""
         out: npt.NDArray[np.bool_] = (self.begin <= at_ns) & (self.end > at_ns)
+        return out
+
+    def only(self, chosen: npt.NDArray[np.bool_]) -> Allocations:
+        """Some of them, in the same order."""
+        return Allocations(*(getattr(self, f.name)[chosen] for f in fields(self)))
+
+    def holders(self, address: Array, at_ns: Array) -> Array:
+        """Per address and moment the allocation that holds it then, -1 where none does.
+
+        Live allocations do not overlap, so that only the nearest live one at or below an address can hold it.
+        """
+        out = np.full(len(address), -1, dtype=np.int64)
+        order = np.lexsort((self.begin, self.address))
+        at = np.searchsorted(self.address[order], address, side="right") - 1
+        open_ = np.arange(len(address))
+        for _ in range(MAX_LOOK):
+            open_ = open_[at[open_] >= 0]
+            if not len(open_):
+                break
+            near = order[at[open_]]
+            live = (self.begin[near] <= at_ns[open_]) & (at_ns[open_] < self.end[near])
+            inside = live & (address[open_] - self.address[near] < self.size[near])
+            out[open_[inside]] = near[inside]
+            open_ = open_[~live]
+            at[open_] -= 1
         return out
 
     def __len__(self) -> int:
@@ -61,7 +90,11 @@ class Allocations:
 
 @dataclass(frozen=True)
 class Destinations:
-    """Copies from the host by destination address: how many, their bytes, first start and last end."""
+    """Copies from the host by destination address: how many, their bytes, first start and last end.
+
+    Copies to an address after what held it first was freed stand by themselves, and as more than one: memory that is
+    made and filled again, as by a server that slept, is not loaded a second time.
+    """
 
     address: Array
     count: Array
@@ -70,26 +103,18 @@ class Destinations:
     last: Array
 
 
-def read_destinations(store: Store, pid: int, end_ns: int) -> Destinations:
-    """Every address that a process copied to from the host, by the time of the first copy."""
-    a = store.arrays(
-        "SELECT device_pointer::BIGINT AS address, count(*)::BIGINT AS n, "
-        f"least(sum(size_bytes), {MAX_SIZE})::BIGINT AS bytes, min(start_ns)::BIGINT AS first, "
-        f"max(coalesce(end_ns, {int(end_ns)}))::BIGINT AS last FROM cuda_calls "
-        f"WHERE pid = {int(pid)} AND {store.means(COPY)} AND {FIRST} AND direction = {HOST_TO_DEVICE} "
-        "AND size_bytes > 0 "
-        f"AND device_pointer < {MAX_ADDRESS} AND coalesce(return_code, 0) = 0 GROUP BY 1 ORDER BY first, address"
-    )
-    return Destinations(a["address"], a["n"], a["bytes"], a["first"], a["last"])
+def read_allocations(store: Store, pid: int, end_ns: int) -> tuple[Allocations, Destinations]:
+    """Device memory of a process, and every address that it copied to from the host, by the time of the first copy.
 
-
-def read_allocations(store: Store, pid: int, copied: Destinations) -> Allocations:
-    """Device memory of a process; a call that failed, or whose address is not known, allocated nothing."""
+    A call that failed, or whose address is not known, allocated nothing; a copy that has not ended does so at
+    ``end_ns``.
+    """
     a = store.arrays(
-        "SELECT address, size, begin, end_ FROM (SELECT device_pointer::BIGINT AS address, "
+        "SELECT address, size, begin, end_, leaf::BIGINT AS leaf, row::BIGINT AS row, mapped "
+        "FROM (SELECT device_pointer::BIGINT AS address, "
         f"least(coalesce(size_bytes, 0), {MAX_SIZE})::BIGINT AS size, end_ns::BIGINT AS begin, "
         f"coalesce(lead(start_ns) OVER w, {ALIVE})::BIGINT AS end_, size_bytes IS NOT NULL AND "
-        f"{store.means(ALLOCATE)} AS made, "
+        f"{store.means(ALLOCATE)} AS made, ({store.means(MAP)})::BIGINT AS mapped, "
         "leaf, row FROM cuda_calls "
         f"WHERE pid = {int(pid)} AND {store.means(any_of(ALLOCATE, FREE))} AND {FIRST} AND return_code = 0 "
         "AND device_pointer > 0 "
@@ -99,28 +124,43 @@ def read_allocations(store: Store, pid: int, copied: Destinations) -> Allocation
     out = Allocations(
         a["address"], a["size"], a["begin"], np.maximum(a["end_"], a["begin"]),
         np.zeros(len(a["size"]), dtype=np.int64), np.zeros(len(a["size"]), dtype=np.int64),
+        a["leaf"], a["row"], a["mapped"],
     )  # fmt: skip
+    copied = _destinations(store, pid, end_ns, out)
     _place(out, copied)
-    return out
+    return out, copied
+
+
+def _destinations(store: Store, pid: int, end_ns: int, made: Allocations) -> Destinations:
+    columns = (
+        "device_pointer::BIGINT AS address, count(*)::BIGINT AS n, "
+        f"least(sum(size_bytes), {MAX_SIZE})::BIGINT AS bytes, min(start_ns)::BIGINT AS first, "
+        f"max(coalesce(end_ns, {int(end_ns)}))::BIGINT AS last"
+    )
+    where = (
+        f"pid = {int(pid)} AND {store.means(COPY)} AND {FIRST} AND direction = {HOST_TO_DEVICE} AND size_bytes > 0 "
+        f"AND device_pointer < {MAX_ADDRESS} AND coalesce(return_code, 0) = 0"
+    )
+    a = store.arrays(f"SELECT {columns} FROM cuda_calls WHERE {where} GROUP BY 1 ORDER BY first, address")
+    at = made.holders(a["address"], a["first"])
+    until = np.where(at >= 0, made.end[at], ALIVE) if len(made) else np.full(len(at), ALIVE)
+    again = (a["n"] > 1) & (until < a["last"])
+    if again.any():
+        with store.relation("remade", {"remade": a["address"][again], "until": until[again]}):
+            split = store.arrays(
+                f"SELECT {columns}, (start_ns >= until)::BIGINT AS later FROM cuda_calls "
+                f"JOIN remade ON device_pointer = remade WHERE {where} GROUP BY 1, later ORDER BY first, address"
+            )
+        split["n"] = np.where(split["later"] == 1, np.maximum(split["n"], 2), split["n"])
+        a = {name: np.concatenate([values[~again], split[name]]) for name, values in a.items()}
+        order = np.lexsort((a["address"], a["first"]))
+        a = {name: values[order] for name, values in a.items()}
+    return Destinations(a["address"], a["n"], a["bytes"], a["first"], a["last"])
 
 
 def _place(made: Allocations, copied: Destinations) -> None:
-    """Add the bytes of each destination to the allocation that held its address at the first copy.
-
-    Live allocations do not overlap, so that only the nearest live one at or below an address can hold it.
-    """
-    order = np.lexsort((made.begin, made.address))
-    at = np.searchsorted(made.address[order], copied.address, side="right") - 1
-    open_ = np.arange(len(copied.address))
-    for _ in range(MAX_LOOK):
-        open_ = open_[at[open_] >= 0]
-        if not len(open_):
-            break
-        near, first = order[at[open_]], copied.first[open_]
-        live = (made.begin[near] <= first) & (first < made.end[near])
-        inside = live & (copied.address[open_] - made.address[near] < made.size[near])
-        once = copied.count[open_] == 1
-        for target, chosen in ((made.once, inside & once), (made.again, inside & ~once)):
-            np.add.at(target, near[chosen], copied.bytes[open_[chosen]])
-        open_ = open_[~live]
-        at[open_] -= 1
+    """Add the bytes of each destination to the allocation that held its address at the first copy."""
+    at = made.holders(copied.address, copied.first)
+    once = copied.count == 1
+    for target, chosen in ((made.once, (at >= 0) & once), (made.again, (at >= 0) & ~once)):
+        np.add.at(target, at[chosen], copied.bytes[chosen])

@@ -58,6 +58,7 @@ ALLOCATE = Meaning(
 )
 """Mapped physical memory (``cuMemMap``) is at an address and can be used: it counts as allocated, ``cuMemCreate`` as
 making what is mapped."""
+MAP = Meaning("map device memory", "(cu|hip)MemMap")
 ALLOCATE_MANAGED = Meaning("allocate managed memory", "(cuda|hip)MallocManaged|(cu|hip)MemAllocManaged")
 ALLOCATE_HOST = Meaning(
     "allocate pinned host memory",
@@ -76,6 +77,7 @@ BLOCKING_COPY = Meaning(
 )
 """Returns when the bytes are where they belong (CUDA Runtime API, API synchronisation behaviour); copies from device to
 device and between devices return at once and are not among them."""
+PEER_COPY = Meaning("copy from GPU to GPU", f"{_VIA}Memcpy(3D)?Peer(Async)?")
 ASYNCHRONOUS_COPY = Meaning("asynchronous copy", f"{_VIA}Memcpy.*Async|hipDrvMemcpy.*Async")
 SET = Meaning("set memory", f"{_VIA}Memset.*")
 LAUNCH = Meaning(

@@ -2,8 +2,8 @@
 
 Three phases, told from calls alone and before anything is classified by a model:
 
-- *load*: the stretch of one-time copies from the host (no other copy went to the same address) with no pause above
-  :data:`PAUSE`, that moved most bytes.
+- *load*: the stretch of one-time copies from the host (no other copy went to the same address, while what held it
+  existed) with no pause above :data:`PAUSE`, that moved most bytes.
 - *reservation*: large allocations made after the load, alive at the end of the capture, into which nothing was copied
   from the host; what engines do with the memory that is left, for their KV cache.
 - *traffic*: copies of either direction after both.
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuaudit.analyze import call_totals
-from gpuaudit.analyze.allocations import ALIVE, Allocations, Destinations, read_allocations, read_destinations
+from gpuaudit.analyze.allocations import ALIVE, Allocations, Destinations, read_allocations
 from gpuaudit.analyze.call_meanings import ALLOCATE, COPY, FREE, any_of
 from gpuaudit.analyze.context import Context
 from gpuaudit.analyze.finding import Threshold
@@ -88,8 +88,7 @@ class Residency:
 
 def read_residency(context: Context, pid: int) -> Residency:
     """What the calls of a process say."""
-    copied = read_destinations(context.store, pid, context.window.end_ns)
-    made = read_allocations(context.store, pid, copied)
+    made, copied = read_allocations(context.store, pid, context.window.end_ns)
     kind = np.full(len(made), OTHER, dtype="<U8")
     reason = _unseen(context, pid) or ("" if len(made) else "no allocation of device memory was recorded")
     load = None if reason else _load(copied)

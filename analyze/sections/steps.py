@@ -1,8 +1,7 @@
 """Section: steps of threads that feed a GPU, prefill and decode where the process is an inference server, KV cache.
 
 Steps and kinds: ``analyze/steps.py``; slow ones: ``analyze/effects/slow_steps.py``, explained by the same detectors as
-every other effect. Lineage of the KV cache: large allocations after the load (``residency.py``) that stayed and
-that the host did not fill, and copies whose GPU address lies in one of them. Units: ns, bytes.
+every other effect. Life of the KV cache and what moves through it: ``analyze/kv_lineage.py``. Units: ns, bytes.
 """
 
 from __future__ import annotations
@@ -11,12 +10,14 @@ from fractions import Fraction
 
 import numpy as np
 
-from gpuaudit.analyze import family, intervals, residency
-from gpuaudit.analyze.allocations import ALIVE, MAX_ADDRESS
-from gpuaudit.analyze.call_meanings import COPY, FIRST
+from gpuaudit.analyze import family, intervals, kv_lineage
+from gpuaudit.analyze.allocations import ALIVE
+from gpuaudit.analyze.call_meanings import ALLOCATE, FIRST
 from gpuaudit.analyze.context import Context
+from gpuaudit.analyze.drafts import derived
 from gpuaudit.analyze.effects.slow_steps import KIND, name
-from gpuaudit.analyze.finding import Quantity, Section, SectionTable
+from gpuaudit.analyze.finding import Quantity, Section, SectionTable, Statement
+from gpuaudit.analyze.kv_lineage import FROM_HOST, TO_HOST, WAYS, Generation, Lineage, Move
 from gpuaudit.analyze.steps import Steps
 
 ORDER = 34
@@ -31,9 +32,14 @@ COLUMNS = (
     ("p99", "p99"), ("max", "longest"), ("time", "time in all"), ("slow", "slow steps"),
     ("explained", "of their time explained"), ("by", "by"),
 )  # fmt: skip
-LINEAGE = (
-    ("process", "process"), ("made", "made after"), ("bytes", "bytes"), ("pieces", "allocations"),
-    ("in", "copied into it from the host"), ("out", "copied out of it to the host"),
+LIVES = (
+    ("process", "process"), ("generation", "generation"), ("made", "made after"), ("loaded", "after the load"),
+    ("life", "existed for"), ("ended", "and then"), ("bytes", "bytes"), ("pieces", "allocations"), ("op", "by call"),
+    ("place", "made at"), ("thread", "by thread"),
+)  # fmt: skip
+MOVES = (
+    ("process", "process"), ("generation", "generation"), ("way", "way"), ("phase", "in steps"), ("bytes", "bytes"),
+    ("copies", "copies"), ("steps", "steps"),
 )  # fmt: skip
 DEFINITIONS = (
     ("step", "From the first launch after a wait to the end of the next wait (a synchronisation, or a blocking copy "
@@ -42,34 +48,62 @@ DEFINITIONS = (
     ("decode, prefill", "In a process that an inference server was found to be, or that it started: steps of the "
      "repeating kind are decode steps, the others prefill or mixed ones; only where the repeating kind has at least "
      "half of the steps and other kinds exist. Kernels that a graph holds are not counted."),
-    ("KV cache", "Allocations of 32 MiB and more made after the load of the weights, alive at the end of the capture, "
-     "of which the host filled less than half: what they are for is taken from that."),
+    ("KV cache", "Allocations of 32 MiB and more made after the load of the weights, of which the host had filled less "
+     "than half when the next step began, and that stayed: to the end of the capture, or, with others of the same size "
+     "or at the same mapped addresses, for half of the time of the steps. What they are for is taken from that."),
+    ("generation", "A life of the cache: while at least half of the most bytes that it ever had exist."),
+    ("in steps", "The step that a copy begins in, of its thread, or of the busiest thread of the process where its own "
+     "has none; before a step: made by the thread itself, after the step before."),
+    ("not told by calls", "Whose request a block belongs to, and what kernels, graphs and NCCL move: buffers of NCCL "
+     "calls are not recorded."),
 )  # fmt: skip
 LEAST_FOR_P99 = 100
 """Of fewer steps the value at rank ceil(0.99·n) is the longest one."""
 
-MAX_BYTES = 1 << 40
-"""Of one copy: more is not evidence."""
+DECODE = "decode"
+MAX_NOTES = 8
+MAX_STATED = 6
+NO_STACK = "no stack was taken of these calls"
+SWAPPED = {
+    FROM_HOST: "{process}: {bytes} came back into the KV cache from the host in {copies} copies, in or before {steps} "
+    "{phase} steps.",
+    TO_HOST: "{process}: {bytes} left the KV cache for the host in {copies} copies, in or before {steps} {phase} "
+    "steps.",
+}
 
 
 def evaluate(context: Context) -> Section:
-    """A row per thread and kind, and a row per process with a reservation."""
+    """A row per thread and kind, per generation of a cache, and per way and phase of what was copied through it."""
     title, question = "Steps", "What steps did threads repeat, which took far longer than usual, and why?"
     found = context.steps
     if not found:
         why = context.quality.source_reason("cuda") or "no thread gave a GPU work and waited for it again and again"
         return Section(ID, title, question, "not evaluated", why, definitions=DEFINITIONS)
     servers = _servers(context)
-    rows = [r for s in found for r in _rows(context, s, s.pid in servers)]
-    lineage = [r for pid in sorted({s.pid for s in found}) if (r := _lineage(context, pid)) is not None]
+    phased = [(s, phases(s, s.pid in servers)) for s in found]
+    rows = [r for s, names in phased for r in _rows(context, s, names)]
+    lineages = [
+        kv_lineage.read_lineage(context, pid, [(s, names) for s, names in phased if s.pid == pid])
+        for pid in sorted({s.pid for s in found})
+    ]
+    lives = [_life(context, x, i, g) for x in lineages for i, g in enumerate(x.generations)]
+    moves = [r for x in lineages for r in _moves(context, x)]
     tables = (
         SectionTable("steps", "Steps by kind", COLUMNS, tuple(rows[:MAX_ROWS]), (), max(0, len(rows) - MAX_ROWS)),
-        SectionTable("kv_cache", "Lineage of the KV cache, from calls", LINEAGE, tuple(lineage[:MAX_ROWS])),
-    )
+        SectionTable("kv_cache", "Lineage of the KV cache, from calls", LIVES, tuple(lives[:MAX_ROWS]), (),
+                     max(0, len(lives) - MAX_ROWS)),
+        SectionTable("kv_moves", "What was copied through the KV cache", MOVES, tuple(moves[:MAX_ROWS]), (),
+                     max(0, len(moves) - MAX_ROWS)),
+    )  # fmt: skip
     reason = f"threads that repeat steps: {len(found)}; of them in inference servers: "
     reason += str(sum(1 for s in found if s.pid in servers))
-    return Section(ID, title, question, "evaluated", reason, tables=tuple(t for t in tables if t.rows),
-                   definitions=DEFINITIONS)  # fmt: skip
+    notes = [
+        f"KV cache of {context.process_name(x.pid)} ({x.pid}): not told: {x.reason}."
+        for x in lineages
+        if x.reason and x.pid in servers
+    ]
+    return Section(ID, title, question, "evaluated", reason, tuple(_swapped(context, lineages)),
+                   tuple(t for t in tables if t.rows), (), DEFINITIONS, tuple(notes[:MAX_NOTES]))  # fmt: skip
 
 
 def _servers(context: Context) -> frozenset[int]:
@@ -78,17 +112,17 @@ def _servers(context: Context) -> frozenset[int]:
     return frozenset(p for (pid,) in rows for p in (int(pid), *family.descendants(context, int(pid))))
 
 
-def phase(s: Steps, k: int, server: bool) -> str:
-    """What the steps of a kind are, as far as calls can tell."""
+def phases(s: Steps, server: bool) -> tuple[str, ...]:
+    """What the steps of each kind are, as far as calls can tell."""
     repeating = 2 * int((s.kinds == 0).sum()) >= len(s) and len(s.names) > 1
-    if not server:
-        return "repeating" if k == 0 and repeating else "step"
-    if not repeating:
-        return "not told apart"
-    return "decode" if k == 0 else "prefill or mixed"
+    if server:
+        first, others = (DECODE, "prefill or mixed") if repeating else ("not told apart", "not told apart")
+    else:
+        first, others = ("repeating" if repeating else "step"), "step"
+    return (first, *(others for _ in s.names[1:]))
 
 
-def _rows(context: Context, s: Steps, server: bool) -> list[tuple[Quantity | str | None, ...]]:
+def _rows(context: Context, s: Steps, phase: tuple[str, ...]) -> list[tuple[Quantity | str | None, ...]]:
     evidence = (context.book.where("cuda_calls", s.where),)
     out = []
     for k, kind in enumerate(s.names[:SHOWN_KINDS]):
@@ -100,7 +134,7 @@ def _rows(context: Context, s: Steps, server: bool) -> list[tuple[Quantity | str
         p99 = int(d[-(-len(d) * 99 // 100) - 1])
         tail = q(p99, "ns", "value at rank ceil(0.99·n)") if len(d) >= LEAST_FOR_P99 else None
         out.append((
-            f"{s.tid} of {context.process_name(s.pid)} ({s.pid})", phase(s, k, server), name(kind),
+            f"{s.tid} of {context.process_name(s.pid)} ({s.pid})", phase[k], name(kind),
             q(len(d), "count", "steps of the kind"), q(int(d[(len(d) + 1) // 2 - 1]), "ns", "rank ceil(n/2)"), tail,
             q(int(d[-1]), "ns", "longest"), q(int(d.sum()), "ns", "sum"), *_slow(context, s, kind),
         ))  # fmt: skip
@@ -124,36 +158,66 @@ def _slow(context: Context, s: Steps, kind: tuple[int, int]) -> tuple[Quantity |
     )
 
 
-def _lineage(context: Context, pid: int) -> tuple[Quantity | str | None, ...] | None:
-    """The reservation of a process, and what was copied in and out of it."""
-    r = residency.read_residency(context, pid)
-    a = r.allocations
-    if r.load is None:
-        return None
-    large = (a.begin > r.load.end_ns) & (a.end == ALIVE) & (a.size >= int(residency.LARGE.value))
-    chosen = large & (2 * (a.once + a.again) < a.size)
-    if not chosen.any():
-        return None
-    order = np.argsort(a.address[chosen])
-    low, size = a.address[chosen][order], a.size[chosen][order]
-    moved = {}
-    for way, column, direction in (("in", "device_pointer", 1), ("out", "source_pointer", 2)):
-        where = f"pid = {int(pid)} AND {COPY.condition} AND {FIRST} AND direction = {direction} AND size_bytes > 0"
-        rows = context.store.arrays(
-            f"SELECT {column}::BIGINT AS address, least(size_bytes, {MAX_BYTES})::BIGINT AS n FROM cuda_calls "
-            f"WHERE {where} AND {column} < {MAX_ADDRESS} ORDER BY 1, 2"
-        )
-        at = np.searchsorted(low, rows["address"], side="right") - 1
-        inside = (at >= 0) & (rows["address"] - low[np.maximum(at, 0)] < size[np.maximum(at, 0)])
-        moved[way] = Quantity(
-            sum(rows["n"][inside].tolist()), "bytes", "derived", (context.book.where("cuda_calls", where),),
-            f"bytes of copies whose GPU address lies in one of the allocations (direction {direction})",
-        )  # fmt: skip
-    made = (context.book.where("cuda_calls", f"pid = {int(pid)} AND size_bytes IS NOT NULL AND {FIRST}"),)
-    begin = int(a.begin[chosen].min()) - context.window.start_ns
+def _life(context: Context, x: Lineage, index: int, g: Generation) -> tuple[Quantity | str | None, ...]:
+    """A generation of a cache."""
+    calls = f"pid = {x.pid} AND {context.means(ALLOCATE)} AND {FIRST} AND end_ns >= {g.begin}"
+    made = (context.book.listed("cuda_calls", g.keys, calls),)
+    last = min(g.end, context.window.end_ns)
     return (
-        f"{context.process_name(pid)} ({pid})",
-        Quantity(begin, "ns", "derived", made, "return of the first of its allocations − start of the capture"),
-        Quantity(sum(size.tolist()), "bytes", "derived", made, "sizes asked for"),
-        Quantity(len(size), "count", "derived", made, "allocations"), moved["in"], moved["out"],
+        *_whose(context, x, index),
+        derived(g.begin - context.window.start_ns, "ns", made, "return of its first allocation − start of the capture"),
+        derived(g.begin - x.load_end, "ns", made, "return of its first allocation − end of the load"),
+        derived(last - g.begin, "ns", made, "its end, or the end of the capture − return of its first allocation"),
+        "alive at the end" if g.end == ALIVE else "freed",
+        derived(g.bytes, "bytes", made, "most bytes at once, as they were asked for"),
+        derived(len(g.keys), "count", made, "allocations"), g.op, g.place or NO_STACK, ", ".join(map(str, g.tids[:8])),
     )  # fmt: skip
+
+
+def _whose(context: Context, x: Lineage, index: int) -> tuple[str, str]:
+    return f"{context.process_name(x.pid)} ({x.pid})", f"{index + 1} of {len(x.generations)}"
+
+
+def _copied(context: Context, x: Lineage, m: Move) -> tuple[str, ...]:
+    if m.copies > kv_lineage.MAX_KEYS:
+        return (context.book.where("cuda_calls", x.where),)
+    return (context.book.listed("cuda_calls", np.concatenate(m.keys), x.where),)
+
+
+def _moves(context: Context, x: Lineage) -> list[tuple[Quantity | str | None, ...]]:
+    """Copies of a cache by way and phase, and those that may be of it and tell too little."""
+    out: list[tuple[Quantity | str | None, ...]] = []
+    for m in x.moves:
+        rows = _copied(context, x, m)
+        steps = derived(len(m.steps), "count", rows, "steps that they fall into") if len(m.steps) else None
+        out.append((
+            *_whose(context, x, m.generation), WAYS[m.way], m.phase,
+            derived(m.bytes, "bytes", rows, "sum of their sizes"), derived(m.copies, "count", rows, "copies"), steps,
+        ))  # fmt: skip
+    untold = (context.book.where("cuda_calls", x.untold),) if x.generations else ()
+    ((copies,),) = context.store.sql(f"SELECT count(*) FROM cuda_calls WHERE {x.untold}")
+    if copies:
+        size = derived(None, "bytes", untold, "", "these calls are recorded without addresses, or without sizes")
+        count = derived(int(copies), "count", untold, "copies after the cache was made")
+        out.append((f"{context.process_name(x.pid)} ({x.pid})", "", "not told, or other memory", "", size, count, None))
+    return out
+
+
+def _swapped(context: Context, lineages: list[Lineage]) -> list[Statement]:
+    """What went to the host and came back in steps of each phase."""
+    out = []
+    for x in lineages:
+        parts: dict[tuple[int, str], list[Move]] = {}
+        for m in x.moves:
+            if m.way in SWAPPED and len(m.steps):
+                parts.setdefault((m.way, m.phase.removeprefix("before ")), []).append(m)
+        for (way, phase), moves in parts.items():
+            rows = tuple(dict.fromkeys(e for m in moves for e in _copied(context, x, m)))
+            steps = np.unique(np.concatenate([m.steps for m in moves]))
+            out.append(Statement(SWAPPED[way], {
+                "process": f"{context.process_name(x.pid)} ({x.pid})", "phase": phase,
+                "bytes": derived(sum(m.bytes for m in moves), "bytes", rows, "sum of the sizes of the copies"),
+                "copies": derived(sum(m.copies for m in moves), "count", rows, "copies"),
+                "steps": derived(len(steps), "count", rows, "steps that the copies fall into"),
+            }))  # fmt: skip
+    return out[:MAX_STATED]

@@ -119,14 +119,14 @@ def test_memory_and_bytes_of_the_driver_and_of_hip_are_understood_and_counted_on
     at = T0 + 2 * S
     s.cuda(9, "cudaMemcpy", at, MS, size_bytes=500, direction=1)
     s.cuda(9, "cuMemcpyHtoD_v2", at + US, MS // 2, size_bytes=500, direction=1, parent_ns=at, parent_op="cudaMemcpy")
-    from gpuaudit.analyze.allocations import read_allocations, read_destinations
+    from gpuaudit.analyze.allocations import read_allocations
     from gpuaudit.analyze.transfers import read_transfers
 
     context = s.context()
     copied = {t.pid: (t.copies, t.bytes, t.blocking_bytes, t.blocking_ns) for t in read_transfers(context)}
     assert copied == {7: (1, 1000, 1000, MS), 8: (1, 1000, 1000, MS), 9: (1, 500, 500, MS)}
     for pid in (7, 8):
-        made = read_allocations(context.store, pid, read_destinations(context.store, pid, T0 + 60 * S))
+        made, _ = read_allocations(context.store, pid, T0 + 60 * S)
         assert (made.size.tolist(), made.once.tolist()) == ([1000], [1000])
 
 

@@ -15,7 +15,6 @@ from gpuaudit.analyze.allocations import (
     Destinations,
     _place,
     read_allocations,
-    read_destinations,
 )
 from gpuaudit.analyze.residency import OTHER, RESERVED, WEIGHTS, read_residency
 from tests.scenes import MS, T0, S, Scene
@@ -127,7 +126,7 @@ def test_an_address_is_used_again_after_it_was_freed() -> None:
     load_copy(scene, 40, (1 << 40) + GIB, 200)
     malloc(scene, 50, 1 << 41, GIB, return_code=2)
     store = scene.store()
-    made = read_allocations(store, PID, read_destinations(store, PID, T0 + S))
+    made, _ = read_allocations(store, PID, T0 + S)
     assert made.size.tolist() == [GIB, 2 * GIB]
     assert made.end.tolist() == [T0 + 20 * MS, ALIVE]
     assert made.once.tolist() == [100, 200]
@@ -145,7 +144,7 @@ def test_bytes_go_to_the_nearest_live_allocation_below(
     """Against one copy at a time: (address, size, begin, life) and (address, count, time)."""
     columns = np.array(sorted(blocks, key=lambda b: b[2]), dtype=np.int64).reshape(-1, 4).T
     zero = np.zeros(len(blocks), dtype=np.int64)
-    made = Allocations(columns[0], columns[1], columns[2], columns[2] + columns[3], zero, zero.copy())
+    made = Allocations(columns[0], columns[1], columns[2], columns[2] + columns[3], zero, zero.copy(), zero, zero, zero)
     told = np.array(copies, dtype=np.int64).reshape(-1, 3).T
     _place(made, Destinations(told[0], told[1], 10 ** np.arange(len(copies), dtype=np.int64), told[2], told[2]))
     expected = [[0, 0] for _ in blocks]

@@ -56,9 +56,13 @@ def test_a_slow_step_has_its_cause(told: Section) -> None:
 
 
 def test_the_lineage_of_the_kv_cache(told: Section) -> None:
-    ((_, made, size, pieces, into, out),) = table(told, "kv_cache").rows
-    assert numbers([made, size, pieces]) == [201 * MS, 512 << 20, 1]
-    assert numbers([into, out]) == [1 << 20, 2 << 20]
+    (row,) = table(told, "kv_cache").rows
+    assert numbers(row[1:9]) == [
+        "1 of 1", 201 * MS, 111 * MS, 60 * S + US - 201 * MS, "alive at the end", 512 << 20, 1, "cudaMalloc",
+    ]  # fmt: skip
+    assert [numbers(r[2:6]) for r in table(told, "kv_moves").rows] == [
+        ["from the host", "no step", 1 << 20, 1], ["to the host", "no step", 2 << 20, 1],
+    ]  # fmt: skip
 
 
 def test_without_a_server_steps_are_only_repeating() -> None:
