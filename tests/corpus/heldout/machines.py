@@ -194,7 +194,7 @@ def notebook(host: Host) -> None:
     engine(host, begin + MS, over, 2.6, known=True)
     engine(host, over + 30 * MS, T0 + 24 * S, known=True)
     other = PID + 700
-    host.scene.process(other, "jupyter", cgroup="/user", cgroup_id=300, start_ns=T0 - 3_000 * S)
+    host.scene.process(other, "jupyter", cgroup="/user", cgroup_id=300, start_ns=T0 - 950 * S)
     thread = Thread(host, other, at=begin)
     while thread.at < over:
         for _ in range(5):
