@@ -1,4 +1,4 @@
-"""What a capture cost the host: probe hits × measured cost, CPU time and memory of attacher and recorder.
+"""What a capture cost the host: probe hits × measured cost, CPU time and memory of attacher, helpers and recorder.
 
 Rows have the form of the artefact ``cost``: name, value (decimal string), unit, provenance, definition.
 """
@@ -6,8 +6,10 @@ Rows have the form of the artefact ``cost``: name, value (decimal string), unit,
 from __future__ import annotations
 
 import resource
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from gpuaudit.capture import process_samples
 
 CostRow = dict[str, str]
 
@@ -25,6 +27,26 @@ def usage_rows(process: str, usage: resource.struct_rusage) -> list[CostRow]:
     return [
         cost_row(f"{process}_cpu", cpu_ns, "ns", "measured", cpu),
         cost_row(f"{process}_memory_max", usage.ru_maxrss << 10, "bytes", "measured", memory),
+    ]
+
+
+def helper_rows(pids: Sequence[int]) -> list[CostRow]:
+    """CPU time and memory of processes that keep a capability for the attacher, while they still run; none without any.
+
+    The attacher's own rusage of children would hold the command that it started, too.
+    """
+    if not pids:
+        return []
+    running = [s for pid in pids if (s := process_samples.sample(pid, 0))]
+    who = "the processes that keep a capability for the attacher"
+    if len(running) < len(pids):
+        who += f" ({len(running)} of {len(pids)}: the others had ended)"
+    cpu_ns = sum(int(str(s["user_ns"])) + int(str(s["system_ns"])) for s in running)
+    held = sum(int(str(s["resident_bytes"])) for s in running)
+    cpu = f"user and system CPU time of {who}, in ticks of {process_samples.NS_PER_TICK // 1_000_000} ms"
+    return [
+        cost_row("helpers_cpu", cpu_ns, "ns", "measured", cpu),
+        cost_row("helpers_memory", held, "bytes", "measured", f"resident sets of {who}, at the end"),
     ]
 
 

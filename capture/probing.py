@@ -16,7 +16,7 @@ from gpuaudit.bundle.errors import HostUnfit
 from gpuaudit.capture.bpf_capture import BpfCapture
 from gpuaudit.capture.calibration import probe_costs_ns
 from gpuaudit.capture.channel import LINE_LIMIT_BYTES
-from gpuaudit.capture.cost import CostRow, probe_rows
+from gpuaudit.capture.cost import CostRow, helper_rows, probe_rows
 from gpuaudit.capture.launch import Command, InvokingUser, Workload
 from gpuaudit.capture.linked import linked_files
 from gpuaudit.capture.obey import denied_functions, denied_sources, why_not_recorded
@@ -55,6 +55,7 @@ class Probing:
         self._next_tick_s = time.monotonic() + TICK_INTERVAL_S
         self._workload_pid = 0
         self._workload_row: dict[str, Any] | None = None
+        self._helpers: list[int] = []
 
     @classmethod
     def load(cls, options: CaptureOptions) -> Probing:
@@ -148,6 +149,7 @@ class Probing:
     def tell_helper(self, pid: int) -> None:
         """A process that does one thing for the attacher: part of it, and no evidence."""
         self.exclude(pid)
+        self._helpers.append(pid)
         self._process_row(pid, "found", "attacher")
 
     def tell_recorder(self, pid: int) -> None:
@@ -192,8 +194,8 @@ class Probing:
             self._workload_exited(status)
 
     def cost_rows(self) -> list[CostRow]:
-        """What the probes cost the workload."""
-        return probe_rows(self._probe_totals, self._costs_ns) if self._bpf else []
+        """What the probes cost the workload, and what runs for the attacher cost the host."""
+        return [*(probe_rows(self._probe_totals, self._costs_ns) if self._bpf else []), *helper_rows(self._helpers)]
 
     def take_rows(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         """Rows since the last call, in batches of one table that fit a message."""

@@ -20,6 +20,7 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
 from gpuaudit.bundle.errors import AuditError
+from gpuaudit.bundle.reader import Bundle
 from gpuaudit.bundle.verify import verify
 from gpuaudit.capture.attach import MECHANISMS, Mechanism, Programs
 from gpuaudit.capture.capabilities import NONE, CapabilitySets, in_order
@@ -190,6 +191,11 @@ def test_what_a_live_capture_holds(folder: Path, mechanism: Mechanism, as_servic
     assert {r["op"] for r in rows(out, "libraries")} <= {"attached", "shared"}
     ours = {r["pid"] for r in rows(out, "processes") if r["role"] == "attacher"}
     assert ours == {session.process.pid, *helpers}
+    with Bundle.open(out) as bundle:
+        cost = next(json.loads(data) for _, name, data in bundle.artefacts() if name == "cost")
+    (spent,) = [r for r in cost if r["name"] == "helpers_cpu"]
+    assert int(spent["value"]) > 0, "Python's start takes more than a tick"
+    assert "had ended" not in spent["definition"]
     assert len(rows(out, "cuda_calls")) > 0
     assert len(rows(out, "nccl_calls")) > 0
 

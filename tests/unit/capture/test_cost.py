@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import resource
+import subprocess
 
 import pytest
 
 from gpuaudit.bundle.errors import HostUnfit
 from gpuaudit.capture.attach import Programs
 from gpuaudit.capture.calibration import probe_costs_ns
-from gpuaudit.capture.cost import probe_rows, usage_rows
+from gpuaudit.capture.cost import helper_rows, probe_rows, usage_rows
+from gpuaudit.capture.process_samples import NS_PER_TICK
 from gpuaudit.capture.symbols import SINGLE_STEPPED
 
 
@@ -41,6 +43,18 @@ def test_usage_is_that_of_the_process() -> None:
     rows = by_name(usage_rows("recorder", usage))
     assert int(rows["recorder_memory_max"]) == usage.ru_maxrss * 1024
     assert int(rows["recorder_cpu"]) == round((usage.ru_utime + usage.ru_stime) * 1e9)
+
+
+def test_helpers_are_told_while_they_run_and_those_that_ended_are_counted() -> None:
+    assert helper_rows([]) == []
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    before = sum(resource.getrusage(resource.RUSAGE_SELF)[:2]) * 1e9
+    cpu, memory = helper_rows([os.getpid(), gone.pid])
+    after = sum(resource.getrusage(resource.RUSAGE_SELF)[:2]) * 1e9
+    assert "(1 of 2: the others had ended)" in cpu["definition"]
+    assert before - 2 * NS_PER_TICK <= int(cpu["value"]) <= after
+    assert int(memory["value"]) > 0
 
 
 @pytest.mark.root
