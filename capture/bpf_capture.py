@@ -316,6 +316,9 @@ class BpfCapture:
                 self._barrier.wait()
             for part in self._parts:
                 part.tick(step)
+        for file in self._files.merge_twins():
+            for row in self._files.rows(file, boottime_ns()):
+                self._sink("probes", row)
         self._read()
 
     def finish(self, drain: Callable[[], None] | None = None) -> None:

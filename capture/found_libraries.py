@@ -82,9 +82,13 @@ class FoundLibraries:
         else:
             file = self._probe(fd, found.library, found.mapping.path)
         if file is not None:
-            row |= {"build_id": file.build_id, "probes": len(file.attached), "reason": file.reason}
+            row |= {"build_id": file.build_id, "probes": len(file.attached), "reason": file.reason or file.note}
             row |= {"not_observed": ",".join(file.not_observed), "not_observed_count": file.not_observed_count}
-            if file.attached:
+            why = _why_passed_over(found, file.attached_ns) if file.attached else None
+            if why:
+                row |= {"probes": 0, "reason": why}
+                file = None
+            elif file.attached:
                 fresh = file.attached_ns > found.found_ns
                 row["op"] = "attached" if fresh else "shared"
                 row["duration_ns"] = file.attached_ns - found.found_ns if fresh else 0
@@ -131,6 +135,15 @@ class FoundLibraries:
         )
         self._sink("libraries", row)
         return True
+
+
+def _why_passed_over(found: Found, attached_ns: int) -> str | None:
+    """Why the kernel placed no probes of the file in this mapping of it, as far as one can tell."""
+    if found.mapping.is_shared:
+        return "its code is mapped shared, and the kernel places no probes there"
+    if found.mapping.is_writable and attached_ns > found.not_before_ns:
+        return "its code was writable when it was probed, and the kernel places no new probes there"
+    return None
 
 
 def _library_row(pid: int, library: str, mapping: Mapping, found_ns: int) -> dict[str, object]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpuaudit.bundle.errors import HostUnfit
+from gpuaudit.capture.processes import file_name
 
 NR_PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
 """System call number of perf_event_open(2)."""
@@ -51,15 +52,15 @@ class MapEvent:
 
     @property
     def file_name(self) -> str:
-        """Base name of the file, without the kernel's mark for an unlinked one."""
-        return self.path.removesuffix(" (deleted)").rpartition("/")[2]
+        """Base name of the file."""
+        return file_name(self.path)
 
 
 class MapEvents:
     """The rings of all CPUs. Only files whose base name is one of ``names`` (a regular expression) are handed out."""
 
     def __init__(self, names: str) -> None:
-        self._wanted = re.compile(b"/(?:" + os.fsencode(names) + rb")(?: \(deleted\))?\0")
+        self._wanted = re.compile(b"/(?:memfd:)?(?:" + os.fsencode(names) + rb")(?: \(deleted\))?\0")
         self._rings: list[tuple[int, mmap.mmap]] = []
         self.lost = 0
         """Mappings the kernel could not tell of, because a ring was full."""

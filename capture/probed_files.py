@@ -6,11 +6,11 @@ import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePath
 
 from gpuaudit.capture import libbpf
 from gpuaudit.capture.attach import Attachment, Place, Programs, cookie
 from gpuaudit.capture.probes import Library, Probe, op_id
+from gpuaudit.capture.processes import file_name
 from gpuaudit.capture.selection import DENIED
 from gpuaudit.capture.source import boottime_ns
 from gpuaudit.capture.symbol_cache import SymbolCache
@@ -20,10 +20,14 @@ MAX_PROBES = 65_536
 """Entries of the BPF map ``probe_counts``, as in capture/bpf/ops.h: enough for 200 images of containers, each with its
 own copy of the runtime (251 functions) and NCCL (49)."""
 
+MAX_MERGED = 32
+"""Files merged into others whose probes the map ``twins`` (16,384 entries) keeps in mind."""
+
 MAX_NOT_OBSERVED = 2000
 """Names listed of what a library exports and nobody probes. A name has at most 255 characters, and a message 1 MiB."""
 
 _COUNT = struct.Struct("<QQ")
+_INDEX = struct.Struct("<I")
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,9 @@ class ProbedFile:
     not_observed: tuple[str, ...] = ()
     not_observed_count: int | None = None
     reason: str | None = None
+    """Why it is not probed."""
+    note: str | None = None
+    """What is to be known of its calls although it is."""
 
 
 class ProbedFiles:
@@ -69,6 +76,9 @@ class ProbedFiles:
         self._files: dict[tuple[int, int], ProbedFile] = {}
         self.symbols = SymbolCache()
         self._next = 1  # counter 0 is the self test's
+        self._twins_noted = 0
+        self._merged: list[ProbedFile] = []
+        """Files that others stand for, whose probes are still in the map ``twins``."""
 
     def add(self, fd: int, library: Library, path: str) -> tuple[ProbedFile, bool]:
         """The file behind ``fd``, attached if it was not yet; and whether this call is what attached it."""
@@ -99,6 +109,7 @@ class ProbedFiles:
     def _attach(self, fd: int, file: ProbedFile, symbols: Symbols) -> None:
         file.build_id = symbols.build_id
         found = list(_chosen(file, symbols))
+        file.note = _one_for_several(file, symbols, found)
         wanted = [(probe, f) for probe, f in found if (file.library.name, probe.op) not in self._denied]
         observed = {name for probe, _ in wanted for name in probe.names}
         others = [n for n in symbols.exports if n not in observed]
@@ -122,7 +133,47 @@ class ProbedFiles:
         file.attached, file.attached_ns = attached, boottime_ns()
 
     def __iter__(self) -> Iterator[ProbedFile]:
-        return iter(self._files.values())
+        return iter({id(file): file for file in self._files.values()}.values())
+
+    def merge_twins(self) -> list[ProbedFile]:
+        """Detach files that the kernel found to be others which are probed, and let those stand for them.
+
+        A file that lies under several overlays (containers of one image) has another number in each. All of them are
+        probed; a call is recorded once all the same, and every further container would make it cost more. Where
+        detaching is slow (one perf event per place) they stay, and cost that.
+        """
+        merged: list[ProbedFile] = []
+        for twin, other in self._new_twins():
+            twin_file, file = self._file_of(twin), self._file_of(other)
+            attachment = twin_file and twin_file.attachment
+            if not (twin_file and file and attachment and attachment.mechanism == "uprobe_multi"):
+                continue
+            if twin_file is file or not _same_functions(twin_file, file):
+                continue
+            for a, b in zip(twin_file.attached, file.attached, strict=True):  # for calls that are open now
+                libbpf.map_update(self._programs.map_fd("twins"), _INDEX.pack(a.index), _INDEX.pack(b.index))
+            attachment.detach_entries()
+            attachment.detach_returns()
+            self._files = {key: file if f is twin_file else f for key, f in self._files.items()}
+            merged.append(twin_file)
+        self._merged += merged
+        while len(self._merged) > MAX_MERGED:  # whatever was open then is over
+            for a in self._merged.pop(0).attached:
+                libbpf.map_delete(self._programs.map_fd("twins"), _INDEX.pack(a.index))
+        return merged
+
+    def _new_twins(self) -> list[tuple[int, int]]:
+        """(probe that counts nothing, the one that counts for it), if the entry programs found any since."""
+        raw = libbpf.map_lookup(self._programs.map_fd("twins_noted"), _INDEX.pack(0), 8) or bytes(8)
+        noted, self._twins_noted = self._twins_noted, int.from_bytes(raw, "little")
+        if noted == self._twins_noted:
+            return []
+        fd = self._programs.map_fd("twins")
+        found = [(key, libbpf.map_lookup(fd, key, _INDEX.size)) for key in list(libbpf.map_keys(fd, _INDEX.size))]
+        return [(_INDEX.unpack(key)[0], _INDEX.unpack(value)[0]) for key, value in found if value is not None]
+
+    def _file_of(self, index: int) -> ProbedFile | None:
+        return next((f for f in self if f.attached and f.attached[0].index <= index <= f.attached[-1].index), None)
 
     def detach(self) -> None:
         """All entry probes first, then the return probes. Twice does no harm."""
@@ -152,6 +203,13 @@ class ProbedFiles:
         return hits, unmatched
 
 
+def _same_functions(one: ProbedFile, other: ProbedFile) -> bool:
+    """Whether they are one file as far as one can tell: then the probes of either serve both."""
+    if (one.library, one.build_id) != (other.library, other.build_id):
+        return False
+    return [(a.probe.op, a.function) for a in one.attached] == [(a.probe.op, a.function) for a in other.attached]
+
+
 def _some(names: Iterable[str]) -> tuple[str, ...]:
     """The file belongs to the audited workload: it may export as many names as it likes."""
     first = tuple(names)
@@ -162,7 +220,7 @@ def _some(names: Iterable[str]) -> tuple[str, ...]:
 def _chosen(file: ProbedFile, symbols: Symbols) -> Iterator[tuple[Probe, Function]]:
     """One function per probe, and one probe per place: names that share an address are one function."""
     taken: set[int] = set()
-    base_name = PurePath(file.path.removesuffix(" (deleted)")).name
+    base_name = file_name(file.path)
     for probe in file.library.probes:
         if not probe.is_of(base_name):
             continue
@@ -172,3 +230,17 @@ def _chosen(file: ProbedFile, symbols: Symbols) -> Iterator[tuple[Probe, Functio
                 taken.add(function.offset)
                 yield probe, function
                 break
+
+
+def _one_for_several(file: ProbedFile, symbols: Symbols, found: list[tuple[Probe, Function]]) -> str | None:
+    """Other operations whose names lead to a probed function: a linker makes one of those that have the same code."""
+    chosen, op_at = {id(probe) for probe, _ in found}, {function.offset: probe.op for probe, function in found}
+    base_name = file_name(file.path)
+    others = [
+        f"{probe.op} as {op_at[symbols.functions[name].offset]}"
+        for probe in file.library.probes
+        if id(probe) not in chosen and probe.is_of(base_name)
+        for name in probe.names
+        if name in symbols.functions and symbols.functions[name].offset in op_at
+    ]
+    return f"functions that are one in this file are recorded under one name: {', '.join(others)}" if others else None

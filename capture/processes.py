@@ -38,7 +38,7 @@ RESOLVE_NO_MAGICLINKS, RESOLVE_BENEATH, RESOLVE_IN_ROOT = 0x02, 0x08, 0x10
 """openat2(2), include/uapi/linux/openat2.h."""
 
 _MAPPING = re.compile(
-    rb"^([0-9a-f]+-[0-9a-f]+) ..x. [0-9a-f]+ ([0-9a-f]+):([0-9a-f]+) ([0-9]+) +([^\n]*)$", re.MULTILINE
+    rb"^([0-9a-f]+-[0-9a-f]+) (..x.) [0-9a-f]+ ([0-9a-f]+):([0-9a-f]+) ([0-9]+) +([^\n]*)$", re.MULTILINE
 )
 
 
@@ -88,11 +88,32 @@ class Mapping:
     device: int
     inode: int
     path: str
+    permissions: str = "r-xp"
 
     @property
     def file_name(self) -> str:
-        """Base name of the file, without the kernel's mark for an unlinked one."""
-        return self.path.removesuffix(" (deleted)").rpartition("/")[2]
+        """Base name of the file."""
+        return file_name(self.path)
+
+    @property
+    def is_shared(self) -> bool:
+        """Mapped so that others would see what is written there: no probe is ever placed in it."""
+        return self.permissions.endswith("s")
+
+    @property
+    def is_writable(self) -> bool:
+        """The kernel passes it over when it places a new probe (and keeps a probe that was there before)."""
+        return self.permissions[1] == "w"
+
+    @property
+    def is_passed_over(self) -> bool:
+        """No new probe is placed in it."""
+        return self.is_shared or self.is_writable
+
+
+def file_name(path: str) -> str:
+    """Base name of a mapped file: without the kernel's marks for one that is unlinked or lies in memory only."""
+    return path.removesuffix(" (deleted)").rpartition("/")[2].removeprefix("memfd:")
 
 
 def pids() -> list[int]:
@@ -193,15 +214,19 @@ def size_hint(pid: int) -> bytes | None:
 
 
 def mappings(pid: int) -> Iterator[Mapping]:
-    """Executable mappings of files, one per file."""
-    seen: set[tuple[int, int]] = set()
-    for found in _MAPPING.finditer(_text(f"{PROC}/{pid}/maps", MAX_MAPS_BYTES) or b""):
-        addresses, major, minor, inode, path = found.groups()
+    """Executable mappings of files, one per file: the first where probes can be placed, if there is one."""
+    found: dict[tuple[int, int], Mapping] = {}
+    for match in _MAPPING.finditer(_text(f"{PROC}/{pid}/maps", MAX_MAPS_BYTES) or b""):
+        addresses, permissions, major, minor, inode, path = match.groups()
         file = (os.makedev(int(major, 16), int(minor, 16)), int(inode))
-        if file[1] and file not in seen:
-            seen.add(file)
+        known = found.get(file)
+        if file[1] and (known is None or known.is_passed_over):
             # The kernel writes a newline in a path as \012, and nothing else in another way.
-            yield Mapping(addresses.decode(), *file, os.fsdecode(path.replace(rb"\012", b"\n")))
+            name = os.fsdecode(path.replace(rb"\012", b"\n"))
+            mapping = Mapping(addresses.decode(), *file, name, permissions.decode())
+            if known is None or not mapping.is_passed_over:
+                found[file] = mapping
+    yield from found.values()
 
 
 def children(of: set[int]) -> set[int]:

@@ -101,7 +101,7 @@ def read_symbols(fd: int, names: frozenset[str], exports: str) -> Symbols:
         for name, address in _defined(table, strings, names, pattern).items():
             if dynamic:
                 listed.add(name)
-            if name in names and name not in found:
+            if name in names and name not in found and address is not None:
                 offset = _file_offset(segments, address, size)
                 if offset is not None:
                     found[name] = _function(fd, name, offset)
@@ -152,8 +152,13 @@ def _section(fd: int, size: int, header: Mapping[str, int], limit: int) -> bytes
     return os.pread(fd, length, offset)
 
 
-def _defined(table: np.ndarray, strings: bytes, names: frozenset[str], pattern: re.Pattern[str]) -> dict[str, int]:
-    """Name → address of the defined functions that are asked for; only names with a likely first part are decoded."""
+def _defined(
+    table: np.ndarray, strings: bytes, names: frozenset[str], pattern: re.Pattern[str]
+) -> dict[str, int | None]:
+    """Name → address of the defined functions that are asked for; only names with a likely first part are decoded.
+
+    None for one that the loader chooses (IFUNC): at its address lies what chooses, and not what is called.
+    """
     kind, binding = table["info"] & 0xF, table["info"] >> 4
     is_function = ((kind == STT_FUNC) | (kind == STT_GNU_IFUNC)) & (table["shndx"] != 0) & (binding <= STB_WEAK)
     chosen = table[is_function & (table["name"] < len(strings))]
@@ -165,11 +170,11 @@ def _defined(table: np.ndarray, strings: bytes, names: frozenset[str], pattern: 
         likely |= np.all([codes[at + i] == c for i, c in enumerate(start)], axis=0) if start else True
     if (count := int(np.count_nonzero(likely))) > MAX_LIKELY_FUNCTIONS:
         raise NotElf(f"{count} functions with names like those in the probe table, more than {MAX_LIKELY_FUNCTIONS}")
-    out: dict[str, int] = {}
+    out: dict[str, int | None] = {}
     for symbol in chosen[likely].tolist():
         name = strings[symbol[0] : strings.find(b"\0", symbol[0], symbol[0] + 256)].decode("ascii", "replace")
         if name in names or pattern.fullmatch(name):
-            out.setdefault(name, symbol[4])
+            out.setdefault(name, None if symbol[1] & 0xF == STT_GNU_IFUNC else symbol[4])
     return out
 
 

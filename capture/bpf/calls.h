@@ -115,9 +115,11 @@ static __always_inline int enter(struct pt_regs *regs, __u64 cookie)
 	}
 	if (!wanted(tgid))
 		return 0;
-	count_hit(probe);
 	t = my_thread(tgid, tid);
-	place = t ? begin_call(t, regs->sp, probe, start) : -1;
+	place = t ? begin_call(t, regs->sp, regs->ip, probe, start) : -1;
+	if (place == TWIN)
+		return 0;
+	count_hit(probe);
 	asm volatile("" : "+r"(place)); /* the compiler knows its bounds, the verifier must be shown them */
 	if (!t || place < 0 || place >= DEPTH) {
 		count_unmatched(probe);
@@ -166,7 +168,7 @@ static __always_inline int leave(struct pt_regs *regs, __u64 cookie, bool stacks
 		place = find_call(t, regs->sp - 8, probe);
 	asm volatile("" : "+r"(place));
 	if (!t || place < 0 || place >= DEPTH) {
-		if (wanted(tgid))
+		if (wanted(tgid) && !twin_of(probe))
 			count_unmatched(probe);
 		return 0;
 	}

@@ -24,6 +24,7 @@ struct open_call {
 	__u64 start_ns; /* 0: none */
 	__u64 duration_ns;
 	__u64 sp; /* at entry, where the return address lies: tells calls of a function that calls itself apart */
+	__u64 ip; /* at entry */
 	__u64 parent_ns;
 	__u64 native_stack;
 	__u64 python_stack;
@@ -238,8 +239,32 @@ static __always_inline struct open_call *find_parent(struct thread *t, __u64 sp,
 	return 0;
 }
 
-/* Begin a call at this stack pointer: its place in the list, or -1 when DEPTH calls are open. */
-__noinline int begin_call(struct thread *t, __u64 sp, __u32 probe, __u64 start_ns)
+#define TWIN -2
+#define SAME_HIT_NS 100000000ULL /* between two programs at one breakpoint, however late the second one gets a CPU */
+
+/*
+ * Whether another probe has just begun this very call: one file is probed twice where it is mounted twice under different
+ * numbers (overlayfs: two containers of one image), which shows nowhere but here. A call at the same instruction and
+ * stack pointer that is older was left by longjmp, in a library that lay at this address before.
+ */
+static __always_inline bool begun_by_a_twin(struct thread *t, __u64 sp, __u64 ip, __u32 probe, __u64 start_ns)
+{
+	for (__u32 i = 0; i < DEPTH; i++) {
+		struct open_call *call = &t->call[i];
+
+		if (i >= t->open)
+			break;
+		if (call->start_ns && call->sp == sp && call->ip == ip && call->probe != probe &&
+		    start_ns - call->start_ns < SAME_HIT_NS) {
+			note_twin(probe, call->probe);
+			return true;
+		}
+	}
+	return false;
+}
+
+/* Begin a call at this stack pointer: its place in the list, -1 when DEPTH calls are open, or TWIN. */
+__noinline int begin_call(struct thread *t, __u64 sp, __u64 ip, __u32 probe, __u64 start_ns)
 {
 	struct open_call *parent, *call, *last;
 	__u64 parent_ns = 0;
@@ -248,6 +273,8 @@ __noinline int begin_call(struct thread *t, __u64 sp, __u32 probe, __u64 start_n
 	if (!t)
 		return -1;
 	if (t->open) {
+		if (begun_by_a_twin(t, sp, ip, probe, start_ns))
+			return TWIN;
 		parent = find_parent(t, sp, probe);
 		if (parent) {
 			parent_ns = parent->start_ns;
@@ -268,6 +295,7 @@ __noinline int begin_call(struct thread *t, __u64 sp, __u32 probe, __u64 start_n
 	call = &t->call[n];
 	call->start_ns = start_ns;
 	call->sp = sp;
+	call->ip = ip;
 	call->probe = probe;
 	call->parent_ns = parent_ns;
 	call->parent_op = parent_op;
@@ -289,7 +317,7 @@ __noinline int find_call(struct thread *t, __u64 sp, __u32 probe)
 			break;
 		n--;
 		call = &t->call[n & (DEPTH - 1)];
-		if (call->start_ns && call->sp == sp && call->probe == probe)
+		if (call->start_ns && call->sp == sp && (call->probe == probe || twin_of(call->probe) == probe))
 			return n;
 	}
 	return -1;

@@ -107,6 +107,39 @@ static __always_inline void count_unmatched(__u32 probe)
 		__sync_fetch_and_add(&n->unmatched, 1);
 }
 
+/* Probes that lie at the same instruction of the same file as another one, which is the one that counts. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u32);
+	__type(value, __u32);
+} twins SEC(".maps");
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} twins_noted SEC(".maps"); /* by programs: user space adds some */
+
+static __always_inline void note_twin(__u32 probe, __u32 counts)
+{
+	__u32 zero = 0;
+	__u64 *noted = bpf_map_lookup_elem(&twins_noted, &zero);
+
+	if (bpf_map_lookup_elem(&twins, &probe))
+		return;
+	if (!bpf_map_update_elem(&twins, &probe, &counts, BPF_ANY) && noted)
+		__sync_fetch_and_add(noted, 1);
+}
+
+/* The probe that counts in place of this one; 0, which no function has, where it counts itself. */
+static __always_inline __u32 twin_of(__u32 probe)
+{
+	__u32 *counts = bpf_map_lookup_elem(&twins, &probe);
+
+	return counts ? *counts : 0;
+}
+
 static __always_inline __u64 mix(__u64 x) /* the finaliser of splitmix64 */
 {
 	x ^= x >> 30;

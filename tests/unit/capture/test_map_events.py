@@ -54,10 +54,12 @@ def test_libraries_among_everything_else(at: int) -> None:
         mapping(8, b"/tmp/libcudart.so.12 (deleted)", 200),
         mapping(8, b"/tmp/libcudart.so.12/other", 250),
         mapping(9, b"/tmp/xlibcudart.so", 260),
+        mapping(9, b"/memfd:libcudart.so.12 (deleted)", 270),
         at=at,
     )
     assert [(e.pid, e.time_ns, e.file_name) for e in found] == [
         (8, 200, "libcudart.so.12"),
+        (9, 270, "libcudart.so.12"),
         (7, 300, "libcudart.so.13"),
     ]
 

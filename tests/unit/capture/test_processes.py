@@ -80,6 +80,20 @@ def test_mapping_with_an_awkward_path(mapped: Path) -> None:
     os.close(fd)
 
 
+def test_the_mapping_where_probes_can_be_placed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel passes over what is shared or writable: such a mapping is only told of where a file has no other."""
+    monkeypatch.setattr(processes, "PROC", str(tmp_path))
+    lines = {7: "r-xs rwxp r-xp r-xs", 8: "rwxp r-xs", 9: "r--p r-xs"}
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "maps").write_text("".join(
+        f"{i}000-{i + 1}000 {permissions} 00000000 08:01 {inode} /x/libcuda.so.1\n"
+        for inode, text in lines.items()
+        for i, permissions in enumerate(text.split())
+    ))  # fmt: skip
+    found = [(m.inode, m.address_range, m.is_shared, m.is_writable) for m in processes.mappings(1)]
+    assert found == [(7, "2000-3000", False, False), (8, "0000-1000", False, True), (9, "1000-2000", True, False)]
+
+
 def without_map_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """As for a process that may not follow /proc/PID/map_files."""
     real = os.open

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -71,6 +73,13 @@ def test_a_library_without_section_headers(library: Path, tmp_path: Path) -> Non
     path.write_bytes(blob)
     with pytest.raises(NotElf, match="no symbol table"):
         read(path)
+
+
+def test_a_function_that_the_loader_chooses_has_no_place() -> None:
+    """At the address of an IFUNC lies what chooses: it is called once, and by the loader."""
+    table = np.array([(1, 0x12, 0, 1, 16, 8), (12, 0x1A, 0, 1, 32, 8)], dtype=symbols.SYMBOL)
+    strings = b"\0cudaMalloc\0cudaFree\0"
+    assert symbols._defined(table, strings, NAMES, re.compile("cuda")) == {"cudaMalloc": 16, "cudaFree": None}
 
 
 def test_limits(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
