@@ -59,7 +59,7 @@ from gpuaudit.bundle.tables_nvml import (
 
 PROCESSES = Table("processes", "Processes that map a probed library, the workload, and the recorder itself.", (
     col("start_ns", "u64", "ns", "start of the process (field 22 of /proc/PID/stat), CLOCK_BOOTTIME"),
-    col("duration_ns", "u64", "ns", "life time; null while it lived", nullable=True), PID,
+    col("duration_ns", "u64", "ns", "from there to its end, which is exact; null while it lived", nullable=True), PID,
     col("op", "text", "", "why the row exists: found, exited"),
     col("role", "text", "", "workload, traced, recorder, attacher, observer (another tool that watches), or bystander "
         "(of an import: a process that it names and that is none of these)"),

@@ -234,7 +234,8 @@ class Follower:
                 }  # fmt: skip
                 self._sink("processes", {**row, "op": "found", "duration_ns": None})
             if row is not None:
-                life = {"op": "exited", "duration_ns": e.exit_ns - e.start_ns, "exit_status": e.exit_status}
+                # From the start that is told, which is a whole tick: so the end is the moment at which it ended.
+                life = {"op": "exited", "duration_ns": e.exit_ns - _key(e)[1], "exit_status": e.exit_status}
                 self._sink("processes", {**row, **life, "seen_ns": boottime_ns()})
         self._tell_vanished()
 

@@ -128,7 +128,10 @@ def test_the_whole_host_tells_of_traced_processes_and_their_children(doubles: Pa
     ends = {row["pid"]: row["exit_code"] for row in r.of("lifecycle", op="exit")}
     assert (ends[process.pid], ends[child], ends[grandchild]) == (0, 8, 9)
     exited = r.of("processes", op="exited")
-    assert process.pid in {row["pid"] for row in exited}
+    (whole,), (end,) = (
+        [row for row in rows if row["pid"] == process.pid] for rows in (exited, r.of("lifecycle", op="exit"))
+    )
+    assert whole["start_ns"] + whole["duration_ns"] >= end["start_ns"], "it would have ended before it did"
     assert not {child, grandchild} & {row["pid"] for row in exited}, "they map no CUDA library"
 
 
