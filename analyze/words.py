@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from gpuaudit.analyze.finding import Chain, Declaration, Finding, Quantity
 from gpuaudit.bundle.rounding import duration, told
 
-__all__ = ["amount", "duration", "filled", "marked", "said", "sentence"]
+__all__ = ["amount", "counted", "duration", "filled", "marked", "said", "sentence", "together"]
 
 PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]{0,63})\}")
 """Where a value goes in a declared text; anything else in braces is text."""
+
+
+_OF_A_SOURCE = re.compile(r"source ([a-z_0-9]+)( .*)\Z", re.S)
+
+
+def together(reasons: Iterable[str]) -> list[str]:
+    """Reasons of a grade that say the same of several sources said once, where the first of them stood."""
+    names: dict[str, list[str]] = {}
+    for r in reasons:
+        match = _OF_A_SOURCE.match(r)
+        names.setdefault(match[2] if match else r, []).append(match[1] if match else "")
+    return [
+        rest if n == [""] else f"source {n[0]}{rest}" if len(n) == 1 else f"sources {', '.join(n)}{rest}"
+        for rest, n in names.items()
+    ]
+
+
+def counted(n: int, noun: str) -> str:
+    """A number of things: "1 GPU", "2 GPUs"."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def amount(q: Quantity) -> str:

@@ -19,16 +19,18 @@ from gpuaudit.cli.waiting import waiting
 @key_option
 @json_option
 def command(*, bundle: Path, id_: str, timeline: bool, keys: tuple[Path, ...], as_json: bool) -> None:
-    """Say in words what a bundle holds, what it can support, and what it cannot; or one finding or chain of it.
+    """Say in words what a bundle holds, what it can support, and what it cannot; or one finding, chain or section.
 
     Of a chain: what to do next, effect and cause with the exact share, where the rest of the time went, lines of code,
-    the experiment that would test it and what that could bring. With --json it prints the findings document itself,
-    and writes no file. Lanes have colours on a terminal, unless NO_COLOR is set.
+    the experiment that would test it and what that could bring. Of a section: its sentences and its tables. With --json
+    it prints the findings document itself, and writes no file. Lanes have colours on a terminal, unless NO_COLOR is
+    set.
 
     \b
     Examples:
       audit explain train.db
       audit explain train.db C1 --timeline
+      audit explain train.db causes
     """
     from gpuaudit.analyze.explain import Asked, explain
     from gpuaudit.analyze.run import AnalyzeOptions, analyze, document_bytes

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 
 from gpuaudit.analyze.finding import Chain, Document, Finding
-from gpuaudit.analyze.words import filled, said
+from gpuaudit.analyze.words import counted, filled, said, together
 from gpuaudit.bundle.rounding import duration
 
 MOST_STATEMENTS = 20
@@ -35,9 +35,9 @@ def _head(document: Document) -> Iterator[str]:
         yield "SYNTHETIC: invented rows of an embedded scenario, not a recording of any host"
     yield f"bundle    {bundle['origin']}, {bundle['status']}"
     length = _length(document.window)
-    yield f"host      {document.host['hostname']}, {len(document.host['gpus'])} GPUs, {length} recorded"
+    yield f"host      {document.host['hostname']}, {counted(len(document.host['gpus']), 'GPU')}, {length} recorded"
     yield f"grade     {quality['grade']}"
-    for reason in quality["reasons"]:
+    for reason in together(quality["reasons"]):
         yield f"          {reason}"
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
 from gpuaudit.analyze.finding import Document, Quantity
+from gpuaudit.analyze.words import together
 from gpuaudit.bundle.rounding import duration, half_even
 from gpuaudit.report.tables import Column, Table, build
 from gpuaudit.report.text import Text, data, join, listed, number, prose, words
@@ -32,8 +32,6 @@ COUNTERS = (("seen", "seen"), ("written", "written"), ("lost", "lost"))
 
 ALL_COUNTERS = (*COUNTERS, ("rows", "rows read"), ("leaves", "leaves"))
 """Those of the appendix: rows that were read back, and the sealed leaves that hold them, too."""
-
-_OF_A_SOURCE = re.compile(r"source ([a-z_0-9]+)( .*)\Z", re.S)
 
 GAPS_ON_PAGE_ONE = 4
 """Gaps listed in the box; the appendix lists all of them, so that page 1 stays one page."""
@@ -62,7 +60,7 @@ def completeness(document: Document) -> Completeness:
     return Completeness(
         grade=quality["grade"],
         meaning=GRADES[quality["grade"]],
-        reasons=tuple(prose(r) for r in _together(quality["reasons"])),
+        reasons=tuple(prose(r) for r in together(quality["reasons"])),
         seal=join(data(bundle["status"]), words(f": {SEALS.get(bundle['status'], UNKNOWN_SEAL)}")),
         notices=tuple(prose(n) for n in bundle["notices"]),
         counts=_two_up(quality["tables"]),
@@ -108,18 +106,6 @@ def _counts(
         empty="no table holds a row",
         sortable=False,
     )
-
-
-def _together(reasons: list[str]) -> list[str]:
-    """Reasons that say the same of several sources said once, where the first of them stood."""
-    names: dict[str, list[str]] = {}
-    for r in reasons:
-        match = _OF_A_SOURCE.match(r)
-        names.setdefault(match[2] if match else r, []).append(match[1] if match else "")
-    return [
-        rest if n == [""] else f"source {n[0]}{rest}" if len(n) == 1 else f"sources {', '.join(n)}{rest}"
-        for rest, n in names.items()
-    ]
 
 
 def _source_lines(sources: list[dict[str, Any]]) -> tuple[Text, ...]:

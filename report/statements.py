@@ -7,6 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 from gpuaudit.analyze.finding import Chain, Document, Finding, Quantity
+from gpuaudit.analyze.words import counted
 from gpuaudit.bundle.display import printable
 from gpuaudit.bundle.errors import InputUnusable
 from gpuaudit.report import chains
@@ -174,16 +175,12 @@ def verdict(document: Document, made: tuple[Statement, ...]) -> tuple[Text, ...]
     blind = len(document.outcomes) - looked
     if made:
         severe = ", ".join(f"{n} {s}" for s, n in counts.items() if n)
-        first = f"{_plural(findings, 'finding')} and {_plural(chains, 'causal chain')}: {severe}."
+        first = f"{counted(findings, 'finding')} and {counted(chains, 'causal chain')}: {severe}."
     else:
         first = "Nothing was found. That is an answer to the questions below and to no others."
-    second = f"{looked} of {_plural(looked + blind, 'rule')} and detectors looked at the evidence"
+    second = f"{looked} of {counted(looked + blind, 'rule')} and detectors looked at the evidence"
     held = sum(bool(s.held) for s in made)
     if held:
-        first += f" {_plural(held, 'finding')} of them only {'supports' if held == 1 else 'support'} another."
+        first += f" {counted(held, 'finding')} of them only {'supports' if held == 1 else 'support'} another."
     second += f"; {blind} could not, and their answer is unknown." if blind else "."
     return (words(first), words(second))
-
-
-def _plural(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -121,7 +121,7 @@ def test_lines_of_code_are_told_and_so_is_that_there_are_none(made: Made) -> Non
 
 
 def test_an_unknown_id_is_told_with_those_that_there_are(made: Made) -> None:
-    with pytest.raises(UsageError, match="no finding or chain 'C77'") as caught:
+    with pytest.raises(UsageError, match="no finding, chain or section 'C77'") as caught:
         explain_item(made[0], "C77", 80)
     assert "C1" in (caught.value.hint or "")
 

@@ -62,14 +62,31 @@ def test_an_imported_bundle_says_so_first() -> None:
     ).startswith("IMPORTED: ")
 
 
-def test_explain_tells_every_row_of_a_section_with_its_numbers(told: str) -> None:
+TABLES_OF_SECTIONS = {
+    "economics": (
+        "energy of a token: amount 825 mJ/token", "and 2 more rows in the findings",
+        "cost of a million output tokens: amount 1.50 USD/1M tokens (assumed)",
+        "recoverable in a year: amount not known (no duty cycle was given)",
+    ),
+    "vram": ("GPU 0: category KV cache, bf16; precision bf16; bytes 52.8 GiB; of the GPU's memory 66.5 %",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("id", TABLES_OF_SECTIONS)
+def test_a_section_that_is_asked_for_has_every_row_of_its_tables(told: str, id: str) -> None:
+    whole, asked = (" ".join(x.split()) for x in (told, explain.explain_item(engine_document(), id, 120)))
+    for part in TABLES_OF_SECTIONS[id]:
+        assert part in asked, part
+        assert part not in whole, "all of a bundle has to fit a screen or two"
+    assert asked.splitlines()[-1] != whole.splitlines()[-1]
+
+
+def test_explain_tells_what_was_found_and_what_could_not_be_asked(told: str) -> None:
     flat = " ".join(told.split())
     for part in (
-        "Economics: What did a token cost, and what could be recovered?", "energy of a token: amount 825 mJ/token",
-        "cost of a million output tokens: amount 1.50 USD/1M tokens (assumed)", "and 2 more rows in the findings",
-        "recoverable in a year: amount not known (no duty cycle was given)",
-        "GPU 0: category KV cache, bf16; precision bf16; bytes 52.8 GiB; of the GPU's memory 66.5 %",
-        "Quantisation advisor: not evaluated. the weights' precision was not recorded",
+        "Economics (economics): What did a token cost, and what could be recovered?",
+        "One of these with its tables: audit explain BUNDLE and its name, such as engines",
+        "nor a label names a dtype: Quantisation advisor",
         "Could be changed: raise the number of slots: max_num_seqs from 32 to 256",
         "It only supports F3: a limit is the wall only while slots are short",
     ):  # fmt: skip

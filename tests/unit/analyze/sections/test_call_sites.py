@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
-from gpuaudit.analyze.explain import explain_document
+from gpuaudit.analyze.explain import explain_item
 from gpuaudit.analyze.finding import Quantity, Section, SectionTable
 from gpuaudit.analyze.sections.call_sites import evaluate
 from gpuaudit.analyze.words import filled
@@ -83,7 +83,7 @@ def test_the_stack_of_the_longest_call_is_written_out() -> None:
     first = values(table(section, "stacks").rows[0])
     assert first[2] == "/home/me/train.py:142 in Model.forward() ← /home/me/train.py:201 in main()"
     assert first[3] == "CUDACachingAllocator::malloc (libtorch_cuda.so) ← libc10.so+0xff"
-    told = explain_document(scene().document(), 120)
+    told = explain_item(scene().document(), "call_sites", 120)
     assert "train.py:142 in Model.forward() ← /home/me/train.py:201 in main()" in " ".join(told.split())
     assert "In 1 stacks a native frame could not be named: the file has no symbols." in section.notes
 
