@@ -20,6 +20,7 @@ from tests.integration.planted import (
     close,
     effect_ns,
     kept_most,
+    mistaken,
     share,
     undisturbed,
 )
@@ -37,7 +38,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, bpf: None) -> Iterator[tuple
         pytest.skip("needs two CPUs")
     with bench(folder) as b:
         with b.hog() as hog:
-            b.run("preempted", "--cpu", CPU, *BUSY)
+            undisturbed(lambda: [b.run("preempted", "--cpu", CPU, *BUSY)], mistaken)
             undisturbed(lambda: [b.run("another core", "--cpu", OTHER_CPU, *BUSY)], kept_most)
         undisturbed(lambda: [after_the_hog(b)], kept_most)
         yield analysed(b), hog
@@ -74,3 +75,8 @@ def test_the_hog_elsewhere_or_at_another_time_is_no_chain(found: tuple[Analysed,
     a, _ = found
     assert a.unexplained(name) > 1 - TOLERANCE
     assert a.chains(name) == []
+
+
+def test_nothing_is_claimed_of_anybody_else(found: tuple[Analysed, int]) -> None:
+    a, _ = found
+    assert a.beside() == []

@@ -21,15 +21,18 @@ from tests.integration.disks import folder_on_disk
 from tests.integration.planted import (
     BURST_MS,
     CPU,
+    HOG,
     OTHER_CPU,
     TOLERANCE,
     Analysed,
     Bench,
     analysed,
     bench,
+    by_nobody,
     close,
     cold_file,
     covered,
+    explained,
     undisturbed,
 )
 from tests.integration.planted_quota import PERIOD_US, QUOTA_US, group
@@ -40,6 +43,8 @@ pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf"), pytest.mark.alon
 RANKS, LATE, STEPS = 3, 2, 12
 TITLES = {"hog": "Preempted", "disk": "Waiting for a disk", "futex": "Waiting for a lock", "quota": "CPU quota used up"}
 SPANS = {"hog": "gap", "disk": "disk", "futex": "futex", "quota": "gap"}
+SAME = {"hog": ("preempted", HOG), "quota": ("cpu_quota", "the CPU quota of cgroup /gpuaudit-test-")}
+"""What may hold within calls of the rank too, for it holds whatever its thread is doing: detector, and who."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +52,14 @@ class Told:
     """What the ranks wrote down: the late one's process, its lateness, and what held in that."""
 
     pid: int
+    peers: tuple[int, ...]
+    """Processes of the other ranks."""
     lateness: intervals.Intervals
     spans: tuple[tuple[str, int, int], ...]
     stolen_ns: int
     """What a hypervisor took of this machine from the first all-reduce to the last one."""
+    throttled_ns: int
+    """By how much the throttled time of its cgroup grew in its steps, where it has one of its own."""
 
     @property
     def stolen(self) -> Fraction:
@@ -66,12 +75,18 @@ def told(out: Path) -> Told:
     late = [c for c in lines[LATE] if "late_ns" in c]
     spans = tuple((str(w), int(a), int(b)) for c in late for w, a, b in c["spans"])
     stolen_ns = int(late[-1]["stolen_so_far_ns"]) - int(late[0]["stolen_so_far_ns"])
-    return Told(int(lines[LATE][0]["pid"]), intervals.from_bounds(others, came[LATE]), spans, stolen_ns)
+    throttled_ns = sum(int(c["throttled_ns"]) for c in late)
+    pids = [int(rank[0]["pid"]) for rank in lines]
+    lateness = intervals.from_bounds(others, came[LATE])
+    return Told(pids.pop(LATE), tuple(pids), lateness, spans, stolen_ns, throttled_ns)
 
 
 def run(b: Bench, name: str, *options: object) -> Told:
     """Record ranks of which one is late, from their start to their end."""
     out = b.folder / name
+    if out.with_name(f"{name}.0").exists():
+        before = told(out)
+        b.given_up |= {before.pid, *before.peers}
     fixed = ("--ranks", RANKS, "--steps", STEPS, "--late-rank", LATE, "--realtime", 1, "--step-ms", 5)
     b.follow(start(b.programs / "planted-ranks", "--out", out, *map(str, (*fixed, *options))))
     return told(out)
@@ -80,6 +95,12 @@ def run(b: Bench, name: str, *options: object) -> Told:
 def kept(rank: Told) -> Fraction:
     """How much of its lateness the rank was ready to run and had no CPU."""
     return covered(rank.lateness, rank.spans, "gap")
+
+
+def kept_by_others(rank: Told) -> Fraction:
+    """The same of all its steps, without what its quota took of that."""
+    gaps = sum(b - a for what, a, b in rank.spans if what == "gap")
+    return Fraction(max(0, gaps - rank.throttled_ns), intervals.measure(rank.lateness))
 
 
 @pytest.fixture(scope="module")
@@ -104,20 +125,20 @@ def found(tmp_path_factory: pytest.TempPathFactory, bpf: None) -> Iterator[tuple
             ranks["hog elsewhere"] = undisturbed(lambda: run(b, *elsewhere), kept)
         wide = ("--late-by", "work", "--busy-ms", 30, "--step-ms", PERIOD_US // 1000 + 20)
         lasting = ("--settle-ms", 1000, "--linger-ms", 1000)
-        ranks["quota"] = run(b, "quota", *wide, *lasting, "--late-cgroup", g.folder)
+        limited = ("quota", *wide, *lasting, "--late-cgroup", g.folder)
+        ranks["quota"] = undisturbed(lambda: run(b, *limited), kept_by_others)
         yield analysed(b), ranks
 
 
 def chain_of(a: Analysed, rank: Told) -> Chain:
-    """The one chain about the rank's lateness.
-
-    Where this host, or the hog, keeps a call of the rank or a stream of the double waiting, there are slow calls and
-    steps beside it, and what made them slow is told of them, rightly.
-    """
-    found = [c for c in a.document.chains if c.subject.get("pid") == str(rank.pid)]
-    (chain,) = [c for c in found if c.detector == "late_rank"]
-    assert all("slow " in str(c.values.get("effect")) for c in found if c is not chain), found
+    """The one chain about the rank's lateness."""
+    (chain,) = [c for c in about(a, rank.pid) if c.detector == "late_rank"]
     return chain
+
+
+def about(a: Analysed, pid: int) -> list[Chain]:
+    """Every chain about a process."""
+    return [c for c in a.document.chains if c.subject.get("pid") == str(pid)]
 
 
 def parts(chain: Chain) -> dict[str, Fraction]:
@@ -134,6 +155,12 @@ def others_of(chain: Chain, titles: Sequence[str]) -> Fraction:
     return sum((v for k, v in parts(chain).items() if k not in (*titles, "unexplained")), Fraction(0))
 
 
+def is_the_same(chain: Chain, name: str) -> bool:
+    """Whether it tells of the very cause that was planted."""
+    detector, culprit = SAME.get(name, ("none", ""))
+    return chain.detector == detector and str(chain.values["culprit"]).startswith(culprit)
+
+
 @pytest.mark.parametrize("name", list(TITLES))
 def test_what_made_the_rank_late_is_the_next_link(found: tuple[Analysed, dict[str, Told]], name: str) -> None:
     a, ranks = found
@@ -143,9 +170,8 @@ def test_what_made_the_rank_late_is_the_next_link(found: tuple[Analysed, dict[st
     assert sum(got.values()) == 1
     off = want if SPANS[name] == "gap" else want + kept(rank)
     assert close(got[TITLES[name]] + others, off), (got, off)
-    if name != "quota":  # its rank has no real-time priority: what else this host does may keep it waiting too
-        # Between a wake-up and the switch is also what a hypervisor takes to let an idle CPU run again.
-        assert others < TOLERANCE + off - want + rank.stolen, (got, off, rank.stolen)
+    # Between a wake-up and the switch is also what a hypervisor takes to let an idle CPU run again.
+    assert others < TOLERANCE + off - want + rank.stolen, (got, off, rank.stolen)
     assert len(chain.links) > 1
 
 
@@ -156,3 +182,22 @@ def test_a_rank_that_computes_is_late_and_nothing_is_blamed(found: tuple[Analyse
     chain = chain_of(a, ranks[name])
     assert parts(chain).get("unexplained", Fraction(1)) > 1 - TOLERANCE
     assert len(chain.links) == 1
+
+
+@pytest.mark.parametrize("name", [*TITLES, "alone", "hog elsewhere"])
+def test_nothing_else_is_claimed_of_the_ranks(found: tuple[Analysed, dict[str, Told]], name: str) -> None:
+    """But that what made it late held in slow calls and steps of the rank too, where it did by the rank's own clock."""
+    a, ranks = found
+    rank = ranks[name]
+    assert [c for pid in rank.peers for c in about(a, pid)] == []
+    for chain in (c for c in about(a, rank.pid) if c is not chain_of(a, rank)):
+        assert by_nobody(chain) or is_the_same(chain, name), chain
+    for effect in (e for e in a.causal.effects if e.pid == rank.pid and e.kind in {"slow_call", "slow_step"}):
+        claimed = [c for c in about(a, rank.pid) if effect.name in str(c.values.get("effect"))]
+        stolen = Fraction(rank.stolen_ns, effect.length_ns)
+        assert explained(claimed) <= covered(effect.time, rank.spans, "gap") + stolen + TOLERANCE, claimed
+
+
+def test_nothing_is_claimed_of_anybody_else(found: tuple[Analysed, dict[str, Told]]) -> None:
+    a, ranks = found
+    assert a.beside(*(pid for rank in ranks.values() for pid in (rank.pid, *rank.peers))) == []

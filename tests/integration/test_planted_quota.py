@@ -18,12 +18,16 @@ from tests.integration.planted import (
     TOLERANCE,
     Analysed,
     Bench,
+    Victim,
     analysed,
     bench,
     close,
     effect_ns,
     explained,
+    kept_most,
+    mistaken,
     share,
+    undisturbed,
 )
 from tests.integration.planted_quota import LIFTED, PERIOD_US, Group, group
 from tests.integration.recording import DEADLINE_S, start, wait_for_line
@@ -49,6 +53,14 @@ def elsewhere() -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
+def throttled(b: Bench, g: Group) -> list[Victim]:
+    """A launcher in the group, and one next door that nobody keeps from its CPU."""
+    inside = b.command("throttled", "--cpu", OTHER_CPU, *BUSY, *SETTLE, "--stat", g.folder / "cpu.stat", priority=0)
+    with elsewhere():
+        b.follow(start(*g.inside(), *inside), start(*b.command("next door", "--cpu", CPU, *BUSY, *SETTLE)))
+    return [b.ended(name) for name in ("throttled", "next door")]
+
+
 def while_busy(b: Bench, g: Group, until: int) -> None:
     """Somebody in the group uses its quota up so many times more, while the recording goes on."""
     before, deadline = g.throttled(), time.monotonic() + DEADLINE_S
@@ -71,11 +83,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, bpf: None) -> Iterator[tuple
         g = stack.enter_context(group())
         b = stack.enter_context(bench(folder))
         g.limit(QUOTA_US)
-        inside = b.command("throttled", "--cpu", OTHER_CPU, *BUSY, *SETTLE, "--stat", g.folder / "cpu.stat", priority=0)
-        with elsewhere():
-            b.follow(start(*g.inside(), *inside), start(*b.command("next door", "--cpu", CPU, *BUSY, *SETTLE)))
-        for name in ("throttled", "next door"):
-            b.ended(name)
+        undisturbed(lambda: throttled(b, g), lambda both: max(mistaken(both), kept_most(both[1:])))
         go = folder / "go"
         process = start(*g.inside(), *b.command("lifted", "--cpu", OTHER_CPU, "--pause-file", go, *BUSY, priority=0))
         wait_for_line(process, "at ready")
@@ -110,11 +118,13 @@ def test_the_quota_is_named(found: tuple[Analysed, str]) -> None:
 def test_a_quota_of_others_or_of_another_time_is_no_chain(found: tuple[Analysed, str], name: str) -> None:
     """At the same time, in no limited cgroup; and in the same cgroup, after its quota was lifted."""
     a, _ = found
-    assert a.unexplained(name) > 1 - a.victims[name].planted("gap") - TOLERANCE
-    assert not [c for c in a.chains(name) if c.detector == "cpu_quota"]
+    told = a.victims[name]
+    assert a.unexplained(name) > 1 - told.planted("gap") - TOLERANCE
+    # Next door nobody could keep it from its CPU; the other one may have had to wait for what else this host does.
+    assert {c.detector for c in a.chains(name)} <= ({"preempted"} if name == "lifted" else set())
+    assert explained(a.chains(name)) <= told.planted("gap") + told.stolen + TOLERANCE
 
 
-def test_next_door_nothing_is_claimed(found: tuple[Analysed, str]) -> None:
-    """The launcher that nobody could keep from its CPU."""
+def test_nothing_is_claimed_of_anybody_else(found: tuple[Analysed, str]) -> None:
     a, _ = found
-    assert a.chains("next door") == []
+    assert a.beside() == []

@@ -23,23 +23,30 @@ from tests.integration.planted import (
     bench,
     close,
     cold_file,
+    covered,
     effect_ns,
     kept_most,
     share,
     undisturbed,
 )
-from tests.integration.recording import start
+from tests.integration.recording import start, wait_for_line
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf"), pytest.mark.alone]
 
 
 def together(b: Bench, **options: tuple[object, ...]) -> None:
-    """Two launchers at a time, each on a core of its own."""
+    """Two launchers, each on a core of its own, that begin their slow launches together."""
     names = [name.replace("_", " ") for name in options]
+    go = b.folder / "go"
 
     def plant() -> list[Victim]:
+        go.unlink(missing_ok=True)
         plans = zip(names, options.values(), (CPU, OTHER_CPU), strict=True)
-        b.follow(*(start(*b.command(name, "--cpu", cpu, *more)) for name, more, cpu in plans))
+        processes = [start(*b.command(name, "--cpu", cpu, "--pause-file", go, *more)) for name, more, cpu in plans]
+        for process in processes:
+            wait_for_line(process, "at ready")
+        go.touch()
+        b.follow(*processes)
         return [b.ended(name) for name in names]
 
     undisturbed(plant, kept_most)
@@ -53,8 +60,8 @@ def found(tmp_path_factory: pytest.TempPathFactory, bpf: None) -> Iterator[Analy
     with folder_on_disk(folder) as place, bench(folder) as b:
         disk, futex = ("--cause", "disk", "--disk", cold_file(place)), ("--cause", "futex")
         together(b, disk_inside=disk, another_process=("--busy-ms", 30))
-        together(b, disk_between=(*disk, "--where", "between"), futex_inside=futex)
-        together(b, disk_thread=(*disk, "--where", "thread"), futex_between=(*futex, "--where", "between"))
+        together(b, futex_inside=futex, disk_thread=(*disk, "--where", "thread", "--busy-ms", 30))
+        together(b, disk_between=(*disk, "--where", "between"), futex_between=(*futex, "--where", "between"))
         together(b, futex_thread=(*futex, "--where", "thread"), nap_inside=("--cause", "nap"))
         yield analysed(b)
 
@@ -84,9 +91,13 @@ def test_the_same_wait_elsewhere_is_no_chain(found: Analysed, cause: str, place:
     assert found.chains(name) == []
 
 
-def test_a_neighbour_that_waits_for_a_disk_is_no_chain(found: Analysed) -> None:
-    assert found.unexplained("another process") > 1 - TOLERANCE
-    assert found.chains("another process") == []
+@pytest.mark.parametrize(("cause", "name"), [("disk", "another process"), ("futex", "disk thread")])
+def test_a_neighbour_that_waits_meanwhile_is_no_chain(found: Analysed, cause: str, name: str) -> None:
+    """It slept for the same, inside its slow launches, while those of this launcher computed."""
+    told, neighbour = found.victims[name], found.victims[f"{cause} inside"]
+    assert covered(told.calls, neighbour.spans, cause) > TOLERANCE
+    assert found.unexplained(name) > 1 - TOLERANCE
+    assert found.chains(name) == []
 
 
 def test_a_sleeper_of_its_own_will_explains_nothing(found: Analysed) -> None:
@@ -94,3 +105,7 @@ def test_a_sleeper_of_its_own_will_explains_nothing(found: Analysed) -> None:
     assert found.victims["nap inside"].planted("nap") > TOLERANCE
     assert found.unexplained("nap inside") > 1 - TOLERANCE
     assert found.chains("nap inside") == []
+
+
+def test_nothing_is_claimed_of_anybody_else(found: Analysed) -> None:
+    assert found.beside() == []

@@ -9,7 +9,7 @@
  *
  * FILE gets a line for the process, and one for each slow launch: when it began and ended, by how much the throttled time
  * of a cgroup grew meanwhile, and the spans of its cause and of time in which it was switched out (planted.h). The last
- * line has what a hypervisor took meanwhile.
+ * line has what a hypervisor took meanwhile, and how long the longest of the other launches took.
  */
 #include "planted.h"
 #include "cuda_runtime_api.h"
@@ -20,24 +20,6 @@
 static struct planted *plan;
 static atomic_int ended;
 static int inside_the_call;
-
-/* How long a cgroup was held back so far, by its file cpu.stat: ns in version 1 of the hierarchy, else us. */
-static uint64_t throttled_ns(const char *path)
-{
-	FILE *in = path ? fopen(path, "r") : NULL;
-	unsigned long long value, ns = 0;
-	char name[64];
-
-	while (in && fscanf(in, "%63s %llu", name, &value) == 2) {
-		if (!strcmp(name, "throttled_time"))
-			ns = value;
-		else if (!strcmp(name, "throttled_usec"))
-			ns = value * 1000u;
-	}
-	if (in)
-		fclose(in);
-	return ns;
-}
 
 static void slow(void *argument)
 {
@@ -67,7 +49,7 @@ int main(int argc, char **argv)
 	FILE *out = fopen(option(argc, argv, "out", "planted"), "w");
 	/* The slow ones are exactly the slowest hundredth: no other launch that the machine made long is among them. */
 	long slow_calls = number(argc, argv, "slow", 8), calls = number(argc, argv, "calls", slow_calls * 100 - 1);
-	uint64_t rest_us = (uint64_t)number(argc, argv, "rest-ms", 20) * 1000u, stolen;
+	uint64_t rest_us = (uint64_t)number(argc, argv, "rest-ms", 20) * 1000u, stolen, longest = 0;
 	int aside = !strcmp(where, "thread");
 	void (*next)(void (*)(void *), void *);
 	__typeof__(&cudaLaunchKernel) launch;
@@ -85,8 +67,13 @@ int main(int argc, char **argv)
 	fprintf(out, "{\"pid\":%d,\"tid\":%d}\n", getpid(), thread_id());
 	if (aside && pthread_create(&thread, NULL, beside, planted_new(argc, argv, option(argc, argv, "cause", "none"))))
 		die("pthread_create", NULL);
-	for (long i = 0; i < calls - slow_calls; i++)
+	for (long i = 0; i < calls - slow_calls; i++) {
+		uint64_t before = boottime_ns(), took;
+
 		launch((void *)main, (dim3){1, 1, 1}, (dim3){1, 1, 1}, NULL, 0, NULL);
+		took = boottime_ns() - before;
+		longest = took > longest ? took : longest;
+	}
 	if (option(argc, argv, "pause-file", NULL))
 		pause_for("ready", option(argc, argv, "pause-file", NULL));
 	nap_us((uint64_t)number(argc, argv, "settle-ms", 0) * 1000u);
@@ -100,17 +87,18 @@ int main(int argc, char **argv)
 			planted_cause(plan);
 		plan->count = 0;
 		next(slow, NULL);
-		throttled = throttled_ns(option(argc, argv, "stat", NULL));
+		throttled = planted_throttled_ns(option(argc, argv, "stat", NULL));
 		before = boottime_ns();
 		launch((void *)main, (dim3){1, 1, 1}, (dim3){1, 1, 1}, NULL, 0, NULL);
 		after = boottime_ns();
-		throttled = throttled_ns(option(argc, argv, "stat", NULL)) - throttled;
+		throttled = planted_throttled_ns(option(argc, argv, "stat", NULL)) - throttled;
 		fprintf(out, "{\"before_ns\":%llu,\"after_ns\":%llu,\"throttled_ns\":%llu,\"spans\":",
 			(unsigned long long)before, (unsigned long long)after, (unsigned long long)throttled);
 		planted_print(out, plan);
 		fprintf(out, "}\n");
 	}
-	fprintf(out, "{\"stolen_ns\":%llu}\n", (unsigned long long)(planted_stolen_ns() - stolen));
+	fprintf(out, "{\"stolen_ns\":%llu,\"other_ns\":%llu}\n", (unsigned long long)(planted_stolen_ns() - stolen),
+		(unsigned long long)longest);
 	ended = 1;
 	fclose(out);
 	nap_us((uint64_t)number(argc, argv, "linger-ms", 0) * 1000u);

@@ -22,7 +22,7 @@
 
 #define PLANTED_MAX 65536
 #define PLANTED_GAP_NS 50000u /* shorter than this between two looks at the clock is the looking itself */
-#define PLANTED_BLOCK (1u << 20)
+#define PLANTED_BLOCK (4u << 20) /* large: each one is a wake-up, which takes time of its own where a CPU is emulated */
 #define PLANTED_PAGE 4096
 #define PLANTED_PAGES 64 /* are touched between two looks at the clock */
 #define PLANTED_QUESTION 512u /* bytes; the answer has one */
@@ -33,7 +33,7 @@ struct planted_span {
 };
 
 struct planted {
-	const char *cause; /* none, disk, futex, socket, nap, memory */
+	const char *cause; /* none, disk, futex, socket, post, nap, memory */
 	long busy_ms, hold_ms;
 	int disk, server;
 	off_t disk_at, disk_bytes, map_at, map_bytes;
@@ -112,6 +112,24 @@ static inline uint64_t planted_stolen_ns(void)
 		}
 	die("/proc/stat", "does not tell the stolen time");
 	return 0;
+}
+
+/* How long a cgroup was held back so far, by its file cpu.stat: ns in version 1 of the hierarchy, else us. */
+static inline uint64_t planted_throttled_ns(const char *path)
+{
+	FILE *in = path ? fopen(path, "r") : NULL;
+	unsigned long long value, ns = 0;
+	char name[64];
+
+	while (in && fscanf(in, "%63s %llu", name, &value) == 2) {
+		if (!strcmp(name, "throttled_time"))
+			ns = value;
+		else if (!strcmp(name, "throttled_usec"))
+			ns = value * 1000u;
+	}
+	if (in)
+		fclose(in);
+	return ns;
 }
 
 /* From now on counts what planted_off() notes. */
@@ -219,6 +237,9 @@ static inline void planted_cause(struct planted *p)
 		    recv(p->server, p->block, 1, 0) != 1)
 			die("the server", "does not answer");
 		planted_off(p, "socket", before);
+	} else if (!strcmp(p->cause, "post")) {
+		if (send(p->server, p->block, PLANTED_QUESTION, MSG_NOSIGNAL) != PLANTED_QUESTION)
+			die("the server", "takes nothing");
 	} else if (!strcmp(p->cause, "nap")) {
 		nap_us((uint64_t)p->hold_ms * 1000u);
 		planted_off(p, "nap", before);
@@ -272,8 +293,8 @@ static inline void planted_map(struct planted *p, const char *path)
 }
 
 /*
- * --busy-ms N, --hold-ms N, --disk FILE, --map FILE, --server ADDRESS --port N; cause: none, disk, futex, socket, nap or
- * memory
+ * --busy-ms N, --hold-ms N, --disk FILE, --map FILE, --server ADDRESS --port N; cause: none, disk, futex, socket, post
+ * (to the server, without waiting for its answer), nap or memory
  */
 static inline struct planted *planted_new(int argc, char **argv, const char *cause)
 {
@@ -295,7 +316,7 @@ static inline struct planted *planted_new(int argc, char **argv, const char *cau
 	}
 	if (option(argc, argv, "map", NULL))
 		planted_map(p, option(argc, argv, "map", NULL));
-	if (!strcmp(p->cause, "socket"))
+	if (!strcmp(p->cause, "socket") || !strcmp(p->cause, "post"))
 		p->server = planted_server(option(argc, argv, "server", NULL), (int)number(argc, argv, "port", 0));
 	pthread_mutex_init(&p->lock, NULL);
 	sem_init(&p->wanted, 0, 0);

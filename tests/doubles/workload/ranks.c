@@ -4,7 +4,7 @@
  * and at the end how many calls of each kind there were: the truth for the tests.
  *
  * ranks --out FILE [--ranks 4] [--steps 50] [--step-ms 2] [--late-rank R] [--late-ms 30]
- *       [--late-by sleep|spin|disk|futex|socket|nap|work] [--late-cpu N] [--late-cgroup DIRECTORY] [--disk FILE] [--busy-ms 10]
+ *       [--late-by sleep|spin|disk|futex|socket|post|nap|work] [--late-cpu N] [--late-cgroup DIRECTORY] [--disk FILE] [--busy-ms 10]
  *       [--stream own|default] [--init plain|config] [--count 1000] [--realtime 0] [--pause-at start|init]
  *       [--pause-file FILE] [--settle-ms 0] [--linger-ms 0]
  *       [--late-every 1] [--first-netns FILE] [--server ADDRESS --port N]
@@ -45,6 +45,7 @@ static void end(enum call call, int code)
 }
 
 static struct planted *plan; /* of the late rank, if its cause is planted */
+static char throttled_file[4096]; /* of its cgroup, if it has one of its own */
 
 static void late(const char *how, uint64_t us)
 {
@@ -61,10 +62,12 @@ static void late(const char *how, uint64_t us)
 	}
 }
 
-static void tell_lateness(uint64_t arrived_ns)
+/* throttled_ns: how long its cgroup had been when this step began. */
+static void tell_lateness(uint64_t arrived_ns, uint64_t throttled_ns)
 {
-	fprintf(truth, "{\"late_ns\":%llu,\"stolen_so_far_ns\":%llu,\"spans\":", (unsigned long long)arrived_ns,
-		(unsigned long long)planted_stolen_ns());
+	fprintf(truth, "{\"late_ns\":%llu,\"stolen_so_far_ns\":%llu,\"throttled_ns\":%llu,\"spans\":",
+		(unsigned long long)arrived_ns, (unsigned long long)planted_stolen_ns(),
+		(unsigned long long)(planted_throttled_ns(throttled_file) - throttled_ns));
 	planted_print(truth, plan);
 	fprintf(truth, "}\n");
 }
@@ -89,6 +92,7 @@ static void plan_lateness(int argc, char **argv, const char *how)
 		if (sched_setscheduler(0, SCHED_OTHER, &ordinary) || !procs || fprintf(procs, "%d", getpid()) < 0 ||
 		    fclose(procs))
 			die(path, "cannot be joined");
+		snprintf(throttled_file, sizeof(throttled_file), "%s/cpu.stat", cgroup);
 	}
 	if (strcmp(how, "sleep") && strcmp(how, "spin"))
 		plan = planted_new(argc, argv, how);
@@ -138,7 +142,7 @@ static void run_rank(int argc, char **argv, int rank, ncclUniqueId id)
 	nap_us((uint64_t)number(argc, argv, "settle-ms", 0) * 1000u);
 	for (long step = 0; step < steps; step++) {
 		int is_late = rank == late_rank && step % late_every == 0;
-		uint64_t arrived_ns;
+		uint64_t arrived_ns, throttled_ns = planted_throttled_ns(throttled_file);
 
 		if (plan)
 			planted_look(plan);
@@ -156,8 +160,10 @@ static void run_rank(int argc, char **argv, int rank, ncclUniqueId id)
 		end(ALL_REDUCE, ncclAllReduce(send, receive, (size_t)count, ncclFloat32, ncclSum, comm, stream));
 		begin();
 		end(SYNCHRONIZE, cudaStreamSynchronize(stream));
-		if (plan && is_late)
-			tell_lateness(arrived_ns);
+		if (plan && is_late) {
+			planted_off(plan, NULL, 0); /* in the all-reduce, or while it waited for it */
+			tell_lateness(arrived_ns, throttled_ns);
+		}
 		if (count <= 1024 && receive[count - 1] != (float)(ranks * (ranks + 1) / 2 + ranks * step))
 			die("ncclAllReduce", "wrong sum");
 	}
