@@ -55,6 +55,8 @@ class Steps:
     tid: int
     starts: Array
     ends: Array
+    asked: Array
+    """When the wait that closes each began."""
     kinds: Array
     names: tuple[Kind, ...]
     where: str
@@ -102,6 +104,7 @@ def _of_thread(context: Context, pid: int, tid: int) -> Steps:
     gives = np.flatnonzero((what != WAIT) & (step < len(waits)))
     number, first = np.unique(step[gives], return_index=True)
     starts, ends = a["start_ns"][gives[first]], a["end_ns"][waits[number]]
+    asked = a["start_ns"][waits[number]]
     graphs = np.bincount(step[what == GRAPH], minlength=len(waits) + 1)[number]
     kernels = np.bincount(step[what == KERNEL], minlength=len(waits) + 1)[number]
     seen = ~overlapping(starts, ends, _unseen(context, pid, tid))
@@ -109,7 +112,7 @@ def _of_thread(context: Context, pid: int, tid: int) -> Steps:
     names = tuple(kind for kind, _ in sorted(Counter(pairs).items(), key=lambda x: (-x[1], x[0])))
     place = {kind: i for i, kind in enumerate(names)}
     kinds = np.array([place[p] for p in pairs], dtype=np.int64)
-    return Steps(pid, tid, starts[seen], ends[seen], kinds, names, where)
+    return Steps(pid, tid, starts[seen], ends[seen], asked[seen], kinds, names, where)
 
 
 def _unseen(context: Context, pid: int, tid: int) -> intervals.Intervals:

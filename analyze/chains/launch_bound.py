@@ -4,8 +4,8 @@ Effect: idle time of a device, by the GPU's own record. Cause: gaps between two 
 a call that had not returned when the gap began, and that came within ``near_ns`` of the same thread's call before it:
 the thread did little but give work, and the GPU waited for it all the same. A gap in whose beginning the work was
 queued already (another stream, an event, the device's own latency), or before which the thread did something else, is
-none of these. Without the GPU's own record nobody knows that it was idle: the rule ``tiny_launches`` then tells what
-the host shows. Units: ns.
+none of these. Without the GPU's own record nobody knows that it was idle: the chain ``launch_paced`` then tells what
+the host's waits prove, and the rule ``tiny_launches`` what its launches show. Units: ns.
 """
 
 from __future__ import annotations

@@ -185,7 +185,8 @@ class Hungry:
 @dataclass(frozen=True)
 class TinyLaunches:
     """Launches of kernels so small that the host cannot give them fast enough; or (twin) of kernels so large that it
-    waits for each batch. ``timed``: the GPU's own record of its work was taken."""
+    waits for each batch. ``timed``: the GPU's own record of its work was taken; without it the waits at the end of each
+    batch, which find the GPU done, are what tells."""
 
     pid: int = 3_800
     launches: Range = (6_000, 9_000)
@@ -211,8 +212,8 @@ class TinyLaunches:
                 at += ns + 10 * US
         host.scene.samples(T0, at, 3, [self.pid], gpu_utilization_percent=22 if self.tiny else 98)
         host.reaches(at)
-        if self.tiny and self.timed:
-            host.planted.append(Planted("launch_bound", self.pid))
+        if self.tiny:
+            host.planted.append(Planted("launch_bound" if self.timed else "launch_paced", self.pid))
 
     def _kernel(self, host: Host, number: int, begin: int) -> int:
         """One kernel on the GPU; when it is over."""

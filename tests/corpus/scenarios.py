@@ -12,6 +12,7 @@ from tests.corpus import waits
 from tests.corpus.devices import HW_SLOWDOWN, HW_THERMAL, POWER_BRAKE, SW_THERMAL, Device, OutOfMemory, Placed, Stretch
 from tests.corpus.distractors import USUAL, Daemon, Pressure, Recorder
 from tests.corpus.model import Deed, Kind, Scenario
+from tests.corpus.pacing import LONG, Pacing
 from tests.corpus.phases import BlockingCopies, Burst, ColdStart, Hungry, Recapture, TinyLaunches
 from tests.corpus.ranks import Late, Ranks, Stretched, question
 from tests.corpus.training import Slow, Trainer, timer
@@ -69,6 +70,8 @@ SINGLE = (
     _of("work is given from the far socket", "single", Placed()),
     _of("data workers cannot keep up", "single", Hungry()),
     _of("kernels too small for the host", "single", TinyLaunches()),
+    _of("small kernels that the GPU kept no record of", "single", TinyLaunches(timed=False)),
+    _of("steps of quick kernels, whose results are copied", "single", Pacing("launch_paced", waits="copies")),
     _of("small results are copied one by one", "single", BlockingCopies()),
     _of("a rank is late, nobody knows why", "single", Ranks(Late())),
     _of("a rank is late in collectives that block", "single", Ranks(Late(), blocking=True)),
@@ -128,6 +131,7 @@ COMPOUND = (
         Ranks(Late("tcp_retransmits", question, times=(8, 14), by=(215 * MS, 320 * MS), covered=(70, 90)))),
     _of("a late rank, and lost packets", "compound", Ranks(Late(), Stretched())),
     _of("a hot GPU, and a hog elsewhere", "compound", Stretch("throttled", SW_THERMAL), Trainer((PREEMPTED,))),
+    _of("launches pace one process, a disk holds up another", "compound", Pacing("launch_paced"), Trainer((DISK,))),
     _of("a killed process, and a disk elsewhere", "compound", OutOfMemory(), Trainer((DISK,))),
 )  # fmt: skip
 TWINS = (
@@ -167,7 +171,13 @@ TWINS = (
     _of("workers that waited for orders", "twin", Hungry(busy=False)),
     _of("a graph is captured once", "twin", Recapture(captured_once=True)),
     _of("kernels that fill the GPU", "twin", TinyLaunches(tiny=False)),
-    _of("small kernels that the GPU kept no record of", "twin", TinyLaunches(timed=False)),
+    _of("kernels that fill the GPU, which kept no record", "twin", TinyLaunches(tiny=False, timed=False)),
+    _of("a GPU that is behind when it is waited for", "twin", Pacing(kernel=LONG)),
+    _of("a copy of a result waits for the GPU", "twin", Pacing(kernel=LONG, waits="copies")),
+    _of("the GPU is asked until it is done", "twin", Pacing(kernel=LONG, waits="asks")),
+    _of("a host that thinks between launches", "twin", Pacing(pause=(MS, 2 * MS))),
+    _of("another thread uses the GPU in every step", "twin", Pacing(helper=True)),
+    _of("a few steps of quick kernels", "twin", Pacing(steps=(30, 60))),
     _of("copies that do not block", "twin", BlockingCopies(blocking=False)),
     _of("the kernel kills a bystander", "twin", Trainer(), OutOfMemory(uses_gpu=False)),
     _of("a healthy GPU", "twin", Device("healthy")),

@@ -17,7 +17,7 @@ from gpuaudit.analyze.effects import slow_calls, slow_steps
 from gpuaudit.analyze.policy import Policy, allowed
 from gpuaudit.analyze.registry import declarations, plugins
 from gpuaudit.bundle.tables import TABLES
-from tests.rule_scenes import allocator_thrash, graph_recapture
+from tests.rule_scenes import allocator_thrash, graph_recapture, launch_paced
 from tests.rule_scenes.slow import launches
 from tests.scenes import MS, T0, US, Scene
 from tests.server_steps import server
@@ -29,6 +29,7 @@ SCENES: dict[str, Callable[[], Scene]] = {
     "slow_calls": launches,
     "allocator_calls": lambda: allocator_thrash.scenes()[0],
     "graph_making": lambda: graph_recapture.scenes()[0],
+    "host_paced": launch_paced.steps,
     "throughput_drop": lambda: launching([20] * 10 + [11] * 3 + [20] * 5),
 }
 
