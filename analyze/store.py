@@ -110,6 +110,8 @@ class Store:
         """Rows of each table that has any."""
         self._held: dict[str, set[str]] = {}
         """Columns of each such table that are not null throughout."""
+        self._disordered: set[str] = set()
+        """Tables whose columns are not in their order any more."""
         self.leaves: list[Leaf] = []
         self.artefacts: list[Artefact] = []
         self.open_body: dict[str, Any] = {}
@@ -179,7 +181,8 @@ class Store:
 
     def batches(self, query: str) -> Iterator[dict[str, npt.NDArray[Any]]]:
         """Numeric columns of a query, some rows at a time, for what need not be in memory at once. Nothing else may be
-        asked of the store until all are had."""
+        asked of the store until all are had. The query casts to whole numbers and replaces nulls itself: a null, or a
+        boolean, raises pyarrow.ArrowInvalid at its batch."""
         for batch in self._con.sql(query).to_arrow_reader(BATCH_ROWS):
             yield dict(zip(batch.schema.names, (c.to_numpy() for c in batch.columns), strict=True))
 
@@ -281,7 +284,8 @@ class Store:
             self._uncompressed = 0
 
     def _hold(self, table: Table, columns: Set[str]) -> None:
-        """Make the table, or make room for what was null so far: such a column is then the table's last."""
+        """Make the table, or make room for what was null so far: such a column is the table's last until
+        :meth:`_finish`."""
         if table.name not in self._held:
             self._held[table.name] = held = {*columns, *_OF_END}
             self._con.execute(f"CREATE TABLE {_declared(table, held)}")
@@ -289,10 +293,15 @@ class Store:
         for c in table.columns:
             if c.name in columns and c.name not in self._held[table.name]:
                 self._held[table.name].add(c.name)
+                self._disordered.add(table.name)
                 self._con.execute(f'ALTER TABLE "{table.name}" DROP COLUMN "{c.name}"')
                 self._con.execute(f'ALTER TABLE "{table.name}" ADD COLUMN "{c.name}" {SQL_TYPE[c.type]}')
 
     def _finish(self) -> None:
+        for name in sorted(self._disordered):  # rows are millions, and a view over few tables costs a query little
+            columns = ", ".join(f'"{c}"' for (c, *_) in self.sql(f'DESCRIBE {_NOTHING}."{name}"'))
+            self._con.execute(f'ALTER TABLE "{name}" RENAME TO "{name}_as_held"')
+            self._con.execute(f'CREATE VIEW "{name}" AS SELECT {columns} FROM "{name}_as_held"')
         for leaf in self.leaves:
             values = (
                 leaf.index,

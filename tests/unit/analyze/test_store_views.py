@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
 import pytest
 
 from gpuaudit.analyze.store import Store
@@ -48,4 +49,9 @@ def test_a_column_that_is_null_in_the_first_leaf_has_its_values_in_the_next() ->
     )
     query = "SELECT leaf, end_ns, parent_op, size_bytes, stream, tid FROM cuda_calls ORDER BY leaf"
     assert store.sql(query) == [(1, None, None, None, None, 7), (2, T0 + US, "ncclAllReduce", 5, None, 7)]
-    assert sorted(store.sql("DESCRIBE cuda_calls")) == sorted(Store.from_tables({}).sql("DESCRIBE cuda_calls"))
+    at_once = Store.from_tables({"cuda_calls": from_records(table, [{**call, "duration_ns": US, "size_bytes": 5}])})
+    (row,) = at_once.sql("SELECT * EXCLUDE (parent_op, leaf) FROM cuda_calls")
+    assert store.sql("SELECT * EXCLUDE (parent_op, leaf) FROM cuda_calls")[1] == row
+    with pytest.raises(pa.ArrowInvalid, match="null"):
+        list(store.batches("SELECT size_bytes FROM cuda_calls"))
+    assert store.sql("DESCRIBE cuda_calls") == Store.from_tables({}).sql("DESCRIBE cuda_calls")
