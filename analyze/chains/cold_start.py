@@ -3,7 +3,8 @@
 Effect: slow calls, or the lateness of a rank. Cause: time inside calls of the same thread that are the first of their
 operation in their process, the first launch of a kernel (its code is loaded then, CUDA C++ Programming Guide, lazy
 loading), the first collective of an operation on a communicator (NCCL connects then), or that make a context or load
-code themselves. Only of a process that was seen from its start, or that was watched for :data:`WATCHED` before it
+code themselves. A first synchronisation makes nothing: it waits for work that was given before, however long that
+takes. Only of a process that was seen from its start, or that was watched for :data:`WATCHED` before it
 called anything: of any other the first call in the recording is not the first that it made. Units: ns.
 """
 
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpuaudit.analyze import intervals, unlisted
-from gpuaudit.analyze.call_meanings import LAUNCH, MODULE_LOAD, OUTERMOST, Meaning, any_of
+from gpuaudit.analyze.call_meanings import LAUNCH, MODULE_LOAD, OUTERMOST, SYNCHRONISE, Meaning, any_of
 from gpuaudit.analyze.call_rows import Rows, pids_of
 from gpuaudit.analyze.causal import model
 from gpuaudit.analyze.causal.model import Cause, Causes, Detector, Effect
@@ -132,8 +133,8 @@ def _alone(context: Context, e: Effect, kind: str, rows: Rows) -> Intervals:
 def _first(context: Context, kind: str, pids: Sequence[int]) -> Rows:
     """The first call of each process and operation, kernel, or communicator and operation."""
     table, what, which = _FIRSTS[kind]
-    launches = f" AND {context.means(LAUNCH)}" if kind == "kernel" else ""
-    wanted = f"{pids_of(pids)} AND {which} AND {NOT_OWN}{launches}"
+    of_kind = {"operation": f" AND NOT {context.means(SYNCHRONISE)}", "kernel": f" AND {context.means(LAUNCH)}"}
+    wanted = f"{pids_of(pids)} AND {which} AND {NOT_OWN}{of_kind.get(kind, '')}"
     first = f"SELECT pid, {what}, min(start_ns) AS first_ns FROM {table} WHERE {wanted} GROUP BY ALL"
     rows = Rows.read(
         context, table, f"start_ns = first_ns AND {wanted}", ("pid::BIGINT AS pid", "tid::BIGINT AS tid", "op"),

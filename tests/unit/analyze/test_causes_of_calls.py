@@ -56,6 +56,13 @@ def test_a_second_slow_launch_of_the_kernel_is_no_cold_start() -> None:
     assert chains(scene, "cold_start") == []
 
 
+def test_a_first_synchronisation_waited_for_what_was_given_before_it() -> None:
+    scene = cold_start.launches(function=None)
+    for row in scene.rows["cuda_calls"]:
+        row["op"] = "cudaStreamSynchronize"
+    assert chains(scene, "cold_start") == []
+
+
 def test_an_operation_that_was_counted_before_has_no_first_row() -> None:
     scene = cold_start.launches(function=None)
     assert [c.text for c in chains(scene, "cold_start")] == ["operation"]
