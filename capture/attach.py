@@ -161,6 +161,13 @@ class Programs(LoadedPart):
         """What can have made the kernel refuse whoever attaches, in words; empty where nothing is known to."""
         return in_words(obstacles(self.step, KEPT if self._desk else None))
 
+    def refusal(self, error: OSError) -> str:
+        """Why :meth:`attach_functions` failed, in words: the kernel refused it, or nobody is left who may ask it."""
+        if isinstance(error, BrokenPipeError | TimeoutError):  # neither is what the kernel says of a probe
+            return f"the probes could not be attached: {error.strerror}"
+        why = self.why_not_permitted() if isinstance(error, PermissionError) else ""
+        return f"the kernel refused the probes: {error.strerror}{why and '; ' + why}"
+
     def keep_probing(self) -> int | None:
         """Before this process gives CAP_SYS_ADMIN up: where probing takes it, the process that goes on having it."""
         if self._mechanisms[0] == "perf uprobe" and "CAP_SYS_ADMIN" in CapabilitySets.of().effective:

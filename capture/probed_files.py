@@ -126,8 +126,7 @@ class ProbedFiles:
             # Through the open descriptor: the file that was read is the file that is probed.
             file.attachment = self._programs.attach_functions(f"/proc/self/fd/{fd}", places)
         except OSError as e:
-            why = self._programs.why_not_permitted() if isinstance(e, PermissionError) else ""
-            file.reason = f"the kernel refused the probes: {e.strerror}{why and '; ' + why}"
+            file.reason = self._programs.refusal(e)
             return
         self._next += len(wanted)
         file.attached, file.attached_ns = attached, boottime_ns()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,3 +87,20 @@ def test_a_refusal_is_not_laid_to_a_capability_that_is_kept(monkeypatch: pytest.
     assert "CAP_SYS_ADMIN" not in programs.why_not_permitted()
     programs.close()
     assert "CAP_SYS_ADMIN is lacking" in programs.why_not_permitted()
+
+
+def test_a_keeper_that_is_gone_is_no_refusal_of_the_kernel(file: Path) -> None:
+    programs = Programs(mechanism="perf uprobe")
+    helper = programs.keep_probing()
+    assert helper is not None
+    with pytest.raises(OSError, match="Invalid argument") as refused:
+        programs._open_event("/", OFFSET, at_return=False)
+    os.kill(helper, signal.SIGKILL)
+    with pytest.raises(BrokenPipeError) as gone:
+        programs._open_event(str(file), OFFSET, at_return=False)
+    programs.close()
+    assert programs.refusal(refused.value).startswith("the kernel refused the probes: probe /+0x1000: Invalid argument")
+    assert programs.refusal(gone.value) == (
+        f"the probes could not be attached: probe {file}+{OFFSET:#x}: the process {helper}, which keeps CAP_SYS_ADMIN "
+        "for that, has ended"
+    )
