@@ -116,11 +116,11 @@ def paced(context: Context, s: Steps, share: Fraction, queue_ns: int) -> Paced:
     slack = s.ends - calls["end_ns"][at.last] + _sums(waited, at.first, at.last)
     told = _covered(calls, at, _one_device(context, s.pid)) & (_sums(calls["spoilt"], at.first, at.asked) == 0)
     told &= (at.last < at.asked) & ~overlapping(s.starts, s.ends, _unsure(context, s))
-    fast = told & (slack <= part(s.ends - s.starts, share))
+    fast = told & (slack <= _part(s.ends - s.starts, share))
     return Paced(np.stack([s.starts[fast], s.asked[fast]], axis=1), int(told.sum()))
 
 
-def part(lengths: Array, share: Fraction) -> Array:
+def _part(lengths: Array, share: Fraction) -> Array:
     """The whole ns of a share, at most 1, of each length: exact whatever a policy sets."""
     return np.array([n * share.numerator // share.denominator for n in lengths.tolist()], dtype=np.int64)
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 KIND = "host_paced"
 
+ROUNDING_NS = 1_000
+"""By no more than that is a share of a step off as a floating-point number, steps of years included."""
+
 WAITED = Threshold(
     "waited_share", Fraction(1, 10), "share",
     "chosen: had the GPU needed no time at all, the step would be a tenth shorter at most. A share, because what a "
@@ -71,12 +74,12 @@ def effects(context: Context) -> Sequence[Effect]:
 
 
 def _of_thread(context: Context, s: Steps) -> Effect | None:
-    from gpuaudit.analyze.paced_steps import paced, part  # noqa: PLC0415 - it imports the context
+    from gpuaudit.analyze.paced_steps import paced  # noqa: PLC0415 - it imports the context
 
     waited, queue_ns, least, share = (context.policy.value(t, DECLARATION.id) for t in DECLARATION.thresholds)
     of_ns = int(s.ends[-1] - s.starts[0])
-    # A wait that is too long by itself needs no second look: most threads have those.
-    brief = (s.ends - s.asked) <= part(s.ends - s.starts, Fraction(waited))
+    # Most threads' waits are far too long by themselves: their other calls need not be read.
+    brief = (s.ends - s.asked) <= (s.ends - s.starts) * float(waited) + ROUNDING_NS
     if brief.sum() < least or int((s.asked - s.starts)[brief].sum()) < of_ns * share:
         return None
     told = paced(context, s, Fraction(waited), int(queue_ns))
