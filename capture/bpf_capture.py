@@ -20,7 +20,7 @@ from gpuaudit.capture.host_samples import HostSamples
 from gpuaudit.capture.loading import LoadedPart
 from gpuaudit.capture.mounts import Mounts
 from gpuaudit.capture.parts import ATTACHED_LAST, PARTS, SYSCALLS, TCP, Part
-from gpuaudit.capture.probed_files import ProbedFiles
+from gpuaudit.capture.probed_files import ProbedFile, ProbedFiles
 from gpuaudit.capture.ring import RingDescription
 from gpuaudit.capture.selection import Selection
 from gpuaudit.capture.settings import Settings
@@ -85,6 +85,8 @@ class BpfCapture:
         self._samples: HostSamples | None = None
         self._mounts: Mounts | None = None
         self._holders: SocketHolders | None = None
+        self._written: list[tuple[ProbedFile, int]] = []
+        """Files whose probes were taken off since the last pass, and when."""
         self._loaded_ns = 0
         self._finished = False
 
@@ -240,7 +242,8 @@ class BpfCapture:
     @property
     def wake_descriptors(self) -> list[int]:
         """Readable when a library may have been mapped, or a stack was not seen before: for :meth:`look_at_once`."""
-        return [*self.following.wake_descriptors, *(self._stacks.wake_descriptors if self._stacks else ())]
+        stacks = self._stacks.wake_descriptors if self._stacks else ()
+        return [*self.following.wake_descriptors, *self._files.changes.descriptors, *stacks]
 
     @property
     def libraries_parsed(self) -> int:
@@ -258,6 +261,7 @@ class BpfCapture:
 
     def look_at_once(self) -> int:
         """Probe what the kernel says was just mapped, name new stacks. Returns libraries found."""
+        self._take_written()
         found = self.following.look_at_once()
         if self._stacks:
             self._stacks.drain()
@@ -267,11 +271,31 @@ class BpfCapture:
 
     def scan(self) -> int:
         """One pass of discovery: probe what is new, tell of processes that came and went. Returns libraries found."""
+        self._take_written()
         found = self.following.scan()
+        self._tell_written()
         if self._stacks:
             self._stacks.drain()
         self._look_at_threads(found=bool(found))
         return found
+
+    def _take_written(self) -> None:
+        now = boottime_ns()
+        for key, file in self._files.written():
+            self._written.append((file, now))
+            self.following.forget_file(*key)
+            if all(f is not file for f in self._files):
+                for row in self._files.rows(file, now):
+                    self._sink("probes", row)
+
+    def _tell_written(self) -> None:
+        """Once a pass has found what was written in the processes that still map it."""
+        now = boottime_ns()
+        for file, since in self._written:
+            reason = f"{file.path} was written to while it was probed: its probes were taken off, and it is probed anew"
+            for table in file.library.tables:
+                self._sink("gaps", gap_row(file.library.source, reason, since, now, table=table))
+        self._written.clear()
 
     def _look_at_threads(self, *, found: bool) -> None:
         """Threads of newly traced processes, which may sleep until the end and so never be seen to leave a CPU."""
@@ -395,6 +419,7 @@ class BpfCapture:
         if self._follower:
             self._follower.close()
         self._files.detach()
+        self._files.changes.close()
         for link in self._links.values():
             link.close()
         if self._barrier:

@@ -142,6 +142,13 @@ class Scanner:
         known.read_ns = now
         return found
 
+    def forget_file(self, device: int, inode: int) -> None:
+        """Its probes are gone: the next pass finds it anew in the processes that map it."""
+        for known in self._known.values():
+            if (device, inode) in known.files:
+                known.files.discard((device, inode))
+                known.hint = b""
+
     def mapping_processes(self) -> list[tuple[int, int]]:
         """(process, its start) of those that mapped a library when last looked at."""
         return [(pid, known.start_ns) for pid, known in self._known.items() if known.files]

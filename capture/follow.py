@@ -129,6 +129,10 @@ class Follower:
         self.tell_unobservable(boottime_ns() - DRIVER_PATIENCE_NS)
         return found
 
+    def forget_file(self, device: int, inode: int) -> None:
+        """See :meth:`Scanner.forget_file`."""
+        self._scanner.forget_file(device, inode)
+
     def traced_runs(self) -> set[Key]:
         """(process, beginning of its program) of those that are traced now."""
         return {(pid, t.began_ns) for pid, t in self._targets.all().items() if t.flags & TRACED}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from gpuaudit.capture import libbpf
 from gpuaudit.capture.attach import Attachment, Place, Programs, cookie
+from gpuaudit.capture.file_changes import FileChanges
 from gpuaudit.capture.probes import Library, Probe, op_id
 from gpuaudit.capture.processes import file_name
 from gpuaudit.capture.selection import DENIED
@@ -74,8 +75,10 @@ class ProbedFiles:
         self._denied = denied
         self._costs_ns = costs_ns
         self._files: dict[tuple[int, int], ProbedFile] = {}
+        self.changes = FileChanges()
         self.symbols = SymbolCache()
         self._next = 1  # counter 0 is the self test's
+        self._gone: list[tuple[tuple[int, int], ProbedFile]] = []
         self._twins_noted = 0
         self._merged: list[ProbedFile] = []
         """Files that others stand for, whose probes are still in the map ``twins``."""
@@ -86,8 +89,11 @@ class ProbedFiles:
         key = (status.st_dev, status.st_ino)
         known = self._files.get(key)
         stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        if known is not None and (known.attached or known.stamp == stamp):  # a probe holds its inode
+        if known is not None and known.attached and known.stamp[:2] != stamp[:2]:
+            self._let_go(key)
+        elif known is not None and (known.attached or known.stamp == stamp):  # a probe holds its inode
             return known, False
+        self.changes.watch(fd, key)
         file = self._files[key] = ProbedFile(library, path, stamp)
         if library.source not in self._sources:
             file.reason = f"source {library.source} was not asked for"
@@ -100,6 +106,23 @@ class ProbedFiles:
             return file, False
         self._attach(fd, file, symbols)
         return file, bool(file.attached)
+
+    def written(self) -> list[tuple[tuple[int, int], ProbedFile]]:
+        """Files (device and inode) that were written to since the last call: their probes are gone."""
+        for key in self.changes.take():
+            if key in self._files:
+                self._let_go(key)
+        gone, self._gone = self._gone, []
+        return gone
+
+    def _let_go(self, key: tuple[int, int]) -> None:
+        """Forget a file; detach it unless it is probed under another number too (then what was written is a copy)."""
+        file = self._files.pop(key)
+        if file.attachment and all(f is not file for f in self._files.values()):
+            file.attachment.detach_entries()
+            file.attachment.detach_returns()
+        if file.attachment:
+            self._gone.append((key, file))
 
     def attached_file(self, device: int, inode: int) -> ProbedFile | None:
         """The file that a mapping names, if it is probed. A probe holds its inode: the numbers mean no other file."""

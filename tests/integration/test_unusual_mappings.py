@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import select
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.integration.recording import recording, start, wait_for_line
+from tests.doubles.build import build
+from tests.integration.recording import DEADLINE_S, recording, start, truth, wait_for_line
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf")]
 
@@ -66,3 +68,31 @@ def test_shared_and_writable_code_is_said_to_be_unobserved(doubles: Path, tmp_pa
     assert len(r.of("cuda_calls", pid=process.pid, op="cudaFree")) == CALLS
     recorded = [p for p in r.rows["probes"] if p["hits"] and p["op"] == "cudaFree"]
     assert [p["path"] for p in recorded if p["path"] in told] == [in_memory["path"]]
+
+
+def test_other_content_in_a_probed_file(doubles: Path, tmp_path: Path) -> None:
+    """Probes that stayed would lie in the midst of instructions, and end every process that maps the file."""
+    library = Path(shutil.copy(doubles / "libcudart.so.13", tmp_path))
+    (tmp_path / "other").mkdir()
+    other = build("cudart", tmp_path / "other", flags=["-O0"])
+    with recording() as r:
+        r.capture.prepare([str(library)])
+        library.write_bytes(other.read_bytes())
+        assert select.select(r.capture.wake_descriptors, [], [], DEADLINE_S)[0], "the attacher is woken"
+        r.capture.look_at_once()
+        process = start(
+            doubles / "calls", "--cudart", library, "--out", tmp_path / "truth", "--pause-file", tmp_path / "go"
+        )  # fmt: skip
+        wait_for_line(process, "at start")
+        r.step()
+        (tmp_path / "go").touch()
+        r.run(process)
+        r.finish()
+    calls = r.of("cuda_calls", pid=process.pid, parent_ns=None)
+    assert [c["op"] for c in calls] == [c["op"] for c in truth(tmp_path / "truth")]
+    (mine,) = r.of("libraries", pid=process.pid)
+    assert mine["op"] == "attached"
+    ended = [p for p in r.rows["probes"] if p["path"] == str(library) and p["hits"] is not None]
+    assert len({p["start_ns"] for p in ended}) == 2, "those of either content are told of"
+    (gap,) = [g for g in r.rows["gaps"] if g["reason"].startswith(f"{library} was written to while it was probed")]
+    assert (gap["table_name"], gap["pid"]) == ("cuda_calls", None)
