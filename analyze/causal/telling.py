@@ -116,7 +116,7 @@ def _chain(context: Context, found: Findings, group: Sequence[Explained]) -> Cha
     return Chain(
         id="",
         detector=name,
-        severity=_severity(context, name, threads),
+        severity=severity.at_most(_severity(context, name, threads), told.gravest),
         text=lead.cause.text or name,
         values=values,
         subject={"pid": str(lead.effect.pid), **lead.effect.subject, **lead.cause.subject},
@@ -178,10 +178,11 @@ def _confidence(
     return "medium" if share >= context.policy.value(MEDIUM, name) and grade <= "C" else "low"
 
 
-def _further_on(context: Context, found: Findings, group: Iterable[Explained]) -> Iterator[str]:
-    """What speaks against the links that go on from the causes of a chain."""
-    for x in group:
-        for key in (*x.cause.because, *([x.waited_key] if x.cause.thread is not None else [])):
+def _further_on(context: Context, found: Findings, group: Sequence[Explained]) -> Iterator[str]:
+    """What speaks against the links that go on from the causes of a chain, as far as those are told."""
+    for i, x in enumerate(group):
+        waited = [x.waited_key] if i < MAX_EFFECTS and x.cause.thread is not None else []
+        for key in (*x.cause.because, *waited):
             yield from _doubts(context, found, key)
 
 

@@ -54,6 +54,9 @@ DECLARATION = Declaration(
 MAX_EFFECTS = 200
 """Operations of threads that are looked at, those with most slow time first."""
 
+MAX_CALLS = 1 << 62
+"""More are not evidence; times a denominator of a policy (18 digits) they stay within 128 bits."""
+
 _LIMITS = """
 WITH c AS (
   SELECT pid, op, duration_ns AS ns, count(*) AS n FROM {table}
@@ -61,8 +64,8 @@ WITH c AS (
   UNION ALL SELECT pid, op, max_ns, sum(count) FROM call_totals
   WHERE {own} AND {of_table} AND {outer_totals} AND count > 0 GROUP BY ALL
 ), r AS (
-  SELECT pid, op, ns, sum(n) OVER (PARTITION BY pid, op) AS total,
-    sum(n) OVER (PARTITION BY pid, op ORDER BY ns) AS upto FROM c
+  SELECT pid, op, ns, least(sum(n) OVER (PARTITION BY pid, op), {most}) AS total,
+    least(sum(n) OVER (PARTITION BY pid, op ORDER BY ns), {most}) AS upto FROM c
 )
 SELECT pid, op, any_value(total)::BIGINT AS calls, (min(ns) FILTER (WHERE upto * 2 >= total))::BIGINT AS median,
   (min(ns) FILTER (WHERE (total - upto)::HUGEINT * {slowest.denominator} <= total::HUGEINT * {slowest.numerator}))
@@ -97,7 +100,7 @@ def _of_table(context: Context, table: str) -> list[Effect]:
     times, slowest, least = limits_of(context)
     limits = _LIMITS.format(
         table=table, own=NOT_OWN, outer=OUTERMOST, of_table=OF_TABLE[table], outer_totals=OUTER, slowest=slowest,
-        least=least,
+        least=least, most=MAX_CALLS,
     )  # fmt: skip
     a = context.store.arrays(
         f"WITH limits AS (SELECT *, {_scaled('median', times)} AS most FROM ({limits})) "

@@ -16,6 +16,7 @@ from gpuaudit.analyze.context import Context
 from gpuaudit.analyze.effects import slow_calls, slow_steps
 from gpuaudit.analyze.policy import Policy, allowed
 from gpuaudit.analyze.registry import declarations, plugins
+from gpuaudit.analyze.store import MAX_TIME_NS
 from gpuaudit.bundle.tables import TABLES
 from tests.rule_scenes import allocator_thrash, graph_recapture, launch_paced
 from tests.rule_scenes.slow import launches
@@ -110,6 +111,21 @@ def test_a_denominator_of_nineteen_digits_stays_exact() -> None:
     nearly = Fraction(3 * 10**18 + 10**14, 10**18)
     assert slow(scene, slow_times_median=nearly) == []
     assert slow(scene, slow_times_median=nearly - Fraction(1, 10**18)) == [1]
+
+
+def test_counts_and_durations_of_a_strangers_bundle_do_not_overflow() -> None:
+    """Buckets of 2^64 − 1 calls, and the longest durations that a store takes, by the finest share of a policy."""
+    scene = Scene().clock().process(7)
+    for i, ns in enumerate([10 * US] * 20 + [MAX_TIME_NS - 1 - 2 * T0]):
+        scene.cuda(7, "cudaLaunchKernel", T0 + i * MS, ns)
+    for ns in (20 * US, 30 * US, MAX_TIME_NS - 1):
+        scene.add(
+            "call_totals", start_ns=T0, duration_ns=MS, pid=7, tid=7, op="cudaLaunchKernel", low_ns=1,
+            high_ns=MAX_TIME_NS - 1, count=(1 << 64) - 1, sum_ns=MAX_TIME_NS - 1, min_ns=1, max_ns=ns, size_bytes=0,
+            errors=0, nested=0,
+        )  # fmt: skip
+    for share in (Fraction(1, 10**18), Fraction(10**18 - 1, 10**18)):
+        assert slow(scene, slowest_share=share) == [1]
 
 
 def test_the_appendix_and_the_section_say_what_held() -> None:

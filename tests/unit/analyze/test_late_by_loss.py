@@ -161,8 +161,12 @@ def test_through_a_thread_that_was_waited_for() -> None:
         resent(scene, end - 2 * MS)
     found = chain(scene)
     _, lock, packets = found.links
-    assert "lock" in lock.cause or "woken" in lock.cause or "loader" in lock.cause
-    assert "slept in recvfrom" in packets.cause
-    assert packets.effect.startswith(f"the wait for thread {SIBLING}")
-    assert any("for which descriptor the thread slept" in a for a in found.against)
+    assert lock.cause == f"its thread slept in futex until loader (thread {SIBLING} of its own process) woke it"
+    assert lock.overlap_ns.value == STEPS * SLEPT
+    assert packets.cause.startswith(f"its thread slept in recvfrom while packets of a connection with {THERE}")
+    assert packets.effect == f"the wait for thread {SIBLING} of python3 ({LATE})"
+    assert found.against[-1] == (
+        "TCP packets sent again: for which descriptor the thread slept is not recorded: it may have waited for "
+        "something else"
+    )
     assert packets.overlap_ns.value == STEPS * REACH
