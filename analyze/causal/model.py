@@ -15,7 +15,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from gpuaudit.analyze import intervals, severity
-from gpuaudit.analyze.finding import Link, Quantity, Threshold
+from gpuaudit.analyze.finding import Link, Quantity, Severity, Threshold
 from gpuaudit.analyze.intervals import Intervals
 
 if TYPE_CHECKING:
@@ -166,3 +166,6 @@ class Detector:
     """A culprit holds up many processes at once (the peers of a late rank): one chain tells of them all."""
     inferred: bool = False
     """The culprit itself was not observed, and is what is left: confidence is medium at most."""
+    gravest: Severity = "critical"
+    """Its chains are no graver, whatever share of a thread's time they cover: less where nothing shows that it was
+    time of the GPU's that was lost."""
