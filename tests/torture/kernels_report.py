@@ -163,6 +163,10 @@ TAIL = """
   at which function it is. Red Hat brings the BPF of newer kernels back into its 5.14. A kernel that lacks the cookie
   refuses the programs, `audit check` says so in the kernel's words, and no source that needs BPF can be recorded there;
   NVML and engines can.
+- **Perf uprobes before 6.0.** By the sources, not tried: `trace_call_bpf` passes a call over, and no counter says so,
+  while `bpf_prog_active` is set on its CPU, as by a thread that is switched out inside bpf(2) changing a map. Since 6.0
+  (`bpf_prog_run_array_sleepable`) perf uprobes do not look at it. A call that is lost so between 5.15 and 5.19, or in a
+  rebuild without that change, is in no number of ours.
 - **Debian 11 (5.10) and upstream 5.14.** No cookie: refused as above, before anything is attached. Not booted: the
   archive of Debian 12 has no such package.
 - **Secure boot.** The lockdown above is the kernel's own parameter; with secure boot it is the firmware's.
