@@ -1,0 +1,111 @@
+"""A crowd of another cgroup on the launcher's core: its cgroup is named with its share, and none of the crowd alone.
+
+How long the launcher was ready to run and had no CPU is the kernel's own count (schedstat), read by the launcher. The
+same crowd on another core explains nothing; in the launcher's own cgroup it is no neighbour, and is told by its names.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from gpuaudit.capture.cgroups import cgroup_mount
+from tests.integration.memory_cgroups import inside, remove
+from tests.integration.planted import (
+    CPU,
+    OTHER_CPU,
+    TOLERANCE,
+    Analysed,
+    Bench,
+    analysed,
+    bench,
+    close,
+    effect_ns,
+    explained,
+    kept_most,
+    share,
+    undisturbed,
+)
+from tests.integration.recording import start, wait_for_line
+
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf"), pytest.mark.alone]
+
+CROWD = {"stall one": 13, "stall two": 16, "stall three": 19}
+"""Names, and the pause in ms after each burst: as they differ, none is always hidden behind another one."""
+
+BURSTS = ("--burst-ms", 2, "--priority", 2, "--ms", 600_000)
+"""Above the launcher, as it is above everybody else of this host: nobody but the crowd is in its way."""
+
+BUSY = ("--busy-ms", 30)
+
+
+@pytest.fixture(scope="module")
+def stalls() -> Iterator[Path]:
+    """A cgroup of version 2 of its own."""
+    mount = cgroup_mount()
+    if mount is None:
+        pytest.skip("no hierarchy of cgroups of version 2 is mounted")
+    folder = Path(mount) / f"gpuaudit-test-{uuid.uuid4().hex[:8]}"
+    folder.mkdir()
+    yield folder
+    remove(folder)
+
+
+@contextmanager
+def crowd(b: Bench, *prefix: str) -> Iterator[None]:
+    """Three processes that take turns on the CPU of launchers until this ends, above their priority."""
+    with ExitStack() as stack:
+        for name, pause_ms in CROWD.items():
+            options = ("--cpu", CPU, "--name", name, "--pause-ms", pause_ms, *BURSTS)
+            process = start(*prefix, b.programs / "spin", *map(str, options))
+            stack.callback(ended, process)
+            wait_for_line(process, "at spin")
+        yield
+
+
+def ended(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.communicate()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory, bpf: None, stalls: Path) -> Iterator[Analysed]:
+    folder: Path = tmp_path_factory.mktemp("neighbour")
+    if CPU == OTHER_CPU:
+        pytest.skip("needs two CPUs")
+    with bench(folder) as b:
+        with crowd(b, *inside(stalls)):
+            b.run("crowded", "--cpu", CPU, *BUSY)
+            undisturbed(lambda: [b.run("another core", "--cpu", OTHER_CPU, *BUSY)], kept_most)
+        with crowd(b):
+            b.run("at home", "--cpu", CPU, *BUSY)
+        yield analysed(b)
+
+
+def test_the_neighbours_cgroup_is_named(found: Analysed, stalls: Path) -> None:
+    """A third of its slow launches, as the kernel counts for it; nothing else is claimed."""
+    chain, told = found.only("crowded", "noisy_neighbour"), found.victims["crowded"]
+    assert told.planted("gap") > 2 * TOLERANCE
+    assert close(share(chain), told.planted("gap")), (share(chain), told.planted("gap"))
+    assert str(chain.values["culprit"]) == f"the cgroup with id {stalls.stat().st_ino}"
+    assert set(str(chain.values["names"]).split(", ")) <= CROWD.keys()
+    assert abs(effect_ns(chain) - told.slow_ns) <= told.slow_ns // 20
+    assert sum(s.share.value or 0 for s in chain.shares) == 1
+
+
+def test_the_same_crowd_on_another_core_is_no_chain(found: Analysed) -> None:
+    assert found.unexplained("another core") > 1 - TOLERANCE
+    assert found.chains("another core") == []
+
+
+def test_the_same_crowd_in_its_own_cgroup_is_no_neighbour(found: Analysed) -> None:
+    """It is told by its names, as what it is: preemption."""
+    told, chains = found.victims["at home"], found.chains("at home")
+    assert {c.detector for c in chains} == {"preempted"}
+    assert close(explained(chains), told.planted("gap")), (explained(chains), told.planted("gap"))
+    assert {str(c.values["culprit"]).partition(" (")[0] for c in chains} <= CROWD.keys()
