@@ -204,7 +204,7 @@ static __always_inline __u64 bucket_high(__u32 bucket)
 	return high > low ? high : low + 1; /* below 4 ns a bucket is 1 ns wide */
 }
 
-/* 0 when there is no room. Nothing else adds to a key than the thread that it names. */
+/* 0 when there is no room, or the sum of bytes would leave 64 bits. Nothing else adds to a key than the thread that it names. */
 __noinline int add_to_totals(__u32 table, struct open_call *call, __u32 ok)
 {
 	struct totals_state *state = totals();
@@ -227,6 +227,8 @@ __noinline int add_to_totals(__u32 table, struct open_call *call, __u32 ok)
 	odd = *(volatile __u32 *)&state->odd;
 	sum = odd ? bpf_map_lookup_elem(&totals_odd, &key) : bpf_map_lookup_elem(&totals_even, &key);
 	if (sum) {
+		if (sum->size_bytes + bytes < bytes)
+			return 0;
 		sum->end_ns = call->start_ns + call->duration_ns;
 		if (call->start_ns < sum->start_ns)
 			sum->start_ns = call->start_ns;

@@ -108,6 +108,23 @@ def test_above_the_budget_calls_are_counted_exactly(storm: Path, tmp_path: Path)
     assert 0 < max(windows.values()) <= budget + PORTION * (os.cpu_count() or 1)
 
 
+def test_sizes_whose_sum_leaves_64_bits(storm: Path) -> None:
+    """What a program asks for may be any number: two such calls have no sum, so each that finds one is a row."""
+    code = (
+        "import ctypes as C, sys; copy = C.CDLL(sys.argv[1]).cudaMemcpyAsync\n"
+        "for _ in range(100): copy(None, None, C.c_size_t(1 << 63), 1, None)"
+    )
+    with recording(settings=Settings(budget_per_s=1, sample_every=0)) as r:
+        r.capture.prepare([str(storm)])
+        process = start(sys.executable, "-c", code, storm)
+        r.run(process)
+        r.finish()
+    rows, totals = (r.of(table, pid=process.pid) for table in ("cuda_calls", "call_totals"))
+    assert len(rows) + sum(t["count"] for t in totals) == 100
+    assert {row["size_bytes"] for row in rows} | {t["size_bytes"] for t in totals} == {1 << 63}
+    assert {t["count"] for t in totals} == {1}
+
+
 def test_what_finds_no_room_among_the_sums_is_a_row(
     storm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
