@@ -3,7 +3,8 @@
 Three phases, told from calls alone and before anything is classified by a model:
 
 - *load*: the stretch of one-time copies from the host (no other copy went to the same address, while what held it
-  existed) with no pause above :data:`PAUSE`, that moved most bytes.
+  existed) with no pause above :data:`PAUSE`, that moved most bytes. Copies into large memory that was made after the
+  first of them, stays, and is filled for less than half are none of it.
 - *reservation*: large allocations made after the load, alive at the end of the capture, into which nothing was copied
   from the host; what engines do with the memory that is left, for their KV cache.
 - *traffic*: copies of either direction after both.
@@ -91,12 +92,13 @@ def read_residency(context: Context, pid: int) -> Residency:
     made, copied = read_allocations(context.store, pid, context.window.end_ns)
     kind = np.full(len(made), OTHER, dtype="<U8")
     reason = _unseen(context, pid) or ("" if len(made) else "no allocation of device memory was recorded")
-    load = None if reason else _load(copied)
+    one_time = _one_time(made, copied)
+    load = None if reason else _load(copied, one_time)
     if not reason and load is None:
         reason = f"no stretch of one-time copies from the host moved {int(LEAST_LOAD.value) >> 20} MiB"
     if load is None or reason:
         return Residency(pid, made, kind, reason=reason)
-    once = sum(copied.bytes[copied.count == 1].tolist())
+    once = sum(copied.bytes[one_time].tolist())
     if load.bytes * ONE_LOAD_DEN < once * ONE_LOAD_NUM:
         why = f"one-time copies are spread over the capture: {load.bytes} of {once} bytes lie in the longest stretch"
         return Residency(pid, made, kind, reason=why)
@@ -134,9 +136,20 @@ def _began_before(context: Context, pid: int) -> str:
     return ""
 
 
-def _load(copied: Destinations) -> Phase | None:
+def _one_time(made: Allocations, copied: Destinations) -> npt.NDArray[np.bool_]:
+    """Destinations of one copy, but for those in large memory that was made later, stays, and is mostly not filled so:
+    a block that comes back into a cache, soon after the load, is no part of it."""
+    once: npt.NDArray[np.bool_] = copied.count == 1
+    if not once.any() or not len(made):
+        return once
+    pool = (made.begin > copied.first[once].min()) & (made.end == ALIVE) & (made.size >= int(LARGE.value))
+    pool &= 2 * made.once < made.size
+    holder = made.holders(copied.address, copied.first)
+    return once & ~((holder >= 0) & pool[holder])
+
+
+def _load(copied: Destinations, once: npt.NDArray[np.bool_]) -> Phase | None:
     """The stretch of one-time copies that moved most bytes, of equal ones the first."""
-    once = copied.count == 1
     if not once.any():
         return None
     first, last, size = copied.first[once], copied.last[once], copied.bytes[once]

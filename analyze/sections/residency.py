@@ -37,7 +37,8 @@ CHECKS = (
 DEFINITIONS = (
     ("load", "The stretch of one-time copies from the host (no other copy went to the same address until it was "
      "freed), without a pause above 10 s, that moved most bytes: at least 64 MiB, and nine tenths of all one-time "
-     "bytes."),
+     "bytes. Copies into memory of 32 MiB and more that was made later and stays, and of which they fill less than "
+     "half, are no part of it."),
     ("reservation", "Allocations of 32 MiB and more made after the load, alive at the end of the capture, into which "
      "nothing was copied from the host; at most 1,024 of them."),
     ("traffic", "Copies in either direction after load and reservation."),
