@@ -145,7 +145,8 @@ def _one_time(made: Allocations, copied: Destinations) -> npt.NDArray[np.bool_]:
     pool = (made.begin > copied.first[once].min()) & (made.end == ALIVE) & (made.size >= int(LARGE.value))
     pool &= 2 * made.once < made.size
     holder = made.holders(copied.address, copied.first)
-    return once & ~((holder >= 0) & pool[holder])
+    out: npt.NDArray[np.bool_] = once & ~((holder >= 0) & pool[holder])
+    return out
 
 
 def _load(copied: Destinations, once: npt.NDArray[np.bool_]) -> Phase | None:
