@@ -165,7 +165,7 @@ class Detector:
     one_chain: bool = False
     """A culprit holds up many processes at once (the peers of a late rank): one chain tells of them all."""
     inferred: bool = False
-    """The culprit itself was not observed, and is what is left: confidence is medium at most."""
+    """The culprit itself, or what it cost, was not observed, and is what is left: confidence is medium at most."""
     gravest: Severity = "critical"
     """Its chains are no graver, whatever share of a thread's time they cover: less where nothing shows that it was
     time of the GPU's that was lost."""

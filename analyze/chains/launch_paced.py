@@ -124,6 +124,7 @@ DETECTOR = Detector(
     kinds=frozenset({host_paced.KIND}),
     scope="same thread",
     find=find,
+    inferred=True,
     gravest="warning",
     refuted_by="The GPU's own record of the same steps (a profiler's trace) in which it works for most of them: "
     "launches are then hidden behind its work, and cheaper ones shorten nothing.",

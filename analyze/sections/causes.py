@@ -48,7 +48,7 @@ REST = (
 DETECTORS = (("order", "order"), ("detector", "detector"), ("joins", "joins on"), ("state", "outcome"))
 
 FIXED = (
-    ("effect", "Time that a thread, a rank or a GPU lost. Each moment counts once, however many calls it is made of."),
+    ("effect", "Time that a thread, a rank or a GPU lost, or whose pace a thread set. Each moment counts once."),
     ("share", "Time allotted to a cause over the time of the effect. The rows of one effect add up to 1."),
     ("unexplained", "What no detector claimed. It is no cause: what the thread did then is told where recorded."),
     ("calls touched", "Calls (arrivals, pauses) of the effect that share a moment with what was allotted."),
@@ -100,7 +100,7 @@ def _statement(context: Context, kind: str, effects: Sequence[Effect]) -> Statem
     evidence = tuple(dict.fromkeys(i for e in effects for i in e.evidence()))
     formula = "sum over threads of the time of their effects, each moment once"
     return Statement(
-        "Lost in effects of the kind {kind} (number: {effects}): {lost}, of which {explained} ({share}) is allotted to "
+        "Time of effects of the kind {kind} (number: {effects}): {lost}, of which {explained} ({share}) is allotted to "
         "causes; the rest is unexplained.",
         {
             "kind": f"“{kind.replace('_', ' ')}”", "explained": derived(explained, "ns", evidence, "allotted"),
