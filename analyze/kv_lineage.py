@@ -275,10 +275,11 @@ class _Moves:
             return
         generation = np.maximum(np.searchsorted(self._begins, a["start_ns"], side="right") - 1, 0)
         phase, step = self._steps(a["start_ns"], a["tid"])
-        parts = np.stack([generation, way, phase])
-        for key in np.unique(parts, axis=1).T.tolist():
-            mine = (parts == np.array(key)[:, None]).all(axis=0)
-            move = self.moves.setdefault((key[0], key[1], key[2]), Move(key[0], key[1], self._phases[key[2]]))
+        part = (generation * len(WAYS) + way) * len(self._phases) + phase
+        for key in np.unique(part).tolist():
+            mine = part == key
+            (g, w), p = divmod(key // len(self._phases), len(WAYS)), key % len(self._phases)
+            move = self.moves.setdefault((g, w, p), Move(g, w, self._phases[p]))
             move.bytes += int(a["bytes"][mine].sum())
             move.copies += int(mine.sum())
             move.steps = np.union1d(move.steps, step[mine & (step >= 0)])
