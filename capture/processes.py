@@ -204,9 +204,26 @@ def properties(pid: int) -> Properties | None:
     return Properties(_real_uid(_text(f"{PROC}/{pid}/status") or b""), fields[0], where.version_2)
 
 
+def _with_memory(pid: int) -> int:
+    """The number to ask for what a process maps: its own, or another thread's where the first one has ended.
+
+    /proc answers for any thread, and shows nothing mapped for a first thread that left by pthread_exit(3).
+    """
+    fields = _fields(pid)
+    if fields is None or fields[1][0] != "Z" or int(fields[1][17]) <= 1:
+        return pid
+    try:
+        threads = [int(entry.name) for entry in Path(f"{PROC}/{pid}/task").iterdir()]
+    except OSError:
+        return pid
+    return next((t for t in threads if not (_text(f"{PROC}/{t}/statm") or b"0 ").startswith(b"0 ")), pid)
+
+
 def size_hint(pid: int) -> bytes | None:
     """Changes whenever something is mapped, and costs far less to read than the maps; None for a kernel thread."""
     raw = _text(f"{PROC}/{pid}/statm")
+    if raw is not None and raw.startswith(b"0 "):
+        raw = _text(f"{PROC}/{_with_memory(pid)}/statm")
     if raw is None or raw.startswith(b"0 "):
         return None
     fields = raw.split()
@@ -216,7 +233,7 @@ def size_hint(pid: int) -> bytes | None:
 def mappings(pid: int) -> Iterator[Mapping]:
     """Executable mappings of files, one per file: the first where probes can be placed, if there is one."""
     found: dict[tuple[int, int], Mapping] = {}
-    for match in _MAPPING.finditer(_text(f"{PROC}/{pid}/maps", MAX_MAPS_BYTES) or b""):
+    for match in _MAPPING.finditer(_text(f"{PROC}/{_with_memory(pid)}/maps", MAX_MAPS_BYTES) or b""):
         addresses, permissions, major, minor, inode, path = match.groups()
         file = (os.makedev(int(major, 16), int(minor, 16)), int(inode))
         known = found.get(file)
@@ -257,6 +274,7 @@ def open_mapping(pid: int, mapping: Mapping) -> int:
     /proc/PID/map_files leads there without a path. Where that is not permitted, the path is resolved inside the
     process's own root, absolute links included, and device and inode must be the mapping's.
     """
+    pid = _with_memory(pid)
     fd = _open_map_file(pid, mapping)
     if fd is not None:
         return fd

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -216,6 +217,29 @@ def test_a_process_that_ended_is_not_a_file_that_cannot_be_opened() -> None:
     for _ in range(2):
         with pytest.raises(Ended, match="the process ended before it could be looked at"):
             open_mapping(process.pid, mapping)
+        process.wait()
+
+
+def test_a_process_whose_first_thread_has_ended() -> None:
+    """It looks like a zombie that maps nothing, and goes on."""
+    code = (
+        "import ctypes, threading; libc = ctypes.CDLL(None)\n"
+        "threading.Thread(target=lambda: libc.sleep(3600), daemon=True).start()\n"
+        "libc.pthread_exit(None)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        while (fields := processes._fields(process.pid)) is None or fields[1][0] != "Z":
+            assert process.poll() is None
+            time.sleep(0.01)
+        assert processes.size_hint(process.pid) is not None
+        assert processes.why_not_followed(process.pid) == ""
+        mapping = next(m for m in processes.mappings(process.pid) if m.file_name.startswith("libc"))
+        fd = open_mapping(process.pid, mapping)
+        assert os.fstat(fd).st_ino == mapping.inode
+        os.close(fd)
+    finally:
+        process.kill()
         process.wait()
 
 
