@@ -77,13 +77,13 @@ def _of_thread(context: Context, e: Effect, off: states.States | None) -> Cause 
         return None
     s = next(s for s in context.steps if (s.pid, s.tid) == e.thread)
     waits = (s.ends - s.asked)[np.isin(s.starts, e.parts[:, 0])]
-    evidence = calls.evidence(context)
-    rows = evidence(time)
+    # They are too many to be named one by one: those of all steps from the first paced one to the last.
+    rows = (context.book.where("cuda_calls", f"{calls.where} AND {_within(e)}"),)
     other = (
         f"for {duration(rest)} of these steps the thread did something else: the GPU may have caught up in that time"
     )
     return Cause(
-        culprit="launches", time=time, evidence=evidence, text="launch_paced",
+        culprit="launches", time=time, evidence=lambda _: rows, text="launch_paced",
         what="its thread did little but give the GPU work, and the GPU had kept up when it was asked",
         values={
             "launches": Quantity(len(calls), "count", "derived", rows, "calls that gave work and returned at once"),
@@ -96,6 +96,10 @@ def _of_thread(context: Context, e: Effect, off: states.States | None) -> Cause 
             "what records calls makes each of them longer by a few microseconds: without it the GPU may set the pace",
         ),
     )  # fmt: skip
+
+
+def _within(e: Effect) -> str:
+    return f"start_ns BETWEEN {int(e.parts[0, 0])} AND {int(e.parts[-1, 1])}"
 
 
 def _launching(context: Context, e: Effect) -> tuple[Rows, Intervals, Array]:
