@@ -25,6 +25,10 @@ INSTANTIATE = Meaning("instantiate a graph", "(cuda|cu|hip)GraphInstantiate.*")
 
 UNKNOWN = -1
 
+REPLAYED = 10
+"""Launches in a row, with nothing made between them, from which on a process replays graphs: a warm-up makes one after
+the other and launches each a few times at most."""
+
 MAX_HANDLE = 1 << 63
 """Handles are addresses of host memory: a larger one is none."""
 
@@ -33,13 +37,15 @@ MAX_HANDLE = 1 << 63
 class Graphs:
     """``calls`` are those that capture or make, ``reach`` the end of each one's making (of a begin: of its capture).
 
-    ``first_launch`` is per process the start of its first graph launch, ``launched`` the executable graphs launched by
-    (process, handle), ``handles_told`` the processes whose launches all tell the handle.
+    ``first_launch`` is per process the start of its first graph launch, ``replays`` that of the first of
+    :data:`REPLAYED` in a row where there are such, ``launched`` the executable graphs launched by (process, handle),
+    ``handles_told`` the processes whose launches all tell the handle.
     """
 
     calls: Rows
     reach: npt.NDArray[np.int64]
     first_launch: dict[int, int]
+    replays: dict[int, int]
     launched: frozenset[tuple[int, int]]
     handles_told: frozenset[int]
 
@@ -77,9 +83,27 @@ def read_graphs(context: Context, pids: Iterable[int]) -> Graphs:
         first[int(pid)] = min(first.get(int(pid), int(at)), int(at))
     untold = {int(p) for p, handle, _ in launches if handle is None} | {int(p) for p, _ in counted}
     return Graphs(
-        calls, _reach(calls), first, frozenset((int(p), int(h)) for p, h, _ in launches if h is not None),
+        calls, _reach(calls), first, _replays(context, calls),
+        frozenset((int(p), int(h)) for p, h, _ in launches if h is not None),
         frozenset(set(calls.a["pid"].tolist()) - untold),
     )  # fmt: skip
+
+
+def _replays(context: Context, calls: Rows) -> dict[int, int]:
+    """Per process that makes graphs: the first launch of the first :data:`REPLAYED` between two makings."""
+    making = pids_of(sorted(set(calls.a["pid"].tolist())))
+    if making == "false":
+        return {}
+    rows = context.store.sql(
+        "WITH made AS (SELECT pid, start_ns FROM cuda_calls "
+        f"WHERE {making} AND {context.means(any_of(BEGIN, GRAPH_MAKE))} AND {FIRST}), "
+        "launched AS (SELECT pid, start_ns FROM cuda_calls "
+        f"WHERE {making} AND {context.means(GRAPH_LAUNCH)} AND {NOT_OWN}), "
+        "runs AS (SELECT l.pid AS pid, min(l.start_ns) AS first FROM launched l ASOF LEFT JOIN made m "
+        "ON l.pid = m.pid AND l.start_ns >= m.start_ns GROUP BY l.pid, m.start_ns HAVING count(*) >= "
+        f"{REPLAYED}) SELECT pid, min(first) FROM runs GROUP BY pid ORDER BY pid"
+    )
+    return {int(pid): int(first) for pid, first in rows}
 
 
 def _reach(calls: Rows) -> npt.NDArray[np.int64]:

@@ -1,8 +1,10 @@
 """Chain: a thread captured or made graphs again after its process had begun to launch them.
 
 Effect: the making of graphs on a thread, slow calls, a late arrival, or a drop of throughput. Cause: making (capture
-from begin to end, instantiation, update) on the same thread that began after the first graph launch of its process. A
-graph is made once and launched many times; making one again costs what the launches were to save. Units: ns.
+from begin to end, instantiation, update) on the same thread that began after the process had begun to replay graphs:
+after the first of ten launches in a row, or, where it never launched as many, after its first. A graph is made once and
+launched many times; making one again costs what the launches were to save. A warm-up, which makes one graph after the
+other and launches each a few times at most, is not making again. Units: ns.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
 
 
 def _again(context: Context, e: Effect, graphs: Graphs) -> Cause | None:
-    since = graphs.first_launch.get(e.pid)
+    since = graphs.replays.get(e.pid, graphs.first_launch.get(e.pid))
     if since is None or e.tid is None:
         return None
     mine = graphs.of_thread(e.pid, e.tid) & (graphs.calls.a["start_ns"] > since)
@@ -65,8 +67,8 @@ def _again(context: Context, e: Effect, graphs: Graphs) -> Cause | None:
         culprit="graphs made again", time=time, evidence=evidence, text="graph_recapture",
         what="its thread captured or made graphs again",
         values={
-            "captures": Quantity(int((edge > 0).sum()), "count", "derived", rows, "captures begun after the first"
-                                 " graph launch"),
+            "captures": Quantity(int((edge > 0).sum()), "count", "derived", rows, "captures begun once graphs"
+                                 " were replayed"),
             "makings": Quantity(int(np.sum(edge == 0)), "count", "derived", rows, "calls that make or update a graph"),
         },
     )  # fmt: skip
