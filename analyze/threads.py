@@ -53,6 +53,11 @@ class Calls:
         out: Array = self.columns["end_ns"] - self.columns["start_ns"]
         return out
 
+    def since(self, begin: int) -> Calls:
+        """Those that started then or later."""
+        chosen = self.columns["start_ns"] >= begin
+        return Calls({name: values[chosen] for name, values in self.columns.items()})
+
     def of(self, chosen: npt.NDArray[np.bool_]) -> Intervals:
         """Time inside at least one of the chosen calls."""
         return intervals.from_bounds(self.columns["start_ns"][chosen], self.columns["end_ns"][chosen])

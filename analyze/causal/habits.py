@@ -5,8 +5,8 @@ Calls without rows of their own are not in it. Units: ns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Habit:
     """``what`` reads "the 40 blocking copies of …", ``op`` stands for the call in tables; a thread has the habit from
-    ``least_calls`` and ``least_share`` of its observed time on."""
+    ``least_calls`` and ``least_share`` of its observed time on. ``begins``: by process, when it can begin; calls
+    before are something else."""
 
     kind: str
     meaning: Meaning
@@ -32,6 +33,7 @@ class Habit:
     op: str
     least_calls: int | Fraction
     least_share: int | Fraction
+    begins: Mapping[int, int] = field(default_factory=dict)
 
 
 def effects(context: Context, habit: Habit) -> Sequence[Effect]:
@@ -43,7 +45,8 @@ def effects(context: Context, habit: Habit) -> Sequence[Effect]:
 
 
 def _of_thread(context: Context, habit: Habit, thread: Thread) -> Effect | None:
-    calls = thread.calls(context, habit.meaning)
+    begin = habit.begins.get(thread.pid, 0)
+    calls = thread.calls(context, habit.meaning).since(begin)
     time = intervals.intersect(calls.time, thread.observed)
     if len(calls) < habit.least_calls or not len(time):
         return None
@@ -55,7 +58,8 @@ def _of_thread(context: Context, habit: Habit, thread: Thread) -> Effect | None:
         name=f"the {len(calls)} {habit.what} on thread {tid} of {context.process_name(pid)} ({pid})",
         pid=pid, tid=tid, op=habit.op, time=time,
         parts=np.stack([calls.columns["start_ns"], calls.columns["end_ns"]], axis=1), of_ns=thread.length_ns,
-        evidence=_evidence(context, thread.where_op(habit.meaning)), subject={"pid": str(pid), "tid": str(tid)},
+        evidence=_evidence(context, f"{thread.where_op(habit.meaning)} AND start_ns >= {begin}"),
+        subject={"pid": str(pid), "tid": str(tid)},
     )  # fmt: skip
 
 

@@ -158,6 +158,18 @@ def test_copies_that_are_no_habit_are_no_effect() -> None:
     assert "blocking_copies" in {e.kind for e in synchronous_copy.steps(count=10).context().causal.effects}
 
 
+def test_copies_before_the_first_launch_are_a_load_and_no_habit() -> None:
+    def habits(launch: int | None) -> int:
+        scene = synchronous_copy.steps()
+        if launch is not None:
+            scene.cuda(7, "cudaLaunchKernel", launch, US)
+        return sum("blocking copies" in str(c.values["effect"]) for c in chains(scene, "synchronous_copy"))
+
+    assert habits(None)
+    assert habits(T0 + S + MS // 2) == habits(None)
+    assert not habits(T0 + 3 * S)
+
+
 def test_a_slow_copy_of_the_usual_size_is_not_slow_for_being_a_copy() -> None:
     scene = synchronous_copy.steps(count=200)
     backs = [r for r in scene.rows["cuda_calls"] if r.get("direction") == 2]
