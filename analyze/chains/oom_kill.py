@@ -47,11 +47,12 @@ KILLED = -9
 
 _KILLS = f"""
 WITH lives AS (
-  SELECT pid, start_ns, max(end_ns) AS end_ns, max(exit_status) AS exit_status FROM processes
+  SELECT pid, start_ns, max(end_ns) AS end_ns, max(exit_status) AS exit_status, max_by(comm, seen_ns) AS comm
+  FROM processes
   WHERE role NOT IN ('recorder', 'attacher', 'observer') GROUP BY pid, start_ns
 )
 SELECT o.start_ns::BIGINT, o.pid::BIGINT, try_cast(o.resident_bytes AS BIGINT), o.killer_pid, o.killer_comm,
-  o.leaf::BIGINT, o.row::BIGINT, try_cast(p.end_ns AS BIGINT), p.exit_status
+  o.leaf::BIGINT, o.row::BIGINT, try_cast(p.end_ns AS BIGINT), p.exit_status, p.comm
 FROM oom_kills o JOIN lives p ON p.pid = o.pid AND p.start_ns <= o.start_ns
   AND coalesce(p.end_ns, o.start_ns) >= o.start_ns
 WHERE o.{NOT_OWN} ORDER BY 1, 2, 6, 7
@@ -68,19 +69,21 @@ class _Kill:
     row: int
     end: int | None
     status: int | None
+    name: str
+    """Of the life that was ended: another process may have had the number later."""
 
 
 def evaluate(context: Context) -> Outcome:
     """One chain for each followed process that the kernel chose."""
     from gpuaudit.analyze.causal import recorded  # noqa: PLC0415 - it imports what imports this
-    from gpuaudit.analyze.context import Found  # noqa: PLC0415
+    from gpuaudit.analyze.context import MAX_NAME, Found  # noqa: PLC0415
 
     why = recorded.unrecorded(context, "oom_kills", "kill for want of memory", "memory")
     if why is not None:
         return why
     kills = [
-        _Kill(at, pid, resident, _killer(killer, comm), leaf, row, end, status)
-        for at, pid, resident, killer, comm, leaf, row, end, status in context.store.sql(_KILLS)
+        _Kill(at, pid, resident, _killer(killer, comm), leaf, row, end, status, str(name)[:MAX_NAME])
+        for at, pid, resident, killer, comm, leaf, row, end, status, name in context.store.sql(_KILLS)
     ]
     kills = list({k.pid: k for k in reversed(kills)}.values())[::-1]
     whole = context.store.row_count("oom_kills")
@@ -99,7 +102,7 @@ def _chain(context: Context, k: _Kill) -> Chain:
     evidence = (kill, book.where("processes", f"pid = {k.pid}"))
     absent = max(0, context.window.end_ns - (k.at if k.end is None else max(k.end, k.at)))
     refuted = k.status is not None and k.status != KILLED
-    name = f"{k.pid} ({context.process_name(k.pid)})"
+    name = f"{k.pid} ({k.name})"
     time = Quantity(absent, "ns", "derived", evidence, "end of the capture − end of the process")
     explained = Quantity(
         1 if absent else None, "share", "derived", evidence, "overlap / effect",

@@ -58,6 +58,12 @@ def test_victims_that_were_not_followed_or_lived_at_another_time_are_no_chain() 
     assert chains("oom_kill", own) == []
 
 
+def test_a_victim_is_named_as_it_was_and_not_by_who_had_its_number_later() -> None:
+    scene = killed(Scene().clock(), 100).process(100, "editor", start_ns=T0 + 32 * S, seen_ns=T0 + 33 * S)
+    (chain,) = chains("oom_kill", scene)
+    assert chain.values["process"] == "100 (python3)"
+
+
 def test_without_the_source_kills_are_not_evaluated() -> None:
     assert isinstance(evaluated("oom_kill", Scene().clock().process(100)), NotEvaluated)
 
