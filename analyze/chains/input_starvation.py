@@ -3,8 +3,9 @@
 Effect: API silence, a drop of throughput, idle time of a GPU by its own record, or waits of the calling thread that a
 worker ended. Cause, by what its workers (the processes it started, whatever they are called) did at that moment:
 *saturated*, the host's CPUs were full and most thread switches were theirs; *busy*, a worker computed for all of a
-sampling period while the calling thread slept; *waiting*, a worker slept for a disk or a socket while the calling
-thread slept. Workers that wait for an order (a pipe, a futex) are no evidence. Units: ns.
+sampling period while the calling thread slept; *without a CPU*, a worker had work to do and somebody else its CPU while
+the calling thread slept; *waiting*, a worker slept for a disk or a socket while the calling thread slept. Workers that
+wait for an order (a pipe, a futex) are no evidence. Units: ns.
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ DECLARATION = Declaration(
         "processes it had started: consistent with saturated data workers.",
         "busy": "For {explained} of {effect_time} ({share}) of {effect} its calling thread slept while at least one of "
         "the {workers} processes it had started computed all the time: consistent with saturated data workers.",
+        "no_cpu": "For {explained} of {effect_time} ({share}) of {effect} its calling thread slept while at least one "
+        "of the {workers} processes it had started had work to do and no CPU: consistent with saturated data workers.",
         "waiting": "For {explained} of {effect_time} ({share}) of {effect} its calling thread slept while at least one "
         "of the {workers} processes it had started waited for a disk or a socket: consistent with data workers "
         "that have no input.",
@@ -95,10 +98,12 @@ MOST_SWITCHES = 1 << 60
 _WHAT = {
     "saturated": "the CPUs were full with the processes it had started",
     "busy": "its thread slept while a process it had started computed",
+    "no_cpu": "its thread slept while a process it had started was ready to run and had no CPU",
     "waiting": "its thread slept while a process it had started waited for a disk or a socket",
 }
 _CULPRIT = {
-    "saturated": "saturated data workers", "busy": "busy data workers", "waiting": "data workers without input",
+    "saturated": "saturated data workers", "busy": "busy data workers", "no_cpu": "data workers without a CPU",
+    "waiting": "data workers without input",
 }  # fmt: skip
 
 
@@ -128,7 +133,10 @@ def _causes(context: Context, e: Effect, workers: Sequence[int], own: States | N
     asleep = intervals.intersect(e.time, own.asleep(every))
     slept = own.evidence(context, every)
     number = _workers(context, workers)
-    for kind, rows in (("busy", _busy(context, workers)), ("waiting", _waiting(context, workers))):
+    for kind, rows in (
+        ("busy", _busy(context, workers)), ("no_cpu", _preempted(context, workers)),
+        ("waiting", _waiting(context, workers)),
+    ):  # fmt: skip
         time = intervals.intersect(asleep, rows.time)
         if len(time):
             yield Cause(
@@ -170,6 +178,11 @@ def _busy(context: Context, workers: Sequence[int]) -> Rows:
         dtype=bool,
     )
     return Rows("process_samples", known, a).of(busy)
+
+
+def _preempted(context: Context, workers: Sequence[int]) -> Rows:
+    """Rows of workers' threads that somebody else took the CPU from: such a thread had something to do."""
+    return Rows.read(context, "off_cpu", f"{pids_of(workers)} AND op = 'preempted'")
 
 
 def _waiting(context: Context, workers: Sequence[int]) -> Rows:

@@ -33,6 +33,14 @@ def waiting(state: int = 2, of: int = 8) -> Scene:
     return off(scene, of, QUIET + 2 * S, QUIET + 12 * S, prev_state=state)
 
 
+def crowded(of: int = 8) -> Scene:
+    """The trainer sleeps all the time; its worker is ready to run for fifteen of the twenty seconds."""
+    scene = off(silent(), 7, QUIET, BACK)
+    start, end = QUIET + 2 * S, QUIET + 17 * S
+    return off(scene, of, start, end, op="preempted", prev_state=0, next_pid=99, next_tid=99, next_comm="worker",
+               runqueue_ns=15 * S, wake_ns=None)  # fmt: skip
+
+
 def busy(share_percent: int = 100, of: int = 8) -> Scene:
     """The worker is read every second, and computes for so much of each."""
     scene = off(silent(), 7, QUIET, BACK)
@@ -68,4 +76,4 @@ def in_every_step(busy: bool = True, wait: int = 600 * MS, waker: int | None = 8
 
 
 def scenes() -> list[Scene]:
-    return [waiting(), busy(), saturated(), in_every_step()]
+    return [waiting(), crowded(), busy(), saturated(), in_every_step()]

@@ -25,6 +25,11 @@ def test_a_worker_that_waits_for_orders_explains_nothing() -> None:
     assert chains(made.waiting(state=1), "input_starvation") == []
 
 
+def test_a_worker_that_has_work_and_no_cpu_explains_as_long_as_it_has_none() -> None:
+    assert only(made.crowded()) == ("no_cpu", Fraction(3, 4))
+    assert chains(made.crowded(of=9), "input_starvation") == []
+
+
 def test_a_worker_that_computes_all_the_time_is_saturated_and_one_that_half_does_is_not() -> None:
     assert only(made.busy()) == ("busy", Fraction(1))
     assert chains(made.busy(80), "input_starvation") == []
