@@ -10,14 +10,15 @@ from collections.abc import Mapping
 from typing import Any
 
 X86_64: dict[int, str] = {
-    0: "read", 1: "write", 7: "poll", 9: "mmap", 11: "munmap", 16: "ioctl", 17: "pread64", 18: "pwrite64", 19: "readv",
-    20: "writev", 23: "select", 24: "sched_yield", 26: "msync", 28: "madvise", 34: "pause", 35: "nanosleep",
-    42: "connect", 43: "accept", 44: "sendto", 45: "recvfrom", 46: "sendmsg", 47: "recvmsg", 61: "wait4", 65: "semop",
-    70: "msgrcv", 72: "fcntl", 73: "flock", 74: "fsync", 75: "fdatasync", 128: "rt_sigtimedwait", 162: "sync",
-    202: "futex", 208: "io_getevents", 219: "restart_syscall", 220: "semtimedop", 230: "clock_nanosleep",
-    232: "epoll_wait", 247: "waitid", 257: "openat", 270: "pselect6", 271: "ppoll", 277: "sync_file_range",
-    281: "epoll_pwait", 288: "accept4", 295: "preadv", 296: "pwritev", 299: "recvmmsg", 306: "syncfs", 307: "sendmmsg",
-    327: "preadv2", 328: "pwritev2", 426: "io_uring_enter", 441: "epoll_pwait2", 449: "futex_waitv", 455: "futex_wait",
+    0: "read", 1: "write", 7: "poll", 9: "mmap", 10: "mprotect", 11: "munmap", 12: "brk", 16: "ioctl", 17: "pread64",
+    18: "pwrite64", 19: "readv", 20: "writev", 23: "select", 24: "sched_yield", 25: "mremap", 26: "msync",
+    28: "madvise", 34: "pause", 35: "nanosleep", 42: "connect", 43: "accept", 44: "sendto", 45: "recvfrom",
+    46: "sendmsg", 47: "recvmsg", 61: "wait4", 65: "semop", 70: "msgrcv", 72: "fcntl", 73: "flock", 74: "fsync",
+    75: "fdatasync", 128: "rt_sigtimedwait", 162: "sync", 202: "futex", 208: "io_getevents", 219: "restart_syscall",
+    220: "semtimedop", 230: "clock_nanosleep", 232: "epoll_wait", 247: "waitid", 257: "openat", 270: "pselect6",
+    271: "ppoll", 277: "sync_file_range", 281: "epoll_pwait", 288: "accept4", 295: "preadv", 296: "pwritev",
+    299: "recvmmsg", 306: "syncfs", 307: "sendmmsg", 327: "preadv2", 328: "pwritev2", 426: "io_uring_enter",
+    441: "epoll_pwait2", 449: "futex_waitv", 455: "futex_wait",
 }  # fmt: skip
 
 AARCH64: dict[int, str] = {
@@ -26,14 +27,17 @@ AARCH64: dict[int, str] = {
     82: "fsync", 83: "fdatasync", 84: "sync_file_range", 95: "waitid", 98: "futex", 101: "nanosleep",
     115: "clock_nanosleep", 124: "sched_yield", 128: "restart_syscall", 137: "rt_sigtimedwait", 188: "msgrcv",
     192: "semtimedop", 193: "semop", 202: "accept", 203: "connect", 206: "sendto", 207: "recvfrom", 211: "sendmsg",
-    212: "recvmsg", 222: "mmap", 227: "msync", 233: "madvise", 242: "accept4", 243: "recvmmsg", 260: "wait4",
-    267: "syncfs", 269: "sendmmsg", 286: "preadv2", 287: "pwritev2", 426: "io_uring_enter", 441: "epoll_pwait2",
-    449: "futex_waitv", 455: "futex_wait",
+    212: "recvmsg", 214: "brk", 215: "munmap", 216: "mremap", 222: "mmap", 226: "mprotect", 227: "msync",
+    233: "madvise", 242: "accept4", 243: "recvmmsg", 260: "wait4", 267: "syncfs", 269: "sendmmsg", 286: "preadv2",
+    287: "pwritev2", 426: "io_uring_enter", 441: "epoll_pwait2", 449: "futex_waitv", 455: "futex_wait",
 }  # fmt: skip
 
 
 LOCKS = frozenset({"futex", "futex_wait", "futex_waitv", "flock", "fcntl", "semop", "semtimedop"})
 """Calls in which a thread sleeps until another one lets it go on: mutexes, conditions, semaphores, locks of files."""
+
+ADDRESS_SPACE = frozenset({"mmap", "mprotect", "munmap", "brk", "mremap", "madvise"})
+"""Calls that take the lock of the process's address space, as page faults do."""
 
 NO_DISK = LOCKS | {
     "poll", "select", "sched_yield", "pause", "nanosleep", "connect", "accept", "sendto", "recvfrom", "sendmsg",

@@ -1,9 +1,11 @@
-"""Chain: a thread slept on a futex, a semaphore or a file lock until another thread woke it.
+"""Chain: a thread slept on a futex, a semaphore, a file lock or the lock of its address space until another woke it.
 
 Effect: slow calls, the lateness of a rank, or the wait for a thread that was itself waited for. Cause: the time in
-which the same thread slept in such a system call, from leaving the CPU to being woken, by the thread that woke it. A
-sleep that no thread ended (a time-out, or a wake-up that was not seen) is no cause: it stays unexplained. What the
-other thread did in that time is looked at in the same way, and told by the next links. Units: ns.
+which the same thread slept in such a system call, from leaving the CPU to being woken, by the thread that woke it. For
+the lock of the address space that is a call which maps or unmaps memory, or a page fault, in which it slept
+uninterruptibly until another thread of its own process woke it: a disk wakes a thread from an interrupt or a kernel's
+worker. A sleep that no thread ended (a time-out, or a wake-up that was not seen) is no cause: it stays unexplained.
+What the other thread did in that time is looked at in the same way, and told by the next links. Units: ns.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ DECLARATION = Declaration(
     title="Waiting for a lock",
     question="Did a thread sleep until another one let it go on, while its calls were slow?",
     inputs=(
-        ("off_cpu", ("start_ns", "duration_ns", "pid", "tid", "op", "syscall", "wake_ns", "waker_pid", "waker_tid",
-                     "waker_comm", "runqueue_ns")),
+        ("off_cpu", ("start_ns", "duration_ns", "pid", "tid", "op", "prev_state", "syscall", "wake_ns", "waker_pid",
+                     "waker_tid", "waker_comm", "runqueue_ns")),
         ("cuda_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "parent_ns")),
         ("nccl_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "parent_ns")),
     ),
@@ -60,11 +62,10 @@ def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
     why = states.unrecorded(context)
     if why is not None:
         return why
-    numbers = system_calls.numbers(system_calls.LOCKS, system_calls.machine(context.store.open_body))
     seen = states.of_effects(context, effects)
     of_gpu = {e.key for e in effects if WAITS_FOR_GPU.means(e.op)}
     callers = _callers(context) if of_gpu & set(seen) else frozenset()
-    return {key: list(_by_waker(context, s, numbers, callers if key in of_gpu else None)) for key, s in seen.items()}
+    return {key: list(_by_waker(context, s, callers if key in of_gpu else None)) for key, s in seen.items()}
 
 
 def _callers(context: Context) -> frozenset[tuple[int, int]]:
@@ -73,13 +74,11 @@ def _callers(context: Context) -> frozenset[tuple[int, int]]:
     return frozenset((int(pid), int(tid)) for pid, tid in rows)
 
 
-def _by_waker(
-    context: Context, s: States, numbers: frozenset[int], callers: frozenset[tuple[int, int]] | None
-) -> Iterator[Cause]:
+def _by_waker(context: Context, s: States, callers: frozenset[tuple[int, int]] | None) -> Iterator[Cause]:
     """``callers``: the only threads that count as wakers, where not all do."""
     a = s.a
     # The idle task (0) is not a thread that anybody waits for: an interrupt came while nothing ran.
-    waited = (a["op"] == "blocked") & s.in_calls(numbers) & (a["waker_pid"] > 0) & (a["waker_tid"] > 0)
+    waited = (a["op"] == "blocked") & _for_a_lock(context, s) & (a["waker_pid"] > 0) & (a["waker_tid"] > 0)
     if callers is not None:
         wakers = zip(a["waker_pid"].tolist(), a["waker_tid"].tolist(), strict=True)
         waited &= np.fromiter((w in callers for w in wakers), dtype=bool, count=len(waited))
@@ -94,6 +93,15 @@ def _by_waker(
     yield from _cause(context, s, rest, OTHERS, None)
 
 
+def _for_a_lock(context: Context, s: States) -> Chosen:
+    """Rows of threads that slept where they wait for a lock."""
+    machine = system_calls.machine(context.store.open_body)
+    memory = s.in_calls(system_calls.numbers(system_calls.ADDRESS_SPACE, machine)) | (s.a["syscall"] == states.UNKNOWN)
+    sibling = (s.a["waker_pid"] == s.a["pid"]) & (s.a["waker_tid"] != s.a["tid"])
+    out: Chosen = s.in_calls(system_calls.numbers(system_calls.LOCKS, machine)) | (memory & s.uninterruptible & sibling)
+    return out
+
+
 def _cause(
     context: Context, s: States, chosen: Chosen, culprit: str, thread: tuple[int, int] | None
 ) -> Iterator[Cause]:
@@ -101,13 +109,17 @@ def _cause(
     if not len(time):
         return
     machine = system_calls.machine(context.store.open_body)
-    calls = " and ".join(sorted({system_calls.name(int(n), machine) for n in np.unique(s.a["syscall"][chosen])}))
+    calls = " and ".join(sorted({_name(int(n), machine) for n in np.unique(s.a["syscall"][chosen])}))
     subject = {"culprit_pid": str(thread[0]), "culprit_tid": str(thread[1])} if thread else {}
     yield Cause(
         culprit=culprit, time=time, evidence=s.evidence(context, chosen),
         what=f"its thread slept in {calls} until {culprit} woke it", values={"calls": calls}, subject=subject,
         thread=thread, observer=thread is not None and thread[0] in context.observers,
     )  # fmt: skip
+
+
+def _name(number: int, machine: str) -> str:
+    return "a page fault" if number == states.UNKNOWN else system_calls.name(number, machine)
 
 
 def _named(context: Context, own: int, pid: int, tid: int, comm: str) -> str:

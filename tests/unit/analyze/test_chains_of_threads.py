@@ -13,7 +13,7 @@ from tests.rule_scenes.slow import AT, block, launches, off
 from tests.scenes import MS, T0, US, S, Scene
 
 SLEEP: dict[str, Any] = {"op": "blocked", "next_pid": 0, "next_tid": 0, "next_comm": "swapper/1", "runqueue_ns": 0}
-FUTEX, READ, FSYNC, IOCTL, NANOSLEEP, IO_URING_ENTER = 202, 0, 74, 16, 230, 426
+FUTEX, READ, FSYNC, IOCTL, NANOSLEEP, IO_URING_ENTER, MMAP = 202, 0, 74, 16, 230, 426, 9
 INTERRUPTIBLE, UNINTERRUPTIBLE, IDLE = 1, 2, 2 | 0x400
 
 
@@ -122,6 +122,16 @@ def test_a_lock_of_another_process() -> None:
     scene = off(launches(), **sleeping(AT, 30 * MS, (12, 13, "server"), prev_state=INTERRUPTIBLE, syscall=FUTEX))
     scene.process(12, "server")
     assert told(scene) == {("lock_wait", "server (thread 13 of server 12)"): 30 * MS}
+
+
+@pytest.mark.parametrize("syscall", [MMAP, None])
+def test_the_lock_of_the_address_space_that_a_sibling_held(syscall: int | None) -> None:
+    fault = sleeping(AT, 30 * MS, (7, 9, "loader"), prev_state=UNINTERRUPTIBLE, syscall=syscall)
+    assert told(off(launches(), **fault)) == {("lock_wait", "loader (thread 9 of its own process)"): 30 * MS}
+    (chain,) = found(off(launches(), **fault)).chains
+    assert chain.values["calls"] == ("mmap" if syscall else "a page fault")
+    for other in ((0, 0, "swapper/1"), (12, 12, "kworker/0:1")):
+        assert told(off(launches(), **sleeping(AT, 30 * MS, other, prev_state=UNINTERRUPTIBLE, syscall=syscall))) == {}
 
 
 def test_what_ends_a_wait_for_the_gpu_is_a_lock_only_where_it_makes_calls_itself() -> None:
@@ -255,7 +265,22 @@ def test_a_thread_still_asleep_at_the_end_waited_until_then() -> None:
     scene = block(launches(slow=20 * S), AT, None)  # type: ignore[arg-type]
     scene.rows["block_io"][0]["error"] = None
     off(scene, AT + S, None, op="blocked", prev_state=UNINTERRUPTIBLE, syscall=READ)  # type: ignore[arg-type]
-    assert told(scene) == {("blocking_io", "disk 259:0"): 19 * S}
+    until_the_end = T0 + 60 * S + US - (AT + S)
+    assert told(scene) == {("blocking_io", "disk 259:0"): until_the_end}, "in the call, and in the silence after it"
+
+
+def test_a_silence_in_which_the_calling_thread_had_no_cpu_or_waited_for_a_disk_is_theirs() -> None:
+    """Ten seconds without a call: seven without a CPU, two asleep for a disk, one with a lock, which is no loss here:
+    a thread that waits to be given work sleeps so, too."""
+    scene = Scene().clock(end=T0 + 20 * S).process(7)
+    for i in range(400):
+        scene.cuda(7, "cudaLaunchKernel", T0 + (10 * S if i >= 200 else 0) + i * 5 * MS, 10 * US)
+    quiet = T0 + S
+    off(scene, quiet, 7 * S)
+    block(scene, quiet + 7 * S, 2 * S)
+    off(scene, quiet + 7 * S, 2 * S, op="blocked", prev_state=UNINTERRUPTIBLE, syscall=READ)
+    off(scene, **sleeping(quiet + 9 * S, S, (7, 9, "loader"), prev_state=INTERRUPTIBLE, syscall=FUTEX))
+    assert told(scene) == {("preempted", "hog (99)"): 7 * S, ("blocking_io", "disk 259:0"): 2 * S}
 
 
 def test_two_effects_of_one_thread_count_a_moment_once() -> None:
