@@ -163,18 +163,19 @@ static inline void planted_off(struct planted *p, const char *cause, uint64_t fr
 /* So much CPU time; the clock jumps where the thread was switched out, or where the machine stood still. */
 static inline void planted_work(struct planted *p)
 {
-	uint64_t end = planted_cpu_ns() + (uint64_t)p->busy_ms * 1000000u, last = boottime_ns();
+	uint64_t end = planted_cpu_ns() + (uint64_t)p->busy_ms * 1000000u, last = boottime_ns(), now;
+	int done;
 
 	planted_look(p);
-	while (planted_cpu_ns() < end) {
-		uint64_t now = boottime_ns();
-
+	do {
+		done = planted_cpu_ns() >= end; /* asked first: what comes between the two is the last one's */
+		now = boottime_ns();
 		if (now - last > PLANTED_GAP_NS) {
 			planted_off(p, "gap", last);
 			now = p->look.at_ns;
 		}
 		last = now;
-	}
+	} while (!done);
 }
 
 /* A lock whose holder naps: it takes it when wanted, and says so. */
