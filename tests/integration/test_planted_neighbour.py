@@ -1,7 +1,7 @@
-"""A crowd of another cgroup on the launcher's core: its cgroup is named with its share, and none of the crowd alone.
+"""A crowd of another cgroup, and interrupts, on the launcher's core: each is named with its share, and nothing else.
 
 How long the launcher was ready to run and had no CPU is the kernel's own count (schedstat), read by the launcher. The
-same crowd on another core explains nothing; in the launcher's own cgroup it is no neighbour, and is told by its names.
+same on another core explains nothing; a crowd in the launcher's own cgroup is no neighbour, and is told by its names.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import pytest
 
 from gpuaudit.capture.cgroups import cgroup_mount
 from tests.integration.memory_cgroups import inside, remove
+from tests.integration.network import network
 from tests.integration.planted import (
     CPU,
     OTHER_CPU,
@@ -31,6 +32,7 @@ from tests.integration.planted import (
     share,
     undisturbed,
 )
+from tests.integration.planted_interrupts import before_launchers, flood, handler, receive_slowly
 from tests.integration.recording import start, wait_for_line
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf"), pytest.mark.alone]
@@ -78,12 +80,17 @@ def found(tmp_path_factory: pytest.TempPathFactory, bpf: None, stalls: Path) -> 
     folder: Path = tmp_path_factory.mktemp("neighbour")
     if CPU == OTHER_CPU:
         pytest.skip("needs two CPUs")
-    with bench(folder) as b:
+    with network() as net, bench(folder) as b:
         with crowd(b, *inside(stalls)):
             b.run("crowded", "--cpu", CPU, *BUSY)
             undisturbed(lambda: [b.run("another core", "--cpu", OTHER_CPU, *BUSY)], kept_most)
         with crowd(b):
             b.run("at home", "--cpu", CPU, *BUSY)
+        receive_slowly(net)
+        with before_launchers(handler(CPU)), flood(net, OTHER_CPU, CPU):
+            b.run("interrupted", "--cpu", CPU, *BUSY)
+        with flood(net, OTHER_CPU, OTHER_CPU):
+            undisturbed(lambda: [b.run("interrupts elsewhere", "--cpu", CPU, *BUSY)], kept_most)
         yield analysed(b)
 
 
@@ -98,9 +105,20 @@ def test_the_neighbours_cgroup_is_named(found: Analysed, stalls: Path) -> None:
     assert sum(s.share.value or 0 for s in chain.shares) == 1
 
 
-def test_the_same_crowd_on_another_core_is_no_chain(found: Analysed) -> None:
-    assert found.unexplained("another core") > 1 - TOLERANCE
-    assert found.chains("another core") == []
+def test_interrupts_are_named(found: Analysed) -> None:
+    """What of them took the CPU from it; what was served on top of it is time in which it had its CPU."""
+    chain, told = found.only("interrupted", "irq_load"), found.victims["interrupted"]
+    assert told.planted("gap") > 2 * TOLERANCE
+    assert close(share(chain), told.planted("gap")), (share(chain), told.planted("gap"))
+    assert chain.values["culprit"] == f"interrupt work of ksoftirqd/{CPU}, CPU {CPU}"
+    assert abs(effect_ns(chain) - told.slow_ns) <= told.slow_ns // 20
+    assert sum(s.share.value or 0 for s in chain.shares) == 1
+
+
+@pytest.mark.parametrize("name", ["another core", "interrupts elsewhere"])
+def test_the_same_on_another_core_is_no_chain(found: Analysed, name: str) -> None:
+    assert found.unexplained(name) > 1 - TOLERANCE
+    assert found.chains(name) == []
 
 
 def test_the_same_crowd_in_its_own_cgroup_is_no_neighbour(found: Analysed) -> None:
