@@ -122,15 +122,17 @@ def _column(table: Table, column: Column, values: list[object]) -> ColumnData:
         raise ValueError(f"{table.name}.{column.name}: null in row {values.index(None)}, and the column has no nulls")
     if column.type == "text":
         return text_column(values)  # type: ignore[arg-type]
+    allowed = (int, float, np.integer, np.floating) if column.type == "f64" else (int, np.integer)
+    kinds = set(map(type, values)) - {type(None)}  # few, where rows are many
+    if not all(issubclass(kind, allowed) for kind in kinds):
+        i, v = next((i, v) for i, v in enumerate(values) if v is not None and not isinstance(v, allowed))
+        raise ValueError(f"{table.name}.{column.name}: row {i} holds {v!r:.60}, expected {column.type}")
     valid = None
     if None in values:
         valid = np.array([v is not None for v in values], dtype=bool)
-    allowed = (int, float, np.integer, np.floating) if column.type == "f64" else (int, np.integer)
-    for i, v in enumerate(values):
-        if v is not None and not isinstance(v, allowed):
-            raise ValueError(f"{table.name}.{column.name}: row {i} holds {v!r:.60}, expected {column.type}")
+        values = [0 if v is None else v for v in values]
     try:
-        array = np.array([0 if v is None else v for v in values], dtype=NUMPY_DTYPE[column.type])
+        array = np.array(values, dtype=NUMPY_DTYPE[column.type])
     except OverflowError:
         raise ValueError(f"{table.name}.{column.name}: a value does not fit {column.type}") from None
     return ColumnData(array, valid)
