@@ -90,20 +90,23 @@ def read_graphs(context: Context, pids: Iterable[int]) -> Graphs:
 
 
 def _replays(context: Context, calls: Rows) -> dict[int, int]:
-    """Per process that makes graphs: the first launch of the first :data:`REPLAYED` between two makings."""
-    making = pids_of(sorted(set(calls.a["pid"].tolist())))
-    if making == "false":
-        return {}
-    rows = context.store.sql(
-        "WITH made AS (SELECT pid, start_ns FROM cuda_calls "
-        f"WHERE {making} AND {context.means(any_of(BEGIN, GRAPH_MAKE))} AND {FIRST}), "
-        "launched AS (SELECT pid, start_ns FROM cuda_calls "
-        f"WHERE {making} AND {context.means(GRAPH_LAUNCH)} AND {NOT_OWN}), "
-        "runs AS (SELECT l.pid AS pid, min(l.start_ns) AS first FROM launched l ASOF LEFT JOIN made m "
-        "ON l.pid = m.pid AND l.start_ns >= m.start_ns GROUP BY l.pid, m.start_ns HAVING count(*) >= "
-        f"{REPLAYED}) SELECT pid, min(first) FROM runs GROUP BY pid ORDER BY pid"
-    )
-    return {int(pid): int(first) for pid, first in rows}
+    """Per process that makes graphs: the first launch of the first :data:`REPLAYED` between two makings. Launches are
+    counted a batch at a time: a server has more of them than memory ought to hold."""
+    out = {}
+    for pid in sorted(set(calls.a["pid"].tolist())):
+        made = np.sort(calls.a["start_ns"][(calls.a["pid"] == pid) & (calls.a["edge"] >= 0)])
+        counts = np.zeros(len(made) + 1, dtype=np.int64)
+        first = np.full(len(made) + 1, intervals.FAR, dtype=np.int64)
+        for a in context.store.batches(
+            f"SELECT start_ns::BIGINT AS start_ns FROM cuda_calls WHERE pid = {pid} AND {context.means(GRAPH_LAUNCH)} "
+            f"AND {NOT_OWN}"
+        ):
+            after = np.searchsorted(made, a["start_ns"], side="right")
+            np.add.at(counts, after, 1)
+            np.minimum.at(first, after, a["start_ns"])
+        if (counts >= REPLAYED).any():
+            out[pid] = int(first[counts >= REPLAYED].min())
+    return out
 
 
 def _reach(calls: Rows) -> npt.NDArray[np.int64]:
