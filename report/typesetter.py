@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import os
+import resource
 import sys
 import zlib
 from calendar import timegm
@@ -22,7 +23,7 @@ from typing import Any
 from gpuaudit.bundle.canonical import dumps
 from gpuaudit.report.fonts import FACES, font_bytes
 from gpuaudit.report.html import FONT_SCHEME
-from gpuaudit.report.pdf import CONTENT_NAME, EXIT_NO_LIBRARY, FINDINGS_NAME
+from gpuaudit.report.pdf import CONTENT_NAME, EXIT_NO_LIBRARY, FINDINGS_NAME, RENDER_LIMIT_CPU_S
 
 PDFUA_XMP = (
     b'<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
@@ -36,7 +37,8 @@ looking at boxes that all live to the end. ours"""
 
 
 def main() -> int:
-    """Read a job, answer with eight bytes of length, a JSON head, and the PDF."""
+    """Read a job, answer with eight bytes of length, a JSON head, and the PDF; SIGXCPU ends what takes too long."""
+    resource.setrlimit(resource.RLIMIT_CPU, (RENDER_LIMIT_CPU_S, RENDER_LIMIT_CPU_S + 1))
     gc.set_threshold(COLLECT_AFTER)
     logging.getLogger("fontTools").setLevel(logging.ERROR)
     job = json.loads(sys.stdin.buffer.read())
