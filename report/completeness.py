@@ -19,9 +19,9 @@ GRADES = {
 }
 
 SEALS = {
-    "SEALED": "sealed: every row is covered by the signature of a pinned identity",
-    "SEALED-BY-EPOCH": "sealed by its epoch keys; the identity key was absent at the end and signed only the beginning",
-    "UNSEALED": "not sealed: proven up to the last checkpoint, and nothing after it is",
+    "SEALED": "every row is covered by the signature of a pinned identity",
+    "SEALED-BY-EPOCH": "its epoch keys cover every row; the identity key, absent at the end, signed only the beginning",
+    "UNSEALED": "proven up to the last checkpoint, and nothing after it is",
     "UNKNOWN-SIGNER": "signed by an identity that was not pinned where it was analysed: its origin is not proven",
 }
 

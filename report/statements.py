@@ -7,13 +7,14 @@ from fractions import Fraction
 from typing import Any
 
 from gpuaudit.analyze.finding import Chain, Document, Finding, Quantity
+from gpuaudit.analyze.load import quantity
 from gpuaudit.analyze.words import counted
 from gpuaudit.bundle.display import printable
 from gpuaudit.bundle.errors import InputUnusable
 from gpuaudit.report import chains
 from gpuaudit.report.groups import Groups, fixes
 from gpuaudit.report.tables import Column, Table, build
-from gpuaudit.report.text import Text, data, fill, join, link, listed, number, prose, words
+from gpuaudit.report.text import Text, data, fill, join, link, listed, marked, number, prose, words
 
 SEVERITIES = ("critical", "warning", "notice")
 PHRASES = frozenset({"effect", "culprit"})
@@ -148,6 +149,9 @@ def _provenance(provenance: str, formula: str) -> Text:
     return join(data(provenance), words(": "), prose(formula)) if formula else data(provenance)
 
 
+WASTE_ANCHOR, WASTE_TITLE = "waste", "Waste ledger"
+"""Where GPU time by what became of it stands in a report, and the heading over it."""
+
 STATES = ("finding", "not evaluated", "clear")
 """States of outcomes in the order of their table: what was found, what could not be asked, what was answered by no."""
 
@@ -168,7 +172,7 @@ def outcomes(document: Document) -> Table:
 
 
 def verdict(document: Document, made: tuple[Statement, ...]) -> tuple[Text, ...]:
-    """The answer of page 1: how many, how severe, what was not looked at, and the severest in their own words."""
+    """The answer of page 1: how many, how severe, what was not looked at, and what became of the GPUs' time."""
     counts = {s: sum(x.severity == s for x in made) for s in SEVERITIES}
     chains, findings = len(document.chains), len(document.findings)
     looked = sum(o.state != "not evaluated" for o in document.outcomes)
@@ -183,4 +187,19 @@ def verdict(document: Document, made: tuple[Statement, ...]) -> tuple[Text, ...]
     if held:
         first += f" {counted(held, 'finding')} of them only {'supports' if held == 1 else 'support'} another."
     second += f"; {blind} could not, and their answer is unknown." if blind else "."
-    return (words(first), words(second))
+    return (words(first), words(second), _avoidable(document.waste))
+
+
+def _avoidable(waste: dict[str, Any]) -> Text:
+    """Waste in one sentence with its bounds and, where there is a price, in money; or why it is not known."""
+    observed, total = quantity(waste["observed"]), waste["total"]
+    time, low, high, share = (quantity(total[name]) for name in ("gpu_time", "low", "high", "share"))
+    if observed.value is None or time.value is None:
+        return join(words("What became of the GPUs' time is "), number(observed if observed.value is None else time),
+                    words("."))  # fmt: skip
+    money = join(words(", "), marked(quantity(total["money"]))) if total["money"] is not None else ()
+    return join(
+        words("Of "), number(observed), words(" observed, "), number(time), words(" ("), number(share), money,
+        words("; at least "), number(low), words(", at most "), number(high),
+        words(") were avoidable in principle: "), link(WASTE_TITLE, WASTE_ANCHOR), words("."),
+    )  # fmt: skip

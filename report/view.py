@@ -35,7 +35,7 @@ CONTENTS = (
     ("completeness", "Completeness of the evidence"), ("verdict", "Verdict"), ("findings", "Findings and chains"),
     ("outcomes", "What was asked, and what became of it"), SECTIONS_HERE, ("timeline", "Incident timeline"),
     ("ranks", "Ranks and collectives"), ("latency", "Latency of operations"), ("nvml", "GPU readings"),
-    ("operations", "Operations"), ("waste", "Waste ledger"), ("cost", "What the recording cost the host"),
+    ("operations", "Operations"), (said.WASTE_ANCHOR, said.WASTE_TITLE), ("cost", "What the recording cost the host"),
     ("appendix", "Technical appendix"), ("evidence", "Evidence"), ("verify", "How to verify this report"),
 )  # fmt: skip
 """Anchor and title of every section in order, the analysis' own sections in their place."""

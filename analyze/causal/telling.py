@@ -232,16 +232,18 @@ def _bounded(doubts: Iterable[str]) -> tuple[str, ...]:
 
 
 def with_causes(context: Context, found: Findings, chain: Chain, key: str) -> Chain:
-    """``chain`` with the links that explain the effect ``key``, which its last link has as cause."""
+    """``chain`` with the links that explain the effect ``key``, which its last link has as cause, and the next step of
+    what explains most of it: what to look for is found then."""
     more = links(context, found, key)
     if not more:
         return chain
     effect = next(e for e in found.effects if e.key == key)
     evidence = tuple(dict.fromkeys((*chain.evidence, *(e for x in more for e in x.evidence))))
     parts = tuple(found.worth_telling(context, effect))
+    steps = [x.known.detector.next_step for x in sorted(parts, key=lambda x: -x.part.allotted_ns)]
     code = tuple(dict.fromkeys((*chain.code, *effect.code, *code_lines.of_parts(context, parts))))
     against = _bounded((*chain.against, *_doubts(context, found, key)))
     return replace(
         chain, links=(*chain.links, *more)[:MAX_LINKS], evidence=evidence, against=against,
-        shares=shares(effect, found.allotments[key]), code=code,
+        shares=shares(effect, found.allotments[key]), code=code, next_step=(*steps, chain.next_step)[0],
     )  # fmt: skip

@@ -111,6 +111,12 @@ def test_somebody_woken_by_a_chain_reads_what_to_do_first(made: Made) -> None:
     assert "late_rank" not in text
 
 
+def test_a_late_rank_whose_cause_was_found_says_what_to_do_about_that_cause(made: Made) -> None:
+    late, preempted = chain_of(made, "late_rank"), chain_of(made, "preempted")
+    assert len(late.links) > 1
+    assert late.next_step == preempted.next_step
+
+
 def test_lines_of_code_are_told_and_so_is_that_there_are_none(made: Made) -> None:
     chain = replace(chain_of(made, "preempted"), code=("cudaMalloc from train.py:142 in forward()", "main() of hog.c"))
     said = [text for _, text in explain_chain.lines(chain)]

@@ -7,10 +7,11 @@ from fractions import Fraction
 
 import pytest
 
-from gpuaudit.analyze.finding import RuleOutcome
+from gpuaudit.analyze.finding import Quantity, RuleOutcome
+from gpuaudit.analyze.load import quantity
 from gpuaudit.bundle.errors import InputUnusable
 from gpuaudit.report.tables import Table
-from gpuaudit.report.text import plain
+from gpuaudit.report.text import marked, number, plain
 from gpuaudit.report.view import build_view
 from tests.documents import document, q
 
@@ -76,6 +77,22 @@ def test_verdict_counts_and_tells_what_was_not_looked_at() -> None:
     assert "3 of 4 rules and detectors looked at the evidence; 1 could not" in told
 
 
+def test_verdict_tells_what_was_avoidable_with_its_bounds_and_in_money_where_there_is_a_price() -> None:
+    made = document()
+    total = made.waste["total"]
+    time, low, high, share = (plain(number(quantity(total[k]))) for k in ("gpu_time", "low", "high", "share"))
+    money = plain(marked(quantity(total["money"])))
+    observed = plain(number(quantity(made.waste["observed"])))
+    told = plain(build_view(made).verdict[-1])
+    bounds = f"at least {low}, at most {high}) were avoidable in principle: Waste ledger."
+    assert told == f"Of {observed} observed, {time} ({share}, {money}; {bounds}"
+    total["money"] = None
+    assert f"({share}; {bounds}" in plain(build_view(made).verdict[-1])
+    made.waste["observed"] = Quantity(None, "gpu_ns", "derived", reason="no NVML sample").to_json()
+    told = plain(build_view(made).verdict[-1])
+    assert told == "What became of the GPUs' time is not known (no NVML sample)."
+
+
 def test_nothing_found_is_not_all_well() -> None:
     clear = document(findings=[], chains=[], outcomes=[RuleOutcome("late_rank", "clear", "")])
     told = " ".join(plain(t) for t in build_view(clear).verdict)
@@ -85,7 +102,7 @@ def test_nothing_found_is_not_all_well() -> None:
 def test_completeness_box() -> None:
     box = build_view(document()).completeness
     assert box.grade == "B"
-    assert plain(box.seal).startswith("SEALED: sealed")
+    assert plain(box.seal).startswith("SEALED: every row")
     assert [plain(x) for x in box.source_lines] == [
         "recorded: nccl, off_cpu, clock", "cuda partly recorded: process 4977 could not be observed",
         "nvml partly recorded: one gap of 750 ms",
