@@ -149,7 +149,11 @@ def found(tmp_path_factory: pytest.TempPathFactory, bpf: None) -> Iterator[tuple
         held = holes(memory, HELD_BYTES)
         killed = out_of_memory(b, "killed", one, held, victim="launcher")
         spared = out_of_memory(b, "spared", other, held, victim="eater")
-        yield analysed(b), killed, spared
+        a = analysed(b)
+        # What the twins are to have nothing claimed of is in the evidence.
+        assert b.recording.of("reclaims", tid=b.victims["between"].tid)
+        assert b.recording.of("oom_kills", pid=spared.eater)
+        yield a, killed, spared
 
 
 def kills(a: Analysed, pid: int) -> list[Chain]:
