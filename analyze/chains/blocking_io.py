@@ -241,7 +241,9 @@ def _others(time: Intervals, rows: Columns, own: int) -> Iterator[str]:
 
 DETECTOR = Detector(
     precedence=30,
-    kinds=frozenset({"slow_call", "api_silence", "late_arrival", "stall", model.WAITED_FOR, "slow_step"}),
+    kinds=frozenset(
+        {"slow_call", "api_silence", "throughput_drop", "late_arrival", "stall", model.WAITED_FOR, "slow_step"}
+    ),
     scope="same thread, and a request of its process",
     find=find,
     refuted_by="The same calls as slow with the files in memory already (read once before), or on another disk.",

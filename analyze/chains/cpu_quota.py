@@ -175,7 +175,7 @@ def _accounted(
 
 DETECTOR = Detector(
     precedence=10,
-    kinds=frozenset({"slow_call", "api_silence", "late_arrival", model.WAITED_FOR, "slow_step"}),
+    kinds=frozenset({"slow_call", "api_silence", "throughput_drop", "late_arrival", model.WAITED_FOR, "slow_step"}),
     scope="same thread, and the cgroups of its process",
     find=find,
     refuted_by="The same calls as slow with the quota lifted.",

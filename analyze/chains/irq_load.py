@@ -84,7 +84,7 @@ def _by_handler(context: Context, s: States) -> Iterator[Cause]:
 
 DETECTOR = Detector(
     precedence=46,
-    kinds=frozenset({"slow_call", "api_silence", "late_arrival", model.WAITED_FOR, "slow_step"}),
+    kinds=frozenset({"slow_call", "api_silence", "throughput_drop", "late_arrival", model.WAITED_FOR, "slow_step"}),
     scope="same thread",
     find=find,
     refuted_by="The same calls as slow with the device's interrupts on other CPUs.",

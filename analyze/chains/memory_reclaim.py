@@ -102,7 +102,7 @@ def _evidence(context: Context, rows: Columns, chosen: Chosen, thread: str) -> C
 
 DETECTOR = Detector(
     precedence=20,
-    kinds=frozenset({"slow_call", "api_silence", "late_arrival", model.WAITED_FOR, "slow_step"}),
+    kinds=frozenset({"slow_call", "api_silence", "throughput_drop", "late_arrival", model.WAITED_FOR, "slow_step"}),
     scope="same thread",
     find=find,
     refuted_by="The same calls as slow where no thread has to reclaim memory.",

@@ -109,7 +109,7 @@ def _by_cgroup(context: Context, s: States, paths: Mapping[int, str], crowd: int
 
 DETECTOR = Detector(
     precedence=48,
-    kinds=frozenset({"slow_call", "api_silence", "late_arrival", model.WAITED_FOR, "slow_step"}),
+    kinds=frozenset({"slow_call", "api_silence", "throughput_drop", "late_arrival", model.WAITED_FOR, "slow_step"}),
     scope="same thread",
     find=find,
     refuted_by="The same calls as slow while that cgroup is stopped or on other CPUs.",

@@ -142,7 +142,7 @@ def _named(s: States, pid: int, name: str) -> str:
 
 DETECTOR = Detector(
     precedence=50,
-    kinds=frozenset({"slow_call", "api_silence", "late_arrival", model.WAITED_FOR, "slow_step"}),
+    kinds=frozenset({"slow_call", "api_silence", "throughput_drop", "late_arrival", model.WAITED_FOR, "slow_step"}),
     scope="same thread",
     find=find,
     refuted_by="The same calls as slow with the thread alone on its CPU.",

@@ -9,6 +9,7 @@ import pytest
 
 from gpuaudit.analyze.causal.model import Effect
 from gpuaudit.analyze.effects.throughput_drop import below
+from tests.rule_scenes.slow import block, off
 from tests.rule_scenes.throttled import hot
 from tests.scenes import MS, T0, US, S, Scene
 from tests.unit.analyze.test_causes_of_calls import chains, number
@@ -41,6 +42,22 @@ def test_api_silence_is_its_own_effect() -> None:
     (silence,) = [e for e in scene.context().causal.effects if e.kind == "api_silence" and e.parts[0, 0] < T0 + 12 * S]
     assert silence.length_ns > 8 * S
     assert sum(e.length_ns for e in drops(scene)) < S // 10
+
+
+def test_what_took_the_launching_thread_s_cpu_or_disk_explains_its_drop() -> None:
+    """Three seconds: half of each goes to a neighbour, and a quarter of the second one to a disk."""
+    scene = launching([20] * 10 + [2] * 3 + [20] * 5)
+    for i in range(3):
+        off(scene, T0 + (10 + i) * S + 5 * US, S // 2 - 10 * US)
+    start = T0 + 11 * S + S // 2 + 5 * US
+    block(scene, start, S // 4)
+    off(scene, start, S // 4, op="blocked", prev_state=2, syscall=74)
+    (hog,), (disk,) = chains(scene, "preempted"), chains(scene, "blocking_io")
+    assert number(hog, "explained") == 3 * (S // 2 - 10 * US)
+    assert number(disk, "explained") == S // 4
+    assert number(disk, "effect_time") == 3 * S
+    beside = scene.mapped(lambda t, rows: [{**r, "tid": 8} for r in rows] if t == "off_cpu" else rows)
+    assert (chains(beside, "preempted"), chains(beside, "blocking_io")) == ([], [])
 
 
 @pytest.mark.parametrize(
