@@ -495,19 +495,8 @@ def hidden(host: Host, _: Program) -> None:
 
 @scenario("the pid was another process's, which the kernel killed", "twin")
 def reused(host: Host) -> None:
-    host.scene.process(
-        PID,
-        "stress-ng-vm",
-        "workload",
-        start_ns=T0 - 50 * S,
-        op="exited",
-        duration_ns=50 * S + 60 * MS,
-        exit_status=-9,
-        cgroup="/batch",
-        cgroup_id=90,
-    )
     host.scene.add("oom_kills", start_ns=T0 + 60 * MS, pid=PID, comm="stress-ng-vm", killer_pid=PID, cgroup_id=90)
-    cold_file(None)(host, (PID, PID, T0 + 5 * MS, 40 * MS))
+    request(host, (PID, PID, T0 + 5 * MS, 40 * MS), "stress-ng-vm")
     host.scene.process(PID, start_ns=T0 + 100 * MS, seen_ns=T0 + 120 * MS, cgroup="/train", cgroup_id=71)
     Program(PID, slow=[(LAUNCH, 8, loses(spins, None))], known=True).run(host)
     everyday(host, PID)
