@@ -21,12 +21,13 @@ def found(scene: Scene) -> Findings:
     return scene.context().causal
 
 
-def chains(scene: Scene) -> dict[tuple[str, str], Chain]:
+def chains(scene: Scene | Findings) -> dict[tuple[str, str], Chain]:
     """The chains of a scene by detector and culprit."""
-    return {(c.detector, str(c.values["culprit"])): c for c in found(scene).chains}
+    result = found(scene) if isinstance(scene, Scene) else scene
+    return {(c.detector, str(c.values["culprit"])): c for c in result.chains}
 
 
-def told(scene: Scene) -> dict[tuple[str, str], int]:
+def told(scene: Scene | Findings) -> dict[tuple[str, str], int]:
     """ns explained by each."""
     return {k: int(c.impact.value or 0) for k, c in chains(scene).items()}
 
@@ -57,8 +58,9 @@ def test_a_neighbour_of_a_higher_priority_on_two_cpus() -> None:
 )
 def test_the_same_disturbance_somewhere_else_is_no_cause(elsewhere: dict[str, int]) -> None:
     scene = off(launches(), **{"start": AT + MS, "length": 20 * MS, **elsewhere})
-    assert told(scene) == {}
-    assert not isinstance(found(scene).outcomes["preempted"], NotEvaluated)
+    result = found(scene)
+    assert told(result) == {}
+    assert not isinstance(result.outcomes["preempted"], NotEvaluated)
 
 
 def test_who_ran_when_a_sleeper_was_woken_is_not_guessed() -> None:
@@ -127,8 +129,9 @@ def test_a_lock_of_another_process() -> None:
 @pytest.mark.parametrize("syscall", [MMAP, None])
 def test_the_lock_of_the_address_space_that_a_sibling_held(syscall: int | None) -> None:
     fault = sleeping(AT, 30 * MS, (7, 9, "loader"), prev_state=UNINTERRUPTIBLE, syscall=syscall)
-    assert told(off(launches(), **fault)) == {("lock_wait", "loader (thread 9 of its own process)"): 30 * MS}
-    (chain,) = found(off(launches(), **fault)).chains
+    result = found(off(launches(), **fault))
+    assert told(result) == {("lock_wait", "loader (thread 9 of its own process)"): 30 * MS}
+    (chain,) = result.chains
     assert chain.values["calls"] == ("mmap" if syscall else "a page fault")
     for other in ((0, 0, "swapper/1"), (12, 12, "kworker/0:1")):
         assert told(off(launches(), **sleeping(AT, 30 * MS, other, prev_state=UNINTERRUPTIBLE, syscall=syscall))) == {}
@@ -223,16 +226,18 @@ def test_requests_that_were_given_before_are_waited_for_in_interruptible_sleep()
 )
 def test_sleep_that_is_no_wait_for_a_disk(row: dict[str, Any], request_of: dict[str, Any]) -> None:
     scene = block(off(launches(), **row), row["start"], 30 * MS, **request_of)
-    assert told(scene) == {}
-    assert not isinstance(found(scene).outcomes["blocking_io"], NotEvaluated)
+    result = found(scene)
+    assert told(result) == {}
+    assert not isinstance(result.outcomes["blocking_io"], NotEvaluated)
 
 
 def test_two_disks_at_once_share_the_time_and_the_longer_goes_first() -> None:
     scene = off(launches(), **read(AT, 30 * MS))
     block(scene, AT, 10 * MS)
     block(scene, AT + 5 * MS, 25 * MS, major=8)
-    assert told(scene) == {("blocking_io", "disk 8:0"): 25 * MS, ("blocking_io", "disk 259:0"): 5 * MS}
-    against = chains(scene)["blocking_io", "disk 259:0"].against
+    result = found(scene)
+    assert told(result) == {("blocking_io", "disk 8:0"): 25 * MS, ("blocking_io", "disk 259:0"): 5 * MS}
+    against = chains(result)["blocking_io", "disk 259:0"].against
     assert any(a.startswith("5.00 ms more of the effect it covers too") for a in against)
 
 

@@ -6,14 +6,18 @@ import ast
 import importlib
 import inspect
 import string
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from gpuaudit.analyze import chains, rules
+from gpuaudit.analyze import chains, registry, rules
 from gpuaudit.analyze.causal import model
+from gpuaudit.analyze.causal.model import Effect
 from gpuaudit.analyze.context import Context, Found, NotEvaluated
 from gpuaudit.analyze.finding import Chain, Finding, Quantity, Threshold
 from gpuaudit.analyze.policy import Policy, allowed
@@ -23,6 +27,7 @@ from tests.rule_scenes import scenes_of
 from tests.scenes import MS, T0, S, Scene, collectives
 
 PLUGINS = plugins()
+Maker = Callable[[Context], Sequence[Effect]]
 OF_NO_POLICY = ("gpus", "gpus_by_pid", "observers", "barriers", "steps", "engine_runs", "without_identity")
 """What a context reads from its store whatever the policy is."""
 
@@ -143,6 +148,26 @@ def test_every_threshold_is_read_through_the_policy(plugin: Plugin) -> None:
         assert direct == [], function.name
 
 
+@dataclass(frozen=True)
+class Noting(Policy):
+    """A policy that notes for whose thresholds it was asked."""
+
+    asked: set[str] = field(default_factory=set)
+
+    def value(self, threshold: Threshold, rule_id: str) -> int | Fraction:
+        self.asked.add(rule_id)
+        return super().value(threshold, rule_id)
+
+
+def once(make: Maker, known: Context, read: dict[str, Any], name: str) -> Maker:
+    """What makes effects, or what gives those that it made, where it did not ask for the thresholds of a plugin."""
+    noting = Noting({}, "0" * 64)
+    context = Context(known.store, known.window, known.quality, known.book, noting)
+    vars(context).update(read)
+    effects = make(context)
+    return make if name in noting.asked else lambda _: effects
+
+
 class Unasked(Policy):
     """A policy that nothing may ask."""
 
@@ -160,16 +185,20 @@ def test_what_no_policy_changes_asks_none() -> None:
 
 
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda p: p.declaration.id)
-def test_a_policy_at_either_end_of_the_range_is_evaluated(plugin: Plugin) -> None:
+def test_a_policy_at_either_end_of_the_range_is_evaluated(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
     """The least and the largest value that a policy file may set for each threshold, one at a time.
 
-    Thresholds that all detectors of causes share are read in one place: one detector shows that.
+    Thresholds that all detectors of causes share are read in one place: one detector shows that. Effects that do not
+    ask for this plugin's are made once.
     """
     d = plugin.declaration
     shared = model.THRESHOLDS if d.id != "preempted" else ()
     context = contexts(d.id)[0]
     plugin.evaluate(context)
     read = {k: v for k, v in vars(context).items() if k in OF_NO_POLICY}
+    if d.kind == "chain":
+        makers = tuple(once(make, context, read, d.id) for make in registry.effect_makers())
+        monkeypatch.setattr(registry, "effect_makers", lambda: makers)
     for t in (t for t in d.thresholds if not t.fixed and t not in shared):
         low, high = allowed(t)
         assert low <= t.value <= high, t.name

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import pytest
-
 from gpuaudit.analyze.finding import Document
 from gpuaudit.analyze.load import load_document
 from gpuaudit.analyze.prometheus import exposition
@@ -32,18 +30,20 @@ def through(scene: Scene, tmp_path: Path) -> Document:
     return document
 
 
-def gpm(scene: Scene, value: float) -> Scene:
+def gpm(scene: Scene, value: float, gpu: int = 0) -> Scene:
     names = ("sm_activity_percent", "tensor_half_percent", "dram_bandwidth_percent")
     return scene.add(
-        "gpm_samples", start_ns=T0, duration_ns=S, gpu_index=0, gpu_uuid="GPU-0", unavailable="",
+        "gpm_samples", start_ns=T0, duration_ns=S, gpu_index=gpu, gpu_uuid=f"GPU-{gpu}", unavailable="",
         **dict.fromkeys(names, value),
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -5.0, 1e300, 5e-324])
-def test_percentages_of_gpm(value: float, tmp_path: Path) -> None:
-    scene = Scene().clock().process(7).samples(T0, T0 + 2 * S, pids=[7]).cuda(7, "cudaMalloc", T0, MS)
-    through(gpm(scene, value), tmp_path)
+def test_percentages_of_gpm(tmp_path: Path) -> None:
+    """A GPU for each value: what one of them does to its own numbers it does beside the others too."""
+    scene = Scene().clock().process(7).cuda(7, "cudaMalloc", T0, MS)
+    for gpu, value in enumerate((math.nan, math.inf, -math.inf, -5.0, 1e300, 5e-324)):
+        gpm(scene.samples(T0, T0 + 2 * S, gpu, pids=[7]), value, gpu)
+    through(scene, tmp_path)
 
 
 def test_sizes_and_addresses(tmp_path: Path) -> None:
