@@ -30,7 +30,7 @@ from gpuaudit.bundle.tables import TABLES
 from gpuaudit.capture.rules import Rule
 from gpuaudit.capture.selection import Selection
 from tests.doubles.build import build
-from tests.integration.recording import DEADLINE_S, Recording, start, truth, wait_for_line
+from tests.integration.recording import DEADLINE_S, Recording, Row, start, truth, wait_for_line
 from tests.verifications import SEALED
 
 SOURCES = frozenset({"cuda", "nccl", "off_cpu", "block_io", "memory", "tcp"})
@@ -122,6 +122,7 @@ class Bench:
         self.victims: dict[str, Victim] = {}
         self.given_up: set[int] = set()
         """Processes of plantings that were not what they were meant to be, and were made again."""
+        self.hogs: set[int] = set()
 
     def command(self, name: str, *options: object, priority: int = 1) -> list[str | Path]:
         """A launcher, by real-time priority kept from whatever else this host does."""
@@ -167,6 +168,7 @@ class Bench:
         )  # fmt: skip
         try:
             wait_for_line(process, "at spin")
+            self.hogs.add(process.pid)
             yield process.pid
         finally:
             process.kill()
@@ -181,11 +183,14 @@ class Analysed:
     causal: Findings
     victims: dict[str, Victim]
     given_up: frozenset[int]
+    ours: frozenset[int]
+    """Processes that were started here: this host may have others whose programs have the same name."""
 
     def beside(self, *pids: int) -> list[Chain]:
-        """Chains about anything else than the launchers, these processes, and plantings that were made again."""
+        """Chains about anything else than the launchers, these processes, plantings made again, and strangers."""
         known = {*pids, *self.given_up, *(v.pid for v in self.victims.values())}
-        return [c for c in self.document.chains if c.subject.get("pid") not in set(map(str, known))]
+        told = ((c, c.subject.get("pid")) for c in self.document.chains)
+        return [c for c, pid in told if pid is None or int(pid) in self.ours - known]
 
     def chains(self, name: str) -> list[Chain]:
         """Every chain about a launcher."""
@@ -225,14 +230,22 @@ def analysed(bench: Bench) -> Analysed:
     tables = {t: from_records(TABLES[t], rows) for t, rows in r.rows.items() if rows}
     store = Store.from_tables(tables)
     document, context = examine(store, SEALED, AnalyzeOptions())
-    return Analysed(document, context.causal, bench.victims, frozenset(bench.given_up))
+    given_up, ours = frozenset(bench.given_up), frozenset(bench.hogs | _started_here(r.rows["processes"]))
+    assert ours >= {v.pid for v in bench.victims.values()}
+    return Analysed(document, context.causal, bench.victims, given_up, ours)
 
 
-def undisturbed(plant: Callable[[], Planted], kept: Callable[[Planted], Fraction]) -> Planted:
+def _started_here(processes: Sequence[Row]) -> set[int]:
+    """Recorded processes that this one started, or that those did."""
+    parents, me = {row["pid"]: row["parent_pid"] for row in processes}, os.getpid()
+    return {pid for pid, parent in parents.items() if me in (parent, parents.get(parent))}
+
+
+def undisturbed(plant: Callable[[], Planted], kept: Callable[[Planted], Fraction], most: Fraction = QUIET) -> Planted:
     """Plant, and again while those whom nobody was to keep from their CPUs were kept from them, by their own word."""
     for _ in range(ATTEMPTS):
         planted = plant()
-        if kept(planted) <= QUIET:
+        if kept(planted) <= most:
             return planted
     share = float(kept(planted))
     pytest.fail(f"this host disturbed each of {ATTEMPTS} plantings, {share:.1%} of the last one")

@@ -16,7 +16,17 @@ import pytest
 from tests.integration.network import Network, network
 from tests.integration.planted import SOURCES, TOLERANCE, Analysed, Bench, analysed, bench, close, covered
 from tests.integration.recording import start, wait_for_line
-from tests.integration.test_planted_lateness import LATE, RANKS, STEPS, Told, chain_of, others_of, parts, told
+from tests.integration.test_planted_lateness import (
+    LATE,
+    RANKS,
+    STEPS,
+    Told,
+    chain_of,
+    nothing_else,
+    others_of,
+    parts,
+    told,
+)
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf"), pytest.mark.alone]
 
@@ -86,7 +96,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, bpf: None) -> Iterator[Found
             neighbour = net.start(net.client, NEIGHBOUR, ADDRESS, str(NOISY))
             try:
                 wait_for_line(neighbour, "asking")
-                napping = run(b, net, "napping", "--late-by", "nap", "--hold-ms", 250, "--busy-ms", 5)
+                napping = run(b, net, "napping", "--late-by", "nap", "--hold-ms", 150, "--busy-ms", 5)
             finally:
                 ended(neighbour)
         finally:
@@ -118,3 +128,12 @@ def test_packets_of_a_neighbour_explain_no_nap(found: Found) -> None:
     assert TITLE not in parts(chain)
     assert not [x for x in chain.links if "sent again" in x.cause]
     assert parts(chain).get("unexplained", Fraction(1)) > 1 - TOLERANCE
+
+
+@pytest.mark.parametrize("job", ["asking", "napping"])
+def test_nothing_else_is_claimed_of_the_ranks(found: Found, job: str) -> None:
+    nothing_else(found.analysed, getattr(found, job))
+
+
+def test_nothing_is_claimed_of_anybody_else(found: Found) -> None:
+    assert found.analysed.beside(*(p for rank in (found.asking, found.napping) for p in (rank.pid, *rank.peers))) == []

@@ -32,10 +32,10 @@ TESTS = (
     "test_check_host", "test_off_cpu", "test_calls_exact", "test_nested_calls", "test_memory_events", "test_block_io",
     "test_tcp_retransmits", "test_ioctls", "test_socket_io", "test_lifecycle", "test_native_stacks",
     "test_python_frames", "test_least_privilege", "test_planted_quota",
-    "test_planted_hog",
+    "test_planted_hog", "test_planted_waits",
 )  # fmt: skip
-"""Of tests/integration: those of the kernel's side, and two planted causes: a hog, and a quota, whose files differ
-between versions of cgroups."""
+"""Of tests/integration: those of the kernel's side, and planted causes: a hog, waits for a disk and for a lock, and a
+quota, whose files differ between versions of cgroups."""
 
 
 def main(folder: Path) -> int:

@@ -7,11 +7,12 @@
  *       [--late-by sleep|spin|disk|futex|socket|post|nap|work] [--late-cpu N] [--late-cgroup DIRECTORY] [--disk FILE] [--busy-ms 10]
  *       [--stream own|default] [--init plain|config] [--count 1000] [--realtime 0] [--pause-at start|init]
  *       [--pause-file FILE] [--settle-ms 0] [--linger-ms 0]
- *       [--late-every 1] [--first-netns FILE] [--server ADDRESS --port N]
+ *       [--late-every 1] [--late-priority N] [--first-netns FILE] [--server ADDRESS --port N]
  *
- * With --realtime 1 no other load on the host makes a rank late. The late rank can be late for a cause that is planted
- * (planted.h; "work" is nothing but its CPU time), whose spans it writes down; it can be pinned to a CPU, and be in a
- * cgroup of its own (without real-time priority then). With --first-netns rank 0 is in another network namespace.
+ * With --realtime 1, a priority, no other load on the host makes a rank late. The late rank can be late for a cause that
+ * is planted (planted.h; "work" is nothing but its CPU time), whose spans it writes down; it can be pinned to a CPU, have
+ * a priority of its own, and be in a cgroup of its own (without real-time priority then). With --first-netns rank 0 is in
+ * another network namespace.
  */
 #include "planted.h"
 #include "nccl.h"
@@ -76,12 +77,15 @@ static void plan_lateness(int argc, char **argv, const char *how)
 {
 	const char *cgroup = option(argc, argv, "late-cgroup", NULL);
 	long cpu = number(argc, argv, "late-cpu", -1);
+	struct sched_param priority = {.sched_priority = (int)number(argc, argv, "late-priority", 0)};
 	cpu_set_t set;
 
 	CPU_ZERO(&set);
 	CPU_SET((int)(cpu < 0 ? 0 : cpu), &set);
 	if (cpu >= 0 && sched_setaffinity(0, sizeof(set), &set))
 		die("sched_setaffinity", NULL);
+	if (priority.sched_priority && sched_setscheduler(0, SCHED_FIFO, &priority))
+		die("sched_setscheduler", NULL);
 	if (cgroup) {
 		struct sched_param ordinary = {0};
 		char path[4096];
@@ -158,10 +162,12 @@ static void run_rank(int argc, char **argv, int rank, ncclUniqueId id)
 		begin();
 		arrived_ns = before;
 		end(ALL_REDUCE, ncclAllReduce(send, receive, (size_t)count, ncclFloat32, ncclSum, comm, stream));
+		if (plan && is_late)
+			planted_off(plan, NULL, 0); /* in the all-reduce */
 		begin();
 		end(SYNCHRONIZE, cudaStreamSynchronize(stream));
 		if (plan && is_late) {
-			planted_off(plan, NULL, 0); /* in the all-reduce, or while it waited for it */
+			planted_off(plan, NULL, 0); /* while it waited for that */
 			tell_lateness(arrived_ns, throttled_ns);
 		}
 		if (count <= 1024 && receive[count - 1] != (float)(ranks * (ranks + 1) / 2 + ranks * step))
@@ -185,11 +191,11 @@ static void run_rank(int argc, char **argv, int rank, ncclUniqueId id)
 int main(int argc, char **argv)
 {
 	long ranks = number(argc, argv, "ranks", 4);
-	struct sched_param priority = {.sched_priority = 1};
+	struct sched_param priority = {.sched_priority = (int)number(argc, argv, "realtime", 0)};
 	int status, worst = 0;
 	ncclUniqueId id;
 
-	if (number(argc, argv, "realtime", 0) && sched_setscheduler(0, SCHED_FIFO, &priority))
+	if (priority.sched_priority && sched_setscheduler(0, SCHED_FIFO, &priority))
 		die("sched_setscheduler", NULL);
 	if (!strcmp(option(argc, argv, "pause-at", ""), "start"))
 		pause_for("start", option(argc, argv, "pause-file", NULL));
