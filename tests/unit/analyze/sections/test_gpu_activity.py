@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 from fractions import Fraction
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -51,14 +52,22 @@ def common(x: list[tuple[int, int]], y: list[tuple[int, int]]) -> int:
     return total(x) + total(y) - total(union(x + y))
 
 
+@cache
+def original(name: str) -> list[dict[str, Any]]:
+    """Work of the GPU and calls of the runtime, as the original JSON has them."""
+    return [e for e in load(name)["traceEvents"] if e.get("cat") in (*GPU_CATEGORIES, "cuda_runtime")]
+
+
+@cache
 def by_hand(name: str) -> dict[str, int]:
     """The definitions, over the original JSON."""
-    events = [e for e in load(name)["traceEvents"] if e.get("cat") in GPU_CATEGORIES]
+    events = [e for e in original(name) if e["cat"] in GPU_CATEGORIES]
+    times = [
+        (int(Decimal(e["ts"]) * US), int((Decimal(e["ts"]) + Decimal(e["dur"])) * US)) for e in events
+    ]  # fmt: skip
 
     def pick(wanted: Any) -> list[tuple[int, int]]:
-        return union([
-            (int(Decimal(e["ts"]) * US), int((Decimal(e["ts"]) + Decimal(e["dur"])) * US)) for e in events if wanted(e)
-        ])  # fmt: skip
+        return union([t for t, e in zip(times, events, strict=True) if wanted(e)])
 
     everything = pick(dict)
     collective = pick(lambda e: e["cat"] == "kernel" and "nccl" in e["name"])
@@ -107,7 +116,7 @@ def test_the_times_equal_the_definitions(name: str, recorded_traces: RecordedTra
 @pytest.mark.parametrize("name", ["train128-rank0", "a100-world8-rank3"])
 def test_idle_time_by_the_call_that_ended_it(name: str, recorded_traces: RecordedTraces) -> None:
     """Each gap looked at one by one: the first call of those whose work began at its end."""
-    trace = load(name)["traceEvents"]
+    trace = original(name)
     calls = {
         e["args"]["correlation"]: (int(e["ts"] * US), int((e["ts"] + e["dur"]) * US))
         for e in trace if e.get("cat") == "cuda_runtime"
@@ -129,7 +138,7 @@ def test_idle_time_by_the_call_that_ended_it(name: str, recorded_traces: Recorde
 
 def test_the_costliest_kernels(recorded_traces: RecordedTraces) -> None:
     totals: dict[str, list[int]] = {}
-    for e in load("train128-rank0")["traceEvents"]:
+    for e in original("train128-rank0"):
         if e.get("cat") == "kernel":
             totals.setdefault(e["name"], []).append(int(e["dur"] * US))
     order = sorted(totals, key=lambda n: (-sum(totals[n]), n))
