@@ -26,6 +26,7 @@ from gpuaudit.analyze.inference.compare import Direction
 from gpuaudit.analyze.inference.diff_figures import Figure, figures
 from gpuaudit.analyze.inference.model import EngineRun
 from gpuaudit.analyze.run import AnalyzeOptions, examine, read_evidence
+from gpuaudit.analyze.words import counted
 from gpuaudit.bundle import canonical
 from gpuaudit.bundle.errors import UsageError
 from gpuaudit.bundle.tool import tool_facts
@@ -73,6 +74,7 @@ class Side:
             "origin": v.origin, "root": v.root_b64, "status": v.status, "file_sha256": v.file_sha256,
             "synthetic": body.get("synthetic") is not False, "imported": body.get("imported") is not None,
             "grade": self.context.quality.grade_of(gates.TABLES), "engines": len(self.context.engine_runs),
+            "grade_overall": self.context.quality.grade,
         }  # fmt: skip
 
 
@@ -107,7 +109,7 @@ def diff(
     ``names`` of the captures, in their order; without any they are called before and after, or by the files' names.
     """
     if not 2 <= len(captures) <= MAX_CAPTURES:
-        raise UsageError(f"{len(captures)} captures to compare, from 2 to {MAX_CAPTURES} can be")
+        raise UsageError(f"{counted(len(captures), 'capture')} to compare; give from 2 to {MAX_CAPTURES}")
     if names and (len(names) != len(captures) or len(set(names)) != len(names)):
         raise UsageError(f"{len(names)} names for {len(captures)} captures; each needs one of its own")
     options = AnalyzeOptions(trust=trust, catalogue=Catalogue.load(overlays))

@@ -18,6 +18,7 @@ from gpuaudit.analyze.store import Store
 from gpuaudit.bundle.errors import AuditError, HostUnfit, UsageError
 from gpuaudit.bundle.harden import limit_decoder
 from gpuaudit.bundle.reader import Bundle
+from gpuaudit.bundle.tables import TABLES
 from gpuaudit.bundle.verify import verify
 
 MEMORY_BYTES = 1 << 30
@@ -76,8 +77,12 @@ def _run_one(con: duckdb.DuckDBPyConnection, sql: str, room: int) -> tuple[Query
     except (duckdb.OutOfMemoryException, MemoryError):
         raise UsageError(f"the query needs more than {MEMORY_BYTES} bytes", hint="narrow it, or aggregate") from None
     except duckdb.Error as e:
-        first = next((line for line in str(e).splitlines() if line.strip()), "no message")
-        raise UsageError(f"SQL: {first}", hint="see docs/reference/tables.md for the views and columns") from None
+        lines = [line for line in str(e).splitlines() if line.strip()] or ["no message"]
+        helpful = [line for line in lines[1:] if line.startswith("Candidate bindings")]
+        hint = "docs/reference/tables.md has the views and their columns"
+        if isinstance(e, duckdb.CatalogException) and "Table with name" in lines[0]:
+            hint = f"there are: {', '.join(sorted(TABLES))}"
+        raise UsageError(f"SQL: {'. '.join((lines[0], *helpful))}", hint=hint) from None
     return QueryResult(columns, tuple(rows)), size
 
 

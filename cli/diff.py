@@ -74,7 +74,8 @@ def _print_pair(found: Mapping[str, Any], called: Sequence[str], paths: Sequence
     for key, name, path in zip(("before", "after"), called, paths, strict=True):
         side = found[key]
         marks = [m for m, told in (("SYNTHETIC", side["synthetic"]), ("IMPORTED", side["imported"])) if told]
-        print_line(f"{name:<9} {path}: {', '.join([side['status'], *marks])}, grade {side['grade']} for its engines")
+        engines = f" ({side['grade']} for its engines)" if side["engines"] else ""
+        print_line(f"{name:<9} {path}: {', '.join([side['status'], *marks])}, grade {side['grade_overall']}{engines}")
     for engine in found["engines"]:
         for line in _head(engine):
             print_line(line)
@@ -104,9 +105,12 @@ def _print_operations(operations: Sequence[Mapping[str, Any]]) -> None:
         effects = _effect(o["test"]), _effect(o["tail_test"])
         rows.append((f"{o['program']}: {o['op']}", p50, p99, *effects, o["verdict"]))
     print_table(("operation", "p50", "p99", "effect", "effect on the tail", "verdict"), rows)
+    reasons: dict[tuple[str, str], list[str]] = {}
     for o in operations[:SHOWN_OPERATIONS]:
         if o["reason"]:
-            print_line(f"why not   {o['program']}: {o['op']}: {o['reason']}")
+            reasons.setdefault((o["program"], o["reason"]), []).append(o["op"])
+    for (program, reason), ops in reasons.items():
+        print_line(f"why not   {program}: {', '.join(ops)}: {reason}")
     if len(operations) > SHOWN_OPERATIONS:
         print_line(f"and {len(operations) - SHOWN_OPERATIONS} more operations (--json)")
 
@@ -114,17 +118,21 @@ def _print_operations(operations: Sequence[Mapping[str, Any]]) -> None:
 def _print_conclusions(found: Mapping[str, Any]) -> None:
     """Chains, rules that do not say the same on both sides, and waste."""
     rows = [
-        (" ".join(filter(None, (c["detector"], c["program"], c["about"]))), _told(c["before"]["time"]),
-         _told(c["after"]["time"]), c["change"])
+        (" ".join(filter(None, (c["detector"], c["program"], c["about"]))), _if_looked(c["before"]["time"]),
+         _if_looked(c["after"]["time"]), c["change"])
         for c in found["chains"]
     ]  # fmt: skip
     if rows:
         print_table(("chain", "before", "after", "change"), rows)
+    one_sided: dict[str, list[str]] = {}
     for r in found["rules"]:
         states = r["before"]["state"], r["after"]["state"]
-        if r["change"] not in ("same", "not comparable") or (r["reason"] and states[0] != states[1]):
-            why = f": {r['reason']}" if r["reason"] else ""
-            print_line(f"rule      {r['id']}: {states[0]} → {states[1]}, {r['change']}{why}")
+        if r["change"] not in ("same", "not comparable"):
+            print_line(f"rule      {r['id']}: {states[0]} → {states[1]}, {r['change']}")
+        elif r["reason"] and states[0] != states[1]:
+            one_sided.setdefault(r["reason"], []).append(r["id"])
+    for reason, ids in one_sided.items():
+        print_line(f"rules     {reason}: {', '.join(ids)}")
     unknown = [r["id"] for r in found["rules"] if r["change"] == "not comparable"]
     if unknown:
         print_line(f"rules     {len(unknown)} not comparable, because one side did not evaluate them (--json says why)")
@@ -134,6 +142,11 @@ def _print_conclusions(found: Mapping[str, Any]) -> None:
     if waste["rows"]:
         told = [(w["key"], _told(w["before"]), _told(w["after"]), _told(w["change"])) for w in waste["rows"]]
         print_table(("GPU time", "before", "after", "change"), told)
+
+
+def _if_looked(quantity_json: Mapping[str, Any]) -> str:
+    """A time, or that nobody could look: the reason stands with the rules."""
+    return "not evaluated" if quantity_json["value"] is None else _told(quantity_json)
 
 
 def _effect(test: Mapping[str, Any] | None) -> str:

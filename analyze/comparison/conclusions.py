@@ -71,7 +71,7 @@ def _by_kind(side: Analysed) -> dict[Kind, list[Chain]]:
 
 def _chain_row(key: Kind, a: list[Chain], b: list[Chain], before: Analysed, after: Analysed) -> dict[str, Any]:
     detector, program, about = key
-    told = [_chain_side(x, side) for x, side in ((a, before), (b, after))]
+    told = [_chain_side(x, side, _not_evaluated(detector, side)) for x, side in ((a, before), (b, after))]
     reason = _unlike(detector, before, after) or grade_refusal(
         {name: max((c.grade for c in x), default="A") for name, x in (("before", a), ("after", b))}
     )
@@ -82,7 +82,11 @@ def _chain_row(key: Kind, a: list[Chain], b: list[Chain], before: Analysed, afte
     }  # fmt: skip
 
 
-def _chain_side(chains: list[Chain], side: Analysed) -> dict[str, Any]:
+def _chain_side(chains: list[Chain], side: Analysed, unseen: str) -> dict[str, Any]:
+    """``unseen``: why the detector did not look at this side, where no chain is then not the same as no time."""
+    if unseen and not chains:
+        no_time, no_share = (Quantity(None, unit, "derived", reason=unseen).to_json() for unit in ("ns", "share"))
+        return {"chains": 0, "time": no_time, "share": no_share}
     ns = sum((Fraction(c.impact.value or 0) for c in chains), Fraction(0))
     evidence = tuple(dict.fromkeys(e for c in chains for e in c.evidence))
     window = side.context.window.length_ns
@@ -107,10 +111,18 @@ def _changed(before: Fraction, after: Fraction, was: bool, is_now: bool) -> str:
 def _unlike(name: str, before: Analysed, after: Analysed) -> str:
     """Why a rule or detector cannot be compared: one side did not evaluate it."""
     for side, x in (("before", before), ("after", after)):
-        outcome = next((o for o in x.document.outcomes if o.id == name), None)
-        if outcome is None or outcome.state == "not evaluated":
-            return f"not evaluated {side}: {outcome.reason if outcome else 'there was no such rule'}"
+        reason = _not_evaluated(name, x)
+        if reason:
+            return f"not evaluated {side}: {reason}"
     return ""
+
+
+def _not_evaluated(name: str, side: Analysed) -> str:
+    """Why a rule or detector could not look at one side; empty where it did."""
+    outcome = next((o for o in side.document.outcomes if o.id == name), None)
+    if outcome is None:
+        return "there was no such rule"
+    return (outcome.reason or "no reason is told") if outcome.state == "not evaluated" else ""
 
 
 def rules(before: Analysed, after: Analysed) -> list[Json]:

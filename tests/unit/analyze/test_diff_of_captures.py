@@ -26,6 +26,10 @@ def training(
 ) -> Scene:  # fmt: skip
     """A loop of launch, copy and wait; every fortieth launch is ``slow`` ns longer, preempted by a hog."""
     scene = Scene().clock().process(pid, name)
+    scene.add(  # of somebody else: that nobody preempted the program is seen, not a source that was not there
+        "off_cpu", start_ns=T0, duration_ns=US, pid=1, tid=1, op="blocked", comm="init", prev_state=1, next_pid=0,
+        next_tid=0, next_comm="swapper/0", cpu_out=1, runqueue_ns=0,
+    )  # fmt: skip
     at = T0 + S
     for i in range(calls):
         lost = slow if i % 40 == 39 else 0
@@ -119,6 +123,8 @@ def test_a_detector_that_one_side_could_not_run_is_not_comparable(preempted: dif
     assert rule["reason"].startswith("not evaluated before: ")
     (chain,) = document["chains"]
     assert chain["change"] == "not comparable"
+    assert chain["before"]["time"]["value"] is None, "nobody looked: that is not the same as no time"
+    assert value(chain["after"]["time"]) > 0
 
 
 def without(op: str) -> Callable[[str, list[Row]], list[Row]]:
@@ -193,7 +199,7 @@ def test_several_captures_are_regimes_beside_the_first(base: diff.Side) -> None:
 def test_one_capture_or_names_that_do_not_fit_are_refused() -> None:
     from pathlib import Path
 
-    with pytest.raises(UsageError, match="1 captures"):
+    with pytest.raises(UsageError, match="1 capture to compare"):
         diff.diff([Path("a.db")])
     with pytest.raises(UsageError, match="names"):
         diff.diff([Path("a.db"), Path("b.db")], names=["one"])

@@ -79,7 +79,7 @@ def test_a_bundle_without_an_engine_is_compared_in_the_rest(
     assert "unpaired  before: engine" in done.stdout
     assert "waste     not comparable: before: " in done.stdout
     check_refused(audit("diff", sides[0], tmp_path / "none.db", env=env), 3, "none.db")
-    check_refused(audit("diff", sides[0], env=env), 2, "1 captures", "from 2")
+    check_refused(audit("diff", sides[0], env=env), 2, "1 capture to compare", "from 2")
 
 
 def test_three_captures_are_regimes(sides: tuple[Path, Path], env: Mapping[str, str]) -> None:
