@@ -17,9 +17,9 @@ from gpuaudit.capture.source import boottime_ns
 from gpuaudit.capture.symbol_cache import SymbolCache
 from gpuaudit.capture.symbols import Function, NotElf, Symbols
 
-MAX_PROBES = 65_536
-"""Entries of the BPF map ``probe_counts``, as in capture/bpf/ops.h: enough for 200 images of containers, each with its
-own copy of the runtime (251 functions) and NCCL (49)."""
+MAX_PROBES = 262_144
+"""Entries of the BPF map ``probe_counts``, as in capture/bpf/ops.h: 4 MiB, enough for 800 containers that come and go,
+each with its own copy of the runtime (251 functions) and NCCL (49), or its own view of one copy."""
 
 MAX_MERGED = 32
 """Files merged into others whose probes the map ``twins`` (16,384 entries) keeps in mind."""

@@ -79,7 +79,7 @@ struct {
 } datatype_bytes SEC(".maps");
 
 /* What each attached probe counted; index = the upper half of its cookie. */
-#define MAX_PROBES 65536
+#define MAX_PROBES 262144
 struct probe_count {
 	__u64 hits;	 /* entries */
 	__u64 unmatched; /* returns without an entry, entries whose return was never seen, entries not kept */
