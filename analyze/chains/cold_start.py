@@ -18,7 +18,7 @@ import numpy as np
 from gpuaudit.analyze import intervals, unlisted
 from gpuaudit.analyze.call_meanings import LAUNCH, MODULE_LOAD, OUTERMOST, SYNCHRONISE, Meaning, any_of
 from gpuaudit.analyze.call_rows import Rows, pids_of
-from gpuaudit.analyze.causal import model
+from gpuaudit.analyze.causal import collective_calls, model
 from gpuaudit.analyze.causal.model import Cause, Causes, Detector, Effect
 from gpuaudit.analyze.finding import Declaration, Quantity, Threshold
 from gpuaudit.analyze.intervals import Intervals
@@ -127,7 +127,10 @@ def _alone(context: Context, e: Effect, kind: str, rows: Rows) -> Intervals:
     """Their time; of a collective without what it waited for ranks that had not entered it yet."""
     if kind != "communicator":
         return rows.time
-    return intervals.subtract(rows.time, intervals.union(*(t for _, t in context.waiting.get(e.pid, []))))
+    calls = [c for c in collective_calls.of_effect(context, e) if c.entered > c.start]
+    entering = intervals.from_bounds([c.start for c in calls], [min(c.entered, c.end) for c in calls])
+    waited = intervals.union(entering, *(t for _, t in context.waiting.get(e.pid, [])))
+    return intervals.subtract(rows.time, waited)
 
 
 def _first(context: Context, kind: str, pids: Sequence[int]) -> Rows:

@@ -101,6 +101,13 @@ def test_a_first_collective_that_waited_for_a_late_rank_was_not_connecting() -> 
     assert [c.text for c in chains(alone, "cold_start")] == ["communicator"]
 
 
+def test_of_two_ranks_the_first_collective_of_one_waited_for_the_other() -> None:
+    scene = collectives("blocking", ranks=2, steps=20, late={1: 300 * MS}, late_steps=[0], gap=500 * MS)
+    for rank in range(2):
+        scene.process(100 + rank, start_ns=T0)
+    assert chains(scene, "cold_start") == [], "the other one had not entered it, and made nothing"
+
+
 def test_a_slow_release_in_a_burst_of_releases() -> None:
     (chain,) = chains(allocation_burst.burst(), "allocation_burst")
     assert (chain.text, chain.values["culprit"]) == ("releases", "burst of releases")
