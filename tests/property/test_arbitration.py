@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from gpuaudit.analyze import intervals
@@ -15,6 +15,9 @@ Pairs = list[tuple[int, int]]
 
 pairs = st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), max_size=6)
 claims = st.lists(st.tuples(st.integers(1, 3), st.sampled_from("abcdef"), pairs), max_size=6, unique_by=lambda c: c[1])
+
+
+settled = settings(deadline=None, max_examples=60)
 
 
 def made(given_: Pairs) -> Intervals:
@@ -33,6 +36,7 @@ def moments(time: Intervals) -> set[int]:
     return model([(int(a), int(b)) for a, b in time])
 
 
+@settled
 @given(pairs, claims)
 def test_each_moment_once_and_in_order(effect: Pairs, claimed: list[tuple[int, str, Pairs]]) -> None:
     got = allotted(effect, claimed)
@@ -50,6 +54,7 @@ def test_each_moment_once_and_in_order(effect: Pairs, claimed: list[tuple[int, s
     assert moments(got.unexplained) == left
 
 
+@settled
 @given(pairs, claims)
 def test_shares_add_up_to_one(effect: Pairs, claimed: list[tuple[int, str, Pairs]]) -> None:
     assume(model(effect))
@@ -58,6 +63,7 @@ def test_shares_add_up_to_one(effect: Pairs, claimed: list[tuple[int, str, Pairs
     assert sum(got.share(ns) for ns in told) == Fraction(1)
 
 
+@settled
 @given(pairs, claims, st.randoms(use_true_random=False))
 def test_the_order_of_claims_means_nothing(
     effect: Pairs, claimed: list[tuple[int, str, Pairs]], random: object
@@ -68,6 +74,7 @@ def test_the_order_of_claims_means_nothing(
     assert [(p.who, p.allotted.tolist()) for p in here.parts] == [(p.who, p.allotted.tolist()) for p in there.parts]
 
 
+@settled
 @given(pairs, claims, pairs)
 def test_more_of_a_disturbance_never_lowers_its_share(
     effect: Pairs, claimed: list[tuple[int, str, Pairs]], more: Pairs
@@ -80,3 +87,20 @@ def test_more_of_a_disturbance_never_lowers_its_share(
         return sum(p.allotted_ns for p in allotted(effect, of).parts if p.who == first)
 
     assert ns(grown) >= ns(claimed)
+
+
+@settled
+@given(pairs, claims)
+def test_another_cause_beside_takes_its_own_time_and_nothing_else(
+    effect: Pairs, claimed: list[tuple[int, str, Pairs]]
+) -> None:
+    """From those that are served after it, and of these what it covers; every overlap stays what it was."""
+    assume(claimed)
+    *others, (_, name, time) = claimed
+    before, after = allotted(effect, others), allotted(effect, claimed)
+    served = [p.who for p in after.parts]
+    for part in before.parts:
+        now = next(p for p in after.parts if p.who == part.who)
+        taken = model(time) if name in served and served.index(name) < served.index(part.who) else set()
+        assert moments(now.covered) == moments(part.covered)
+        assert moments(now.allotted) == moments(part.allotted) - taken
