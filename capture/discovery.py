@@ -108,11 +108,12 @@ class Scanner:
             yield Found(event.pid, 0, library, mapping, boottime_ns(), event.time_ns)
 
     def _look(self, pid: int, *, now: bool = False) -> list[Found]:
-        hint = processes.size_hint(pid)
+        anyway = now or (self._passes + pid) % FULL_PASS == 0
+        hint = processes.size_hint(pid, any_thread=anyway)
         if hint is None:
             return []
         known = self._known.get(pid)
-        due = now or known is None or hint != known.hint or (self._passes + pid) % FULL_PASS == 0
+        due = anyway or known is None or hint != known.hint
         if not due:
             return []
         start = processes.start_ns(pid)

@@ -30,6 +30,9 @@ PROC = "/proc"
 NS_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 """Unit of the start time in /proc/PID/stat: 10 ms on every common kernel."""
 
+_LINKS_OF_ONE_THREAD = 3
+"""Links of the folder /proc/PID/task: two, and one for each thread."""
+
 MAX_COMMAND_LINE_BYTES = 4096
 MAX_MAPS_BYTES = 64 << 20
 
@@ -209,20 +212,25 @@ def _with_memory(pid: int) -> int:
 
     /proc answers for any thread, and shows nothing mapped for a first thread that left by pthread_exit(3).
     """
-    fields = _fields(pid)
-    if fields is None or fields[1][0] != "Z" or int(fields[1][17]) <= 1:
-        return pid
     try:
+        if os.stat(f"{PROC}/{pid}/task").st_nlink <= _LINKS_OF_ONE_THREAD:  # noqa: PTH116 - asked of each kernel thread
+            return pid
+        fields = _fields(pid)
+        if fields is None or fields[1][0] != "Z":
+            return pid
         threads = [int(entry.name) for entry in Path(f"{PROC}/{pid}/task").iterdir()]
     except OSError:
         return pid
     return next((t for t in threads if not (_text(f"{PROC}/{t}/statm") or b"0 ").startswith(b"0 ")), pid)
 
 
-def size_hint(pid: int) -> bytes | None:
-    """Changes whenever something is mapped, and costs far less to read than the maps; None for a kernel thread."""
+def size_hint(pid: int, *, any_thread: bool = True) -> bytes | None:
+    """Changes whenever something is mapped, and costs far less to read than the maps; None for a kernel thread.
+
+    ``any_thread`` false: None too where the first thread has ended, which spares asking that of each kernel thread.
+    """
     raw = _text(f"{PROC}/{pid}/statm")
-    if raw is not None and raw.startswith(b"0 "):
+    if any_thread and raw is not None and raw.startswith(b"0 "):
         raw = _text(f"{PROC}/{_with_memory(pid)}/statm")
     if raw is None or raw.startswith(b"0 "):
         return None
