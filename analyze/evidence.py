@@ -53,7 +53,10 @@ class EvidenceBook:
             return self.where(table, otherwise)
         if not runs:
             return self.where(table, "false")
-        terms = [f"leaf = {leaf} AND row BETWEEN {low} AND {high}" for leaf, low, high in runs]
+        terms = [
+            f"leaf = {leaf} AND row = {low}" if low == high else f"leaf = {leaf} AND row BETWEEN {low} AND {high}"
+            for leaf, low, high in runs
+        ]
         condition = terms[0] if len(terms) == 1 else " OR ".join(f"({t})" for t in terms)
         known = self._by_query.get(_query(table, condition))
         if known is not None:

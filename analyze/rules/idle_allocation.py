@@ -84,7 +84,7 @@ def _of_gpu(context: Context, gpu: GpuTime, idle_ns: int) -> Finding | None:
         context.book.where("nvml_samples", span),
         context.book.where("nvml_processes", f"{span} AND pid IN ({', '.join(map(str, pids))})"),
     )
-    formula = "sum over samples with utilisation 0 and a process listed of the time from the sample to the next"
+    formula = "sum of duration_ns of the samples with utilisation 0 and a process listed"
 
     def derived(value: int | Fraction, unit: str, how: str) -> Quantity:
         return Quantity(value, unit, "derived", evidence, how)

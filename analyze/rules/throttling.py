@@ -74,7 +74,7 @@ def _of_gpu(context: Context, gpu: GpuTime) -> Finding | None:
         return None
     evidence = (context.book.where("nvml_samples", f"{gpu.where} AND event_reasons & {MASK} <> 0"),)
     known_rows = (context.book.where("nvml_samples", f"{gpu.where} AND event_reasons IS NOT NULL"),)
-    formula = "sum over samples with the reason set of the time from the sample to the next"
+    formula = "sum of duration_ns of the samples with the reason set"
 
     def derived(value: int | Fraction, unit: str, how: str) -> Quantity:
         return Quantity(value, unit, "derived", evidence, how)
