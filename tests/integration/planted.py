@@ -241,11 +241,11 @@ def _started_here(processes: Sequence[Row]) -> set[int]:
     return {pid for pid, parent in parents.items() if me in (parent, parents.get(parent))}
 
 
-def undisturbed(plant: Callable[[], Planted], kept: Callable[[Planted], Fraction], most: Fraction = QUIET) -> Planted:
+def undisturbed(plant: Callable[[], Planted], kept: Callable[[Planted], Fraction]) -> Planted:
     """Plant, and again while those whom nobody was to keep from their CPUs were kept from them, by their own word."""
     for _ in range(ATTEMPTS):
         planted = plant()
-        if kept(planted) <= most:
+        if kept(planted) <= QUIET:
             return planted
     share = float(kept(planted))
     pytest.fail(f"this host disturbed each of {ATTEMPTS} plantings, {share:.1%} of the last one")

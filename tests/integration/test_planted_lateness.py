@@ -131,7 +131,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, bpf: None) -> Iterator[tuple
         wide = ("--late-by", "work", "--busy-ms", 30, "--step-ms", PERIOD_US // 1000 + 20)
         lasting = ("--settle-ms", 1000, "--linger-ms", 1000)
         limited = ("quota", "--steps", FEW, *wide, *lasting, "--late-cgroup", g.folder)
-        ranks["quota"] = undisturbed(lambda: run(b, *limited), kept_by_others, TOLERANCE * 4 / 5)
+        ranks["quota"] = run(b, *limited)
         yield analysed(b), ranks
 
 
@@ -186,8 +186,10 @@ def test_what_made_the_rank_late_is_the_next_link(found: tuple[Analysed, dict[st
     assert sum(got.values()) == 1
     off = want if SPANS[name] == "gap" else want + kept(rank)
     assert close(got[TITLES[name]] + others, off), (got, off)
-    # Between a wake-up and the switch is also what a hypervisor takes to let an idle CPU run again.
-    assert others < TOLERANCE + off - want + rank.stolen, (got, off, rank.stolen)
+    # Between a wake-up and the switch is also what a hypervisor takes to let an idle CPU run again; and the rank with
+    # a quota has no real-time priority, so that whatever else this host does may keep it waiting too.
+    besides = kept_by_others(rank) if name == "quota" else off - want
+    assert others < TOLERANCE + besides + rank.stolen, (got, off, rank.stolen)
     assert len(chain.links) > 1
 
 
