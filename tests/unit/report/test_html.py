@@ -115,6 +115,15 @@ def test_marks_are_said_and_only_when_they_are_due(marked: tuple[str, ...]) -> N
     assert text.count('class="mark"') == bool(marked)
 
 
+def test_what_stands_on_every_page_of_the_pdf_stands_in_its_margins() -> None:
+    """Margin boxes are artifacts of a tagged PDF; anything else would be read aloud in the midst of every page."""
+    style = render(build_view(document()), "pdf").decode().partition("<style>")[2].partition("</style>")[0]
+    running = dict(re.findall(r"\.([a-z-]+) {[^}]*position: running\(([a-z-]+)\)", style))
+    assert set(running) == {"head-left", "head-right", "foot-left", "mark"}
+    assert all(f"content: element({name})" in style for name in running.values())
+    assert style.rindex(".mark {") > style.rindex("position: fixed")
+
+
 def test_print_for_the_typesetter_has_no_script_and_fonts_by_name() -> None:
     text = render(build_view(document()), "pdf").decode()
     assert "<script" not in text
