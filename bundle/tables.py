@@ -33,10 +33,13 @@ from gpuaudit.bundle.tables_engine import (
 from gpuaudit.bundle.tables_host import (
     BLOCK_IO,
     CGROUP_CPU,
+    CPU_OCCUPANTS,
     IOCTLS,
     LIFECYCLE,
+    MAX_OCCUPANTS,
     MIGRATIONS,
     MOUNTS,
+    OCCUPANTS_FROM_NS,
     OFF_CPU,
     OOM_KILLS,
     PAGE_ALLOCATIONS,
@@ -138,7 +141,7 @@ TABLES: dict[str, Table] = {
         CLOCK, GAPS, LOSSES, NVML_HEALTH, NVML_LINKS, NVML_ACCOUNTING, NVML_EVENTS, GPM_SAMPLES, ENGINES,
         ENGINE_CONFIG, ENGINE_SCRAPES, ENGINE_SERIES, ENGINE_SAMPLES, CALL_TOTALS, STACK_FRAMES, MIGRATIONS, IOCTLS,
         SOCKET_IO, PAGE_ALLOCATIONS, RECLAIMS, OOM_KILLS, BLOCK_IO, TCP_RETRANSMITS, LIFECYCLE, PRESSURE,
-        PROCESS_SAMPLES, CGROUP_CPU, *IMPORTED_TABLES, MOUNTS,
+        PROCESS_SAMPLES, CGROUP_CPU, *IMPORTED_TABLES, MOUNTS, CPU_OCCUPANTS,
     )
 }  # fmt: skip
 """Every table of format version 1, in the order of the documentation."""
@@ -154,6 +157,7 @@ def c_header() -> str:
     out = [SPDX_BPF, "/* Generated from bundle/tables.py. Do not edit. */", "#pragma once", ""]
     numbers = [f"\tTABLE_{name.upper()} = {n}," for n, name in enumerate(RING_TABLES, start=1)]
     out += ["enum table {", "\tTABLE_NONE = 0,", *numbers, f"\tTABLES = {len(RING_TABLES)},", "};", ""]
+    out += [f"#define OCCUPANTS_FROM_NS {OCCUPANTS_FROM_NS}", f"#define MAX_OCCUPANTS {MAX_OCCUPANTS}", ""]
     for t in TABLES.values():
         if not t.ring:
             continue

@@ -41,6 +41,25 @@ MIGRATIONS = Table("migrations", "Threads of traced processes that the scheduler
     col("to_cpu", "u16", "", "CPU it goes to"), CPU, SEQ,
 ), ring=True)  # fmt: skip
 
+OCCUPANTS_FROM_NS = 100_000
+"""Who had the CPU is recorded for waits from this long on: chosen; a shorter one is over before many took turns, and
+most waits are."""
+
+MAX_OCCUPANTS = 64
+"""Turns that are remembered per CPU: chosen; of the shortest slices that the kernel gives, some tenths of a second."""
+
+CPU_OCCUPANTS = Table("cpu_occupants", "Turns on a CPU that threads had while one of a traced process was ready to run "
+    f"there and waited, for {OCCUPANTS_FROM_NS // 1000} µs and longer. A turn is told once, whole and whoever waited "
+    f"for it; of a wait at most the last {MAX_OCCUPANTS}. The CPU that wrote the record is the one it is about.", (
+    col("start_ns", "u64", "ns", "start of the turn, CLOCK_BOOTTIME"), col("duration_ns", "u64", "ns", "its length"),
+    col("pid", "u32", "", "process that had the CPU (0: idle)"),
+    col("tid", "u32", "", "thread that had it (0: idle)"),
+    col("comm", "text", "", "name of the thread when its turn began", ring="comm"),
+    col("priority", "i32", "", "kernel priority of the thread when its turn began"),
+    col("cgroup_id", "u64", "", "id of its cgroup in the version 2 hierarchy, as in off_cpu"),
+    CPU, SEQ,
+), ring=True)  # fmt: skip
+
 IOCTLS = Table("ioctls", "ioctl(2) calls on the watched devices: the boundary of the NVIDIA kernel driver.", (
     START, DURATION, PID, TID, col("return_code", "i32", "", "what it returned; null while open", nullable=True),
     col("request", "u32", "", "request argument as passed"), col("number", "u32", "", "its number (bits 0–7)"),

@@ -86,7 +86,7 @@ _WAKING: tuple[tuple[str, ...], ...] = (
 """Ways to tell a waking thread from an interrupt, best first; the last one leaves wakers out of the evidence."""
 
 OFF_CPU = Part(
-    "off_cpu", "off_cpu", {"off_cpu": 16 << 20, "migrations": 4 << 20},
+    "off_cpu", "off_cpu", {"off_cpu": 16 << 20, "migrations": 4 << 20, "cpu_occupants": 4 << 20},
     tuple(
         (switch, *waking, "on_wakeup", "on_migrate")
         for switch in ("on_switch_state", "on_switch")

@@ -22,7 +22,7 @@ SELECTABLE_SOURCES = (*BPF_SOURCES, "nvml", "engines")
 TABLES_OF_SOURCE: dict[str, tuple[str, ...]] = {
     "cuda": ("cuda_calls", "call_totals"),
     "nccl": ("nccl_calls", "nccl_comms"),
-    "off_cpu": ("off_cpu", "migrations"),
+    "off_cpu": ("off_cpu", "migrations", "cpu_occupants"),
     "memory": ("page_allocations", "reclaims", "oom_kills", "pressure", "process_samples", "cgroup_cpu"),
     "block_io": ("block_io", "mounts"),
     "tcp": ("tcp_retransmits",),

@@ -5,6 +5,7 @@
 
 RING(ring_off_cpu);
 RING(ring_migrations);
+RING(ring_cpu_occupants);
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -13,16 +14,100 @@ struct {
 	__type(value, struct off_cpu_record);
 } open_off_cpu SEC(".maps");
 
-static __always_inline void came_back(struct task_struct *next)
+/*
+ * The last turns on this CPU, whoever had them. They are remembered at every switch, because who waits for the CPU is
+ * known only when it gets it; they are told when it was one of ours that had waited. The last turn ends with the next
+ * switch, every other one where the turn after it began.
+ */
+struct turn {
+	__u64 start_ns;
+	__u64 cgroup_id;
+	__u32 pid;
+	__u32 tid;
+	__s32 priority;
+	__u32 told;
+	char comm[TASK_COMM_LEN];
+};
+struct turns {
+	__u64 count;
+	struct turn last[MAX_OCCUPANTS];
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct turns);
+} turns_here SEC(".maps");
+
+static __always_inline struct turn *turn(struct turns *t, __u64 index)
+{
+	return &t->last[index & (MAX_OCCUPANTS - 1)];
+}
+
+_Static_assert((MAX_OCCUPANTS & (MAX_OCCUPANTS - 1)) == 0, "an index is masked");
+
+static __always_inline void begin_turn(struct turns *t, struct task_struct *task, __u64 now)
+{
+	struct turn *its = turn(t, t->count);
+
+	its->start_ns = now;
+	its->cgroup_id = thread_cgroup(task);
+	its->pid = task->tgid;
+	its->tid = task->pid;
+	its->priority = thread_priority(task);
+	its->told = 0;
+	bpf_probe_read_kernel(its->comm, sizeof(its->comm), task->comm);
+	t->count++;
+}
+
+/* Turns that share a moment with [since, now), the last one first; each is told once, whoever waited. */
+static __always_inline void tell_turns(struct turns *t, __u64 since, __u64 now)
+{
+	struct cpu_occupants_record r = {};
+	__u64 end = now;
+	struct turn *its;
+
+	for (__u64 i = 1; i <= MAX_OCCUPANTS; i++) {
+		if (i > t->count || end <= since)
+			return;
+		its = turn(t, t->count - i);
+		if (!its->told) {
+			its->told = 1;
+			r.start_ns = its->start_ns;
+			r.duration_ns = end - its->start_ns;
+			r.pid = its->pid;
+			r.tid = its->tid;
+			r.priority = its->priority;
+			r.cgroup_id = its->cgroup_id;
+			__builtin_memcpy(r.comm, its->comm, sizeof(r.comm));
+			EMIT(cpu_occupants, TABLE_CPU_OCCUPANTS, &r);
+		}
+		end = its->start_ns;
+	}
+}
+
+static __always_inline struct turns *turns_until(struct task_struct *prev)
+{
+	__u32 zero = 0;
+	struct turns *t = bpf_map_lookup_elem(&turns_here, &zero);
+	struct turn *last;
+
+	if (t && t->count) {
+		last = turn(t, t->count - 1);
+		if (last->tid != (__u32)prev->pid)
+			last->told = 1; /* a switch was not seen: nobody knows when it ended, nor who came after it */
+	}
+	return t;
+}
+
+static __always_inline void came_back(struct task_struct *next, struct turns *turns, __u64 now)
 {
 	__u32 tid = next->pid;
 	struct off_cpu_record *r;
-	__u64 now;
 
 	r = bpf_map_lookup_elem(&open_off_cpu, &tid); /* it was traced when it left */
 	if (!r)
 		return;
-	now = bpf_ktime_get_boot_ns();
 	r->duration_ns = now - r->start_ns;
 	r->valid_mask |= OFF_CPU_HAS_DURATION_NS;
 	if (!r->prev_state) {
@@ -34,13 +119,15 @@ static __always_inline void came_back(struct task_struct *next)
 	}
 	bpf_probe_read_kernel(r->comm, sizeof(r->comm), next->comm);
 	EMIT(off_cpu, TABLE_OFF_CPU, r);
+	if (turns && r->runqueue_ns >= OCCUPANTS_FROM_NS)
+		tell_turns(turns, now - r->runqueue_ns, now);
 	bpf_map_delete_elem(&open_off_cpu, &tid);
 }
 
 /* What is known of a thread that is not on a CPU, whoever runs instead. */
-static __always_inline void describe(struct off_cpu_record *r, struct task_struct *task)
+static __always_inline void describe(struct off_cpu_record *r, struct task_struct *task, __u64 now)
 {
-	r->start_ns = bpf_ktime_get_boot_ns();
+	r->start_ns = now;
 	r->pid = task->tgid;
 	r->tid = task->pid;
 	r->priority = thread_priority(task);
@@ -51,7 +138,7 @@ static __always_inline void describe(struct off_cpu_record *r, struct task_struc
 	bpf_probe_read_kernel(r->comm, sizeof(r->comm), task->comm);
 }
 
-static __always_inline void left(struct task_struct *prev, struct task_struct *next, __u32 state)
+static __always_inline void left(struct task_struct *prev, struct task_struct *next, __u32 state, __u64 now)
 {
 	__u32 tid = prev->pid;
 	struct off_cpu_record r = {};
@@ -62,7 +149,7 @@ static __always_inline void left(struct task_struct *prev, struct task_struct *n
 	}
 	if (!tid || !traced(prev->tgid))
 		return;
-	describe(&r, prev);
+	describe(&r, prev, now);
 	r.prev_state = state;
 	r.next_pid = next->tgid;
 	r.next_tid = next->pid;
@@ -76,6 +163,19 @@ static __always_inline void left(struct task_struct *prev, struct task_struct *n
 		count_full(FULL_OFF_CPU);
 }
 
+/* One switch of a CPU: one moment for all that ends and begins with it. */
+static __always_inline int switched(struct task_struct *prev, struct task_struct *next, __u32 state)
+{
+	struct turns *turns = turns_until(prev);
+	__u64 now = bpf_ktime_get_boot_ns();
+
+	left(prev, next, state, now);
+	came_back(next, turns, now);
+	if (turns)
+		begin_turn(turns, next, now);
+	return 0;
+}
+
 /*
  * A thread that is switched out under `preempt` stays runnable whatever its state says (it was about to sleep and had
  * not yet done so), so its state is recorded as 0, TASK_RUNNING.
@@ -87,9 +187,7 @@ int on_switch_state(__u64 *ctx)
 	bool preempt = ctx[0];
 	__u32 state = ctx[3];
 
-	left(prev, next, preempt ? 0 : state);
-	came_back(next);
-	return 0;
+	return switched(prev, next, preempt ? 0 : state);
 }
 
 SEC("tp_btf/sched_switch")
@@ -98,9 +196,7 @@ int on_switch(__u64 *ctx)
 	struct task_struct *prev = (void *)ctx[1], *next = (void *)ctx[2];
 	bool preempt = ctx[0];
 
-	left(prev, next, preempt ? 0 : prev->__state);
-	came_back(next);
-	return 0;
+	return switched(prev, next, preempt ? 0 : prev->__state);
 }
 
 /*
@@ -223,7 +319,7 @@ int on_asleep(struct bpf_iter__task *ctx)
 	r.prev_state = task->__state;
 	if (!(r.prev_state & ASLEEP) || t->on_cpu)
 		return 0; /* one that waits for a CPU has a row from its next switch on */
-	describe(&r, task);
+	describe(&r, task, bpf_ktime_get_boot_ns());
 	r.began_before = 1;
 	r.valid_mask |= OFF_CPU_HAS_BEGAN_BEFORE;
 	r.cpu_out = thread_cpu(task);

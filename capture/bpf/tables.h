@@ -18,8 +18,12 @@ enum table {
 	TABLE_BLOCK_IO = 12,
 	TABLE_TCP_RETRANSMITS = 13,
 	TABLE_LIFECYCLE = 14,
-	TABLES = 14,
+	TABLE_CPU_OCCUPANTS = 15,
+	TABLES = 15,
 };
+
+#define OCCUPANTS_FROM_NS 100000
+#define MAX_OCCUPANTS 64
 
 struct cuda_calls_record {
 	__u64 start_ns; /* 0 */
@@ -437,3 +441,18 @@ _Static_assert(sizeof(struct lifecycle_record) == 96, "lifecycle");
 #define LIFECYCLE_HAS_SIGNAL (1u << 3)
 #define LIFECYCLE_HAS_SIGNAL_CODE (1u << 4)
 #define LIFECYCLE_HAS_CGROUP_ID (1u << 5)
+
+struct cpu_occupants_record {
+	char comm[16]; /* 0 */
+	__u64 start_ns; /* 16 */
+	__u64 duration_ns; /* 24 */
+	__u64 cgroup_id; /* 32 */
+	__u64 seq; /* 40 */
+	__u32 pid; /* 48 */
+	__u32 tid; /* 52 */
+	__s32 priority; /* 56 */
+	__u32 valid_mask; /* 60 */
+	__u16 cpu; /* 64 */
+	__u8 pad[6]; /* 66 */
+};
+_Static_assert(sizeof(struct cpu_occupants_record) == 72, "cpu_occupants");

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from gpuaudit.bundle.tables_host import OCCUPANTS_FROM_NS
 from gpuaudit.capture import libbpf
 from tests.integration.recording import recording, start, wait_for_line
 
@@ -131,3 +133,43 @@ def test_sleepers_that_cannot_be_found_cost_no_capture(doubles: Path, monkeypatc
         assert {(row["source"], row["duration_ns"]) for row in gaps} == {("off_cpu", None)}
         assert os.strerror(errno.EMFILE) in gaps[0]["reason"]
         assert r.of("off_cpu", pid=process.pid)
+
+
+@pytest.mark.alone
+def test_everybody_who_had_the_core_is_told(doubles: Path) -> None:
+    """Three ordinary spinners beside the victim take turns: the turns fill its waits to the nanosecond, each once."""
+    cpu = sorted(os.sched_getaffinity(0))[-1]
+    cudart = doubles / "libcudart.so.13"
+    with recording() as r:
+        r.capture.prepare([str(cudart)])
+        crowd = [
+            start(doubles / "spin", "--cpu", str(cpu), "--ms", "600000", "--name", f"spinner {n}") for n in range(3)
+        ]
+        victim = start(doubles / "spin", "--cpu", str(cpu), "--ms", "1000", "--cudart", cudart, "--name", "the victim")
+        try:
+            r.run(victim)
+        finally:
+            for process in crowd:
+                process.kill()
+                process.communicate()
+        r.finish()
+        turns = sorted(
+            ((t["start_ns"], t["start_ns"] + t["duration_ns"], t) for t in r.of("cpu_occupants", cpu=cpu)),
+            key=lambda t: t[:2],
+        )
+        assert all(end <= start for (_, end, _), (start, _, _) in pairwise(turns))
+        waits = [
+            w for w in r.of("off_cpu", tid=victim.pid, op="preempted", cpu_out=cpu)
+            if w["duration_ns"] and w["duration_ns"] >= OCCUPANTS_FROM_NS
+        ]  # fmt: skip
+        several, unseen = 0, 0
+        for wait in waits:
+            end = wait["start_ns"] + wait["duration_ns"]
+            mine = [t for t in turns if t[0] < end and t[1] > wait["start_ns"]]
+            if [t[0] for t in mine] + [end] != [wait["start_ns"]] + [t[1] for t in mine]:
+                unseen += 1  # a switch that the kernel did not tell of leaves a hole
+                continue
+            assert (mine[0][2]["tid"], mine[0][2]["comm"]) == (wait["next_tid"], wait["next_comm"])
+            several += len({t[2]["tid"] for t in mine}) > 1
+        assert several > len(waits) // 2, (several, unseen, len(waits))
+        assert {p.pid for p in crowd} <= {t["pid"] for _, _, t in turns}
