@@ -1,4 +1,5 @@
-"""What the threads of effects did while they were off a CPU: the rows of ``off_cpu`` that overlap an effect.
+"""What the threads of effects did while they were off a CPU: rows of ``off_cpu`` that overlap an effect, the waits for
+a CPU cut by who had it (:mod:`turns`).
 
 Read once for all effects (:func:`of_effects`), for every detector that joins on the thread. Units: ns.
 """
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuaudit.analyze import intervals
-from gpuaudit.analyze.causal import recorded
+from gpuaudit.analyze.causal import recorded, turns
 from gpuaudit.analyze.causal.during import THREAD, During, rows_during, thread_key
 from gpuaudit.analyze.causal.model import Effect
 from gpuaudit.analyze.intervals import Intervals
@@ -41,7 +42,8 @@ _TEXTS = ("op", "comm", "next_comm", "waker_comm")
 
 @dataclass(frozen=True)
 class States:
-    """Rows of one thread, in order of time; ``a`` has a column each, null as :data:`UNKNOWN` or an empty text."""
+    """Rows of one thread, or parts of them by who had its CPU, in order of time; ``a`` has a column each, null as
+    :data:`UNKNOWN` or an empty text."""
 
     a: dict[str, npt.NDArray[Any]]
 
@@ -95,7 +97,13 @@ class States:
             touching = chosen & overlapping(self.a["start_ns"], self.a["end_ns"], time)
             keys = np.stack([self.a["leaf"][touching], self.a["row"][touching]], axis=1).astype(np.int64)
             pid, tid = int(self.a["pid"][0]), int(self.a["tid"][0])
-            return (context.book.listed("off_cpu", keys, f"pid = {pid} AND tid = {tid}"),)
+            own = context.book.listed("off_cpu", keys, f"pid = {pid} AND tid = {tid}")
+            told = touching & (self.a[turns.TURN_ROW] != UNKNOWN)
+            if not told.any():
+                return (own,)
+            keys = np.stack([self.a[turns.TURN_LEAF][told], self.a[turns.TURN_ROW][told]], axis=1)
+            cpus = ", ".join(str(c) for c in sorted(set(self.a["cpu"][told].tolist())))
+            return own, context.book.listed("cpu_occupants", keys, f"cpu IN ({cpus})")
 
         return rows
 
@@ -122,7 +130,8 @@ def of_effects(context: Context, effects: Sequence[Effect]) -> dict[str, States]
     numbers = {c: f"coalesce(try_cast({c} AS BIGINT), {UNKNOWN})" for c in _NUMBERS}
     texts = {c: f"coalesce({c}, '')" for c in _TEXTS}
     found = rows_during(context, During("off_cpu", THREAD, {**numbers, **texts}), unread)
-    known.update({places[key]: States(found[key]) if key in found else None for key in unread})
+    cut = turns.cut(context, found, {key: States(a).runnable_from for key, a in found.items()})
+    known.update({places[key]: States(cut[key]) if key in cut else None for key in unread})
     return {key: s for key, place in places.items() if (s := known[place]) is not None}
 
 

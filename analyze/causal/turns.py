@@ -1,6 +1,6 @@
 """Who had the CPU while a thread waited for it, turn by turn (``cpu_occupants``): rows of ``off_cpu`` are cut by it.
 
-Of a wait for a CPU that was recorded so, every part becomes a row of its own that says who ran then; what no turn covers
+Of a wait for a CPU that was recorded so, every part becomes a row of its own that says who ran then; what no turn has
 becomes one that names nobody. A wait shorter than :data:`OCCUPANTS_FROM_NS` stays as it is, and so do all of them where
 the table has no row: there who ran at the switch is all that is known. Units: ns.
 """
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from gpuaudit.analyze import intervals
 from gpuaudit.analyze.causal.during import THREAD, Columns, During, rows_during, thread_key
 from gpuaudit.bundle.tables_host import OCCUPANTS_FROM_NS
 
@@ -74,8 +75,6 @@ def _long(a: Columns, since: Times) -> npt.NDArray[np.bool_]:
 
 def _bounds(starts: Times, ends: Times, chosen: npt.NDArray[np.bool_]) -> Times:
     """A set of time: the intervals of one thread are apart from each other."""
-    from gpuaudit.analyze import intervals  # noqa: PLC0415 - for the name alone
-
     return intervals.from_bounds(starts[chosen], ends[chosen])
 
 
