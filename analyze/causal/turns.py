@@ -28,6 +28,15 @@ UNKNOWN = -1
 TURN_LEAF, TURN_ROW = "turn_leaf", "turn_row"
 """Columns that :func:`cut` adds: the row of ``cpu_occupants``, :data:`UNKNOWN` where there is none."""
 
+INPUT = ("cpu_occupants", ("start_ns", "duration_ns", "pid", "tid", "comm", "cpu"))
+"""What a detector reads that says who ran instead."""
+
+ASSUMED = (
+    f"Who had the CPU is recorded turn by turn in waits of {OCCUPANTS_FROM_NS // 1000} µs and longer. In shorter ones, "
+    "and where cpu_occupants has no row, who ran at the switch ran for the whole interval."
+)
+"""What such a detector takes for granted."""
+
 _TURN = {"pid": "next_pid", "tid": "next_tid", "priority": "next_priority", "cgroup_id": "next_cgroup_id"}
 """Columns of a turn, and what they become in a row of ``off_cpu``."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpuaudit.analyze.causal import model, states
+from gpuaudit.analyze.causal import model, states, turns
 from gpuaudit.analyze.causal.model import Cause, Causes, Detector, Effect
 from gpuaudit.analyze.causal.states import States
 from gpuaudit.analyze.finding import Declaration
@@ -31,6 +31,7 @@ DECLARATION = Declaration(
     inputs=(
         ("off_cpu", ("start_ns", "duration_ns", "pid", "tid", "op", "next_pid", "next_tid", "next_comm", "runqueue_ns",
                      "cpu_out")),
+        turns.INPUT,
         ("cuda_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "parent_ns")),
         ("nccl_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "parent_ns")),
     ),
@@ -43,7 +44,7 @@ DECLARATION = Declaration(
     "about interrupts that were served on top of the running thread: they are no time off a CPU.",
     assumptions=(
         "A thread named as the kernel names its own threads for interrupts is one: no other process calls itself so.",
-        "Who ran at the switch ran for the whole interval.",
+        turns.ASSUMED,
     ),
 )  # fmt: skip
 

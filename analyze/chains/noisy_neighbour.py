@@ -1,9 +1,9 @@
 """Chain: a thread was runnable and did not run, because several processes of another cgroup had its CPU.
 
 Effect: slow calls, the lateness of a rank, or the wait for a thread that was itself waited for. Cause: the time in
-which the same thread was preempted, runnable and off its CPU, while processes of one other cgroup ran there at the
-switch, at least :data:`CROWD` of them. One process that does so is told by name (chain "preempted"); of a crowd none
-explains much, and what can be limited is their cgroup. Units: ns.
+which the same thread was runnable and off its CPU, while processes of one other cgroup had it, at least
+:data:`CROWD` of them. One process that does so is told by name (chain "preempted"); of a crowd none explains
+much, and what can be limited is their cgroup. Units: ns.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpuaudit.analyze.causal import model, states
+from gpuaudit.analyze.causal import model, states, turns
 from gpuaudit.analyze.causal.model import Cause, Causes, Detector, Effect
 from gpuaudit.analyze.causal.states import Chosen, States
 from gpuaudit.analyze.chains.irq_load import is_handler
@@ -35,6 +35,7 @@ DECLARATION = Declaration(
     inputs=(
         ("off_cpu", ("start_ns", "duration_ns", "pid", "tid", "op", "next_pid", "next_comm", "runqueue_ns", "cgroup_id",
                      "next_cgroup_id")),
+        turns.INPUT,
         ("processes", ("pid", "cgroup", "cgroup_id")),
         ("cuda_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "parent_ns")),
         ("nccl_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "parent_ns")),
@@ -42,11 +43,11 @@ DECLARATION = Declaration(
     thresholds=(CROWD, *model.THRESHOLDS),
     texts={
         "noisy_neighbour": "For {explained} of {effect_time} ({share}) of {effect} the thread was ready to run and had "
-        "no CPU, while {neighbours} processes of {culprit} ran on the CPU it had been taken from: {names}.",
+        "no CPU, while {neighbours} processes of {culprit} had the CPU that it waited for: {names}.",
     },
     never_claims="That the call would have ended earlier by as much; nor that the neighbours used more than "
     "their share.",
-    assumptions=("Who ran at the switch ran for the whole interval.",),
+    assumptions=(turns.ASSUMED,),
 )  # fmt: skip
 
 ROOT_ID = 1

@@ -1,8 +1,9 @@
 """Chain: a thread was runnable and did not run, because something else had its CPU.
 
 Effect: slow calls, or the lateness of a rank. Cause: the time in which the same thread was runnable and off its CPU:
-all of a preemption, and of a sleep the part after the wake-up (``runqueue_ns``). The culprit is who ran instead at the
-switch; who ran when a sleeper was woken is not seen, unless it is one that takes that CPU from it anyway. Units: ns.
+all of a preemption, and of a sleep the part after the wake-up (``runqueue_ns``). The culprit is who had the CPU, turn
+by turn (``causal/turns.py``); where turns were not recorded, who ran at the switch, and for a sleeper that was woken
+one that takes that CPU from it anyway. Units: ns.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpuaudit.analyze.causal import model, neighbours, states
+from gpuaudit.analyze.causal import model, neighbours, states, turns
 from gpuaudit.analyze.causal.leading import MAX_CULPRITS, codes, leading
 from gpuaudit.analyze.causal.model import Cause, Causes, Detector, Effect
 from gpuaudit.analyze.causal.states import Chosen, States
@@ -28,6 +29,7 @@ DECLARATION = Declaration(
     question="Was a thread ready to run, and kept from a CPU, while its calls were slow?",
     inputs=(
         ("off_cpu", ("start_ns", "duration_ns", "pid", "tid", "op", "next_pid", "next_comm", "runqueue_ns", "cpu_out")),
+        turns.INPUT,
         ("cuda_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "parent_ns")),
         ("nccl_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "parent_ns")),
     ),
@@ -41,9 +43,9 @@ DECLARATION = Declaration(
     never_claims="That the call would have ended earlier by as much: a thread that waits for its GPU loses nothing by "
     "being off its CPU. Nor why the other was allowed to run there.",
     assumptions=(
-        "Who ran at the switch ran for the whole interval.",
-        "Who took a CPU from the thread during the effect, and ran there when the thread went to sleep, ran there too "
-        "when it was woken and came back to that CPU.",
+        turns.ASSUMED,
+        "Where that is not recorded: who took a CPU from the thread during the effect, and ran there when the thread "
+        "went to sleep, ran there too when it was woken and came back to that CPU.",
     ),
 )  # fmt: skip
 
@@ -103,9 +105,9 @@ def _cause(context: Context, s: States, chosen: Chosen, pid: int, name: str) -> 
 def _known(s: States) -> Chosen:
     """Rows of which it is known who ran instead.
 
-    Where the thread was preempted: who ran at the switch. Where it slept and was woken, who ran at the switch is not
-    who kept it from the CPU later, unless the same thread took that very CPU from it at another time of the effect,
-    and it came back there.
+    Where the thread was preempted, or the row is a part of a wait: who ran then. Where it slept and was woken, who ran
+    at the switch is not who kept it from the CPU later, unless the same thread took that very CPU from it at another
+    time of the effect, and it came back there.
     """
     a = s.a
     place = codes(a["next_tid"], a["cpu_out"])
@@ -148,5 +150,5 @@ DETECTOR = Detector(
     refuted_by="The same calls as slow with the thread alone on its CPU.",
     experiment="Pin the thread to a CPU that nothing else may use (taskset and a cpuset cgroup, or isolcpus), and "
     "capture again.",
-    next_step="See what else runs on the CPU (audit query, off_cpu by next_comm), and move one of the two.",
+    next_step="See what else runs on the CPU (audit query, cpu_occupants by comm), and move one of the two.",
 )
