@@ -10,10 +10,12 @@ import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
+from gpuaudit.analyze.causal.telling import UNEXPLAINED
 from gpuaudit.capture.cgroups import cgroup_mount
 from tests.integration.memory_cgroups import inside, remove
 from tests.integration.network import network
@@ -59,11 +61,13 @@ def stalls() -> Iterator[Path]:
 
 
 @contextmanager
-def crowd(b: Bench, *prefix: str) -> Iterator[None]:
-    """Three processes that take turns on the CPU of launchers until this ends, above their priority."""
+def crowd(b: Bench, *prefix: str, bursts: bool = True) -> Iterator[None]:
+    """Three processes on the CPU of launchers until this ends: in bursts above their priority, or taking turns with
+    them."""
     with ExitStack() as stack:
         for name, pause_ms in CROWD.items():
-            options = ("--cpu", CPU, "--name", name, "--pause-ms", pause_ms, *BURSTS)
+            how = ("--pause-ms", pause_ms, *BURSTS) if bursts else ("--ms", 600_000)
+            options = ("--cpu", CPU, "--name", name, *how)
             process = start(*prefix, b.programs / "spin", *map(str, options))
             stack.callback(ended, process)
             wait_for_line(process, "at spin")
@@ -84,6 +88,8 @@ def found(tmp_path_factory: pytest.TempPathFactory, bpf: None, stalls: Path) -> 
         with crowd(b, *inside(stalls)):
             b.run("crowded", "--cpu", CPU, *BUSY)
             undisturbed(lambda: [b.run("another core", "--cpu", OTHER_CPU, *BUSY)], kept_most)
+        with crowd(b, *inside(stalls), bursts=False):
+            b.run("one of many", "--cpu", CPU, *BUSY, priority=0)
         with crowd(b):
             b.run("at home", "--cpu", CPU, *BUSY)
         receive_slowly(net)
@@ -103,6 +109,17 @@ def test_the_neighbours_cgroup_is_named(found: Analysed, stalls: Path) -> None:
     assert set(str(chain.values["names"]).split(", ")) <= CROWD.keys()
     assert abs(effect_ns(chain) - told.slow_ns) <= told.slow_ns // 20
     assert sum(s.share.value or 0 for s in chain.shares) == 1
+
+
+def test_a_crowd_that_takes_turns_has_all_of_them(found: Analysed) -> None:
+    """One wait has many turns; who else had the CPU, if for a moment, has that moment and no more."""
+    told = found.victims["one of many"]
+    (chain,) = [c for c in found.chains("one of many") if c.detector == "noisy_neighbour"]
+    others = {c.detector for c in found.chains("one of many") if c is not chain}
+    assert others <= {"preempted"}
+    assert share(chain) > told.planted("gap") / 2 > TOLERANCE
+    (nothing,) = [s.share.value or 0 for s in chain.shares if s.label == UNEXPLAINED]
+    assert close(1 - Fraction(nothing), told.planted("gap"))
 
 
 def test_interrupts_are_named(found: Analysed) -> None:

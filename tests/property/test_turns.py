@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -41,7 +43,9 @@ def test_every_moment_has_who_had_the_cpu_then(
     for pause, sleep, wait, other, moved in waits:
         start = now + pause * UNIT
         ready, now = start + sleep * UNIT, start + (sleep + wait) * UNIT
-        told = {"op": "blocked", "prev_state": INTERRUPTIBLE, "runqueue_ns": wait * UNIT} if sleep else {}
+        told: dict[str, Any] = (
+            {"op": "blocked", "prev_state": INTERRUPTIBLE, "runqueue_ns": wait * UNIT} if sleep else {}
+        )
         off(scene, start, now - start, cpu_out=OTHER if other else CPU, **told)
         since = now if other else ready
         if 0 <= moved < wait:

@@ -48,7 +48,13 @@ def test_who_had_the_cpu_while_a_woken_thread_waited_is_known_now() -> None:
 
 def test_a_crowd_is_told_by_all_its_turns_and_a_bystander_by_none() -> None:
     """The switch went to a bystander, which ran for a moment: the others have one cgroup in common."""
-    own = {"cgroup_id": 40, "next_pid": 5, "next_tid": 5, "next_comm": "bystander", "next_cgroup_id": 50}
+    own: dict[str, Any] = {
+        "cgroup_id": 40,
+        "next_pid": 5,
+        "next_tid": 5,
+        "next_comm": "bystander",
+        "next_cgroup_id": 50,
+    }
     scene = off(launches().process(7, cgroup="/own", cgroup_id=40), AT, 30 * MS, **own)
     turn(scene, AT, 10_000, 5, cgroup_id=50)
     for n in range(3):
