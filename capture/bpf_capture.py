@@ -45,6 +45,7 @@ _FULL = (
     ("block_io", "requests were not recorded: too many were open at once"),
     ("ioctl", "ioctls were not recorded: too many were open at once"),
     ("sockets", "sends and receives were not counted: too many threads or sockets at once"),
+    ("off_cpu", "off-CPU intervals were not recorded: the kernel did not tell when their threads came back"),
 )
 """``enum full`` of capture/bpf/shared.h: source concerned, and what the count means."""
 

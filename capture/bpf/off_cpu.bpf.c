@@ -141,7 +141,7 @@ static __always_inline void describe(struct off_cpu_record *r, struct task_struc
 static __always_inline void left(struct task_struct *prev, struct task_struct *next, __u32 state, __u64 now)
 {
 	__u32 tid = prev->pid;
-	struct off_cpu_record r = {};
+	struct off_cpu_record *unended, r = {};
 
 	if (state & TASK_DEAD) { /* no longer traced when it is the last thread; on_asleep may have come too late for it */
 		bpf_map_delete_elem(&open_off_cpu, &tid);
@@ -149,6 +149,9 @@ static __always_inline void left(struct task_struct *prev, struct task_struct *n
 	}
 	if (!tid || !traced(prev->tgid))
 		return;
+	unended = bpf_map_lookup_elem(&open_off_cpu, &tid);
+	if (unended && !(unended->valid_mask & OFF_CPU_HAS_BEGAN_BEFORE))
+		count_full(FULL_SWITCHES);
 	describe(&r, prev, now);
 	r.prev_state = state;
 	r.next_pid = next->tgid;

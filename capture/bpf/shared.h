@@ -93,6 +93,7 @@ enum full {
 	FULL_REQUESTS,
 	FULL_IOCTLS,
 	FULL_SOCKETS,
+	FULL_SWITCHES, /* not a full map: the kernel did not tell of a switch */
 	FULLS,
 };
 struct {

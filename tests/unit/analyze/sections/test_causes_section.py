@@ -69,7 +69,7 @@ def test_what_became_of_every_detector_in_the_order_of_allotment(section: Sectio
     rows = table(section, "detectors").rows
     states = {str(r[1]): str(r[3]) for r in rows}
     assert states["Waiting for a late rank"].startswith("not evaluated: ")
-    assert states["Preempted"] == "effects looked at: 1"
+    assert states["Preempted"] == "effects looked at: 2"
     order = [str(r[1]) for r in rows]
     assert order.index("Waiting for a disk") < order.index("Waiting for a lock") < order.index("Preempted")
 
