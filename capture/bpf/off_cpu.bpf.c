@@ -56,7 +56,8 @@ static __always_inline void begin_turn(struct turns *t, struct task_struct *task
 	its->tid = task->pid;
 	its->priority = thread_priority(task);
 	its->told = 0;
-	bpf_probe_read_kernel(its->comm, sizeof(its->comm), task->comm);
+	((__u64 *)its->comm)[0] = ((__u64 *)task->comm)[0];
+	((__u64 *)its->comm)[1] = ((__u64 *)task->comm)[1];
 	t->count++;
 }
 
