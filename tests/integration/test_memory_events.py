@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -209,6 +210,8 @@ def test_the_victim_and_whose_allocation_it_was(doubles: Path, memory_group: Pat
         large = begin(EAT, doubles / "libcudart.so.13", "the victim", 40 << 20)
         small = begin(EAT, doubles / "libcudart.so.13", "the eater", 28 << 20)
         Path(f"/proc/{large.pid}/oom_score_adj").write_text("1000", "ascii")
+        with suppress(PermissionError):  # on an emulated machine it would be the next victim
+            Path(f"/proc/{small.pid}/oom_score_adj").write_text("-1000", "ascii")
         for process in (large, small):
             join(memory_group, process.pid)
         go(large)
