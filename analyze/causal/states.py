@@ -46,6 +46,13 @@ class States:
     :data:`UNKNOWN` or an empty text."""
 
     a: dict[str, npt.NDArray[Any]]
+    rows: dict[str, npt.NDArray[Any]] | None = None
+    """The same before waits were cut, where some were."""
+
+    @property
+    def uncut(self) -> States:
+        """A row for each time that the thread left its CPU, whoever had it meanwhile."""
+        return self if self.rows is None else States(self.rows)
 
     def __len__(self) -> int:
         return len(self.a["start_ns"])
@@ -131,7 +138,7 @@ def of_effects(context: Context, effects: Sequence[Effect]) -> dict[str, States]
     texts = {c: f"coalesce({c}, '')" for c in _TEXTS}
     found = rows_during(context, During("off_cpu", THREAD, {**numbers, **texts}), unread)
     cut = turns.cut(context, found, {key: States(a).runnable_from for key, a in found.items()})
-    known.update({places[key]: States(cut[key]) if key in cut else None for key in unread})
+    known.update({places[key]: States(*cut[key]) if key in cut else None for key in unread})
     return {key: s for key, place in places.items() if (s := known[place]) is not None}
 
 

@@ -49,13 +49,17 @@ _TURNS = During(
 _MOVES = During("migrations", THREAD, {"to_cpu": "to_cpu::BIGINT"}, end="start_ns + 1")
 
 
-def cut(context: Context, found: Mapping[str, Columns], waits_from: Mapping[str, Times]) -> dict[str, Columns]:
-    """Rows of ``off_cpu`` by name, cut at the turns; ``waits_from`` says since when each row's thread was ready to run.
+def cut(
+    context: Context, found: Mapping[str, Columns], waits_from: Mapping[str, Times]
+) -> dict[str, tuple[Columns, Columns]]:
+    """Rows of ``off_cpu`` by name, cut at the turns, and as they were; ``waits_from`` says since when each row's thread
+    was ready to run.
 
     A thread that was moved while it waited has waited for its last CPU since then: of the time before nobody says who
     had the other one.
     """
-    out = {name: _with_turn(a, UNKNOWN, UNKNOWN) for name, a in found.items()}
+    rows = {name: _with_no_turn(a) for name, a in found.items()}
+    out = {name: (a, a) for name, a in rows.items()}
     if not context.store.row_count("cpu_occupants"):
         return out
     long = {name: _long(a, waits_from[name]) for name, a in found.items()}
@@ -72,7 +76,7 @@ def cut(context: Context, found: Mapping[str, Columns], waits_from: Mapping[str,
     turns = rows_during(context, _TURNS, wanted)
     for name in waits:
         of_cpu = {int(key.partition(":")[0]): t for key, t in turns.items() if key.partition(":")[2] == name}
-        out[name] = _cut(out[name], waits_from[name], since[name], long[name], of_cpu)
+        out[name] = (_cut(rows[name], waits_from[name], since[name], long[name], of_cpu), rows[name])
     return out
 
 
@@ -98,9 +102,9 @@ def _since(a: Columns, since: Times, moves: Columns | None) -> Times:
     return out
 
 
-def _with_turn(a: Columns, leaf: int, row: int) -> Columns:
-    n = len(a["start_ns"])
-    return {**a, TURN_LEAF: np.full(n, leaf, dtype=np.int64), TURN_ROW: np.full(n, row, dtype=np.int64)}
+def _with_no_turn(a: Columns) -> Columns:
+    none = np.full(len(a["start_ns"]), UNKNOWN, dtype=np.int64)
+    return {**a, TURN_LEAF: none, TURN_ROW: none}
 
 
 def _cut(a: Columns, ready: Times, since: Times, long: npt.NDArray[np.bool_], turns: Mapping[int, Columns]) -> Columns:

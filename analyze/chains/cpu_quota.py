@@ -77,7 +77,8 @@ def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
         siblings = np.array(sorted(pid for pid, above in groups.items() if place in above), dtype=np.int64)
         for e in asked:
             if e.key in seen:
-                causes = _causes(context, limit, windows[e.key], seen[e.key], siblings)
+                # Counters are of waits as a whole: one throttled period accounts for one of them.
+                causes = _causes(context, limit, windows[e.key], seen[e.key].uncut, siblings)
                 found.setdefault(e.key, []).extend(causes)
     return found
 

@@ -62,7 +62,10 @@ def test_first_light_rules_fire_on_what_was_recorded(made: Road, document: dict[
     assert {i for i, s in states.items() if s == "finding"} - detectors == {"idle_allocation", "throttling"}
     assert states["late_rank"] == "finding"
     assert states["api_silence"] == "clear"
-    assert document["quality"]["grade"] == "A", document["quality"]["reasons"]
+    # some kernels leave out switches of threads: a gap each time, and never a grade A
+    reasons = [str(r) for r in document["quality"]["reasons"]]
+    assert [r for r in reasons if "the kernel did not tell when" not in r] == []
+    assert document["quality"]["grade"] == ("B" if reasons else "A")
     truth = told(made.folder / "truth")
     (chain,) = [c for c in document["chains"] if c["detector"] == "late_rank"]
     assert (chain["subject"]["rank"], chain["subject"]["pid"]) == ("1", str(truth.pids[1]))
@@ -127,7 +130,7 @@ def said(folder: Path, *command: str, env: dict[str, str] | None = None) -> str:
 
 
 @pytest.mark.skipif(any(shutil.which(t) is None for t in TOOLS), reason=f"needs {', '.join(TOOLS)}")
-def test_first_light_packet_is_accepted_by_tools_of_others(made: Road) -> None:
+def test_first_light_packet_is_accepted_by_tools_of_others(made: Road, document: dict[str, Any]) -> None:
     """The commands of VERIFY.txt, pdfsig and ``openssl cms`` among them, in a shell that knows nothing of us."""
     packet = made.folder / "packet"
     commands = [x.strip() for x in (packet / "VERIFY.txt").read_text().splitlines() if x.startswith("    ")]
@@ -138,7 +141,7 @@ def test_first_light_packet_is_accepted_by_tools_of_others(made: Road) -> None:
     assert "Signature is Valid" in signed
     assert "Total document signed" in signed
     page1 = said(packet, "pdftotext", "-l", "1", "report.pdf", "-")
-    assert "Grade A" in page1
+    assert f"Grade {document['quality']['grade']}" in page1
     assert "SYNTHETIC" not in page1
 
 

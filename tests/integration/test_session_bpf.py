@@ -74,7 +74,9 @@ def test_a_command_is_recorded_from_its_first_call(folder: Path, lib: Path) -> N
     assert [(r["op"], r["exit_status"], r["comm"]) for r in exited] == [("exited", 0, "ranks")] * (1 + RANKS)
     assert len({r["pid"] for r in exited}) == 1 + RANKS
     assert {r["role"] for r in processes} - {"observer"} == {"attacher", "recorder", "workload"}
-    assert {g["source"] for g in rows(out, "gaps")} <= {"nvml", "ioctl"}, "this host may have no GPU"
+    missed = "the kernel did not tell when"  # of a switch, as some do: neither ours, nor a reason to fail
+    gaps = {g["source"] for g in rows(out, "gaps") if missed not in g["reason"]}
+    assert gaps <= {"nvml", "ioctl"}, "this host may have no GPU"
     with Bundle.open(out) as bundle:
         cost = {r["name"]: r for _, name, data in bundle.artefacts() if name == "cost" for r in json.loads(data)}
         seal = bundle.seal_body

@@ -56,6 +56,19 @@ def test_a_quota_is_claimed_for_as_long_as_its_counter_grew() -> None:
     assert chain.subject["cgroup"] == CGROUP
 
 
+def test_a_throttled_wait_in_which_the_cpu_had_many_users_is_one_wait() -> None:
+    """One throttled period accounts for all of it, however many turns others had on the CPU meanwhile."""
+    scene = throttled(80 * MS, 80 * MS)
+    for i in range(SLOW):
+        for n in range(8):
+            scene.add(
+                "cpu_occupants", start_ns=call(i, 5 + 10 * n), duration_ns=10 * MS, pid=n % 2, tid=n % 2, comm="x",
+                priority=120, cgroup_id=1, cpu=0,
+            )  # fmt: skip
+    (chain,) = chains("cpu_quota", scene)
+    assert claimed(chain) == SLOW * 80 * MS
+
+
 def test_where_somebody_else_ran_meanwhile_it_is_said() -> None:
     (chain,) = chains("cpu_quota", throttled(60 * MS, 60 * MS, instead=999))
     assert claimed(chain) == SLOW * 60 * MS
