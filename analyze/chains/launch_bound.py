@@ -22,6 +22,7 @@ from gpuaudit.analyze.causal import model
 from gpuaudit.analyze.causal.model import Cause, Causes, Detector, Effect
 from gpuaudit.analyze.finding import Declaration, Quantity, Threshold
 from gpuaudit.analyze.gpu_activity import Device, read_devices
+from gpuaudit.analyze.medians import median
 
 if TYPE_CHECKING:
     from gpuaudit.analyze.context import Context, NotEvaluated
@@ -95,8 +96,10 @@ def _of_device(context: Context, d: Device) -> Cause | None:
         evidence=lambda time: (*evidence(time), *own_calls),
         values={
             "gaps": Quantity(int(chosen.sum()), "count", "derived", listed, "gaps that end with work given so"),
-            "kernel": _median((work["end_ns"] - work["start_ns"])[kernels], listed, "median duration of a kernel"),
-            "pace": _median(calls["pace"][calls["pace"] >= 0], own_calls, "median time from call to call of a thread"),
+            "kernel": median((work["end_ns"] - work["start_ns"])[kernels], "ns", listed, "median duration of a kernel"),
+            "pace": median(
+                calls["pace"][calls["pace"] >= 0], "ns", own_calls, "median time from call to call of a thread"
+            ),
         },
     )  # fmt: skip
 
@@ -115,12 +118,6 @@ def _calls(context: Context, d: Device) -> dict[str, npt.NDArray[Any]]:
         "WINDOW w AS (PARTITION BY tid ORDER BY start_ns, leaf, row) "
         "QUALIFY row_number() OVER (PARTITION BY correlation ORDER BY start_ns, leaf, row) = 1 ORDER BY 1"
     )
-
-
-def _median(values: Array, rows: tuple[str, ...], how: str) -> Quantity:
-    if not len(values):
-        return Quantity(None, "ns", "derived", rows, how, "there is none")
-    return Quantity(int(np.sort(values)[(len(values) + 1) // 2 - 1]), "ns", "derived", rows, how)
 
 
 DETECTOR = Detector(

@@ -21,18 +21,16 @@ from gpuaudit.analyze.call_meanings import FIRST
 from gpuaudit.analyze.call_rows import Rows
 from gpuaudit.analyze.causal import model, states
 from gpuaudit.analyze.causal.model import Cause, Causes, Detector, Effect
+from gpuaudit.analyze.chains.launch_bound import NEAR
 from gpuaudit.analyze.effects import host_paced
 from gpuaudit.analyze.finding import Declaration, Quantity, Threshold
+from gpuaudit.analyze.medians import median
 from gpuaudit.analyze.words import duration
 
 if TYPE_CHECKING:
     from gpuaudit.analyze.context import Context, NotEvaluated
     from gpuaudit.analyze.intervals import Intervals
 
-NEAR = Threshold(
-    "near_ns", 100_000, "ns",
-    "chosen: an eager framework takes 5 to 50 µs of host code from one launch to the next; twice that is another thing",
-)  # fmt: skip
 MOST = Threshold(
     "launching_share", Fraction(1, 2), "share",
     "chosen: where less than half of the steps is launching, something else of the host sets their pace",
@@ -87,9 +85,9 @@ def _of_thread(context: Context, e: Effect, off: states.States | None) -> Cause 
         what="its thread did little but give the GPU work, and the GPU had kept up when it was asked",
         values={
             "launches": Quantity(len(calls), "count", "derived", rows, "calls that gave work and returned at once"),
-            "median": _median(calls.a["end_ns"] - calls.a["start_ns"], rows, "median duration of them"),
-            "gap": _median(gaps, rows, "median of the gaps of at most near_ns from the end of one to the next"),
-            "wait": _median(waits, e.evidence(), "median duration of the waits that end the steps"),
+            "median": median(calls.a["end_ns"] - calls.a["start_ns"], "ns", rows, "median duration of them"),
+            "gap": median(gaps, "ns", rows, "median of the gaps of at most near_ns from the end of one to the next"),
+            "wait": median(waits, "ns", e.evidence(), "median duration of the waits that end the steps"),
         },
         against=(
             *([other] if rest else []),
@@ -115,12 +113,6 @@ def _launching(context: Context, e: Effect) -> tuple[Rows, Intervals, Array]:
     gaps = np.maximum(start[1:] - end[:-1], 0)
     near = (gaps <= int(context.policy.value(NEAR, DECLARATION.id))) & (step[1:] == step[:-1])
     return rows, intervals.from_bounds(end[:-1][near], start[1:][near]), gaps[near]
-
-
-def _median(values: Array, rows: tuple[str, ...], how: str) -> Quantity:
-    if not len(values):
-        return Quantity(None, "ns", "derived", rows, how, "there is none")
-    return Quantity(int(np.sort(values)[(len(values) + 1) // 2 - 1]), "ns", "derived", rows, how)
 
 
 DETECTOR = Detector(

@@ -16,9 +16,10 @@ import numpy as np
 from gpuaudit.analyze import gpu_state, intervals
 from gpuaudit.analyze.causal import model
 from gpuaudit.analyze.causal.model import Causes, Detector, Effect
-from gpuaudit.analyze.finding import Declaration, Quantity
+from gpuaudit.analyze.finding import Declaration
 from gpuaudit.analyze.gpu_state import State
 from gpuaudit.analyze.gpu_time import UNKNOWN, GpuTime
+from gpuaudit.analyze.medians import median
 
 if TYPE_CHECKING:
     from gpuaudit.analyze.context import Context, NotEvaluated
@@ -59,7 +60,7 @@ def _throttled(context: Context, _: int, gpu: GpuTime) -> list[State]:
     told = gpu.event_reasons != UNKNOWN
     masked = np.where(told, gpu.event_reasons & MASK, 0)
     free = gpu.time(told & (masked == 0))
-    clock_free = gpu.clock_sm_mhz[told & (masked == 0)]
+    clock_free = gpu.clock_sm_mhz[told & (masked == 0) & (gpu.clock_sm_mhz != UNKNOWN)]
     out = []
     for mask in sorted(set(masked[masked != 0].tolist())):
         names = ", ".join(n for n, bit in REASONS.items() if mask & bit)
@@ -68,23 +69,18 @@ def _throttled(context: Context, _: int, gpu: GpuTime) -> list[State]:
         named = f"{gpu.where} AND event_reasons & {MASK} = {mask}"
         evidence = gpu_state.all_of(context, ("nvml_samples", named))
         rows = evidence(time)
+        clocks = gpu.clock_sm_mhz[chosen]
+        how, none = "median SM clock of those samples", "NVML told no SM clock"
         out.append(State(
             culprit=names, text="throttled", what=f"the GPU had lowered its clocks ({names})", time=time,
             known=intervals.union(time, free), evidence=evidence, subject={"gpu": gpu.uuid},
             values={
                 "gpu": f"{gpu.index} ({gpu.uuid})",
-                "clock": _median(gpu.clock_sm_mhz[chosen], rows), "clock_free": _median(clock_free, rows),
+                "clock": median(clocks[clocks != UNKNOWN], "MHz", rows, how, none),
+                "clock_free": median(clock_free, "MHz", rows, how, none),
             },
         ))  # fmt: skip
     return out
-
-
-def _median(values: np.ndarray[tuple[int], np.dtype[np.int64]], rows: tuple[str, ...]) -> Quantity:
-    told = np.sort(values[values != UNKNOWN])
-    how = "median SM clock of those samples"
-    if not len(told):
-        return Quantity(None, "MHz", "derived", rows, how, "NVML told no SM clock")
-    return Quantity(int(told[(len(told) + 1) // 2 - 1]), "MHz", "derived", rows, how)
 
 
 DETECTOR = Detector(

@@ -16,6 +16,7 @@ from gpuaudit.analyze import coverage, intervals, severity
 from gpuaudit.analyze.context import UNNUMBERED, Context, NotEvaluated, Outcome
 from gpuaudit.analyze.finding import Declaration, Finding, Quantity, Threshold
 from gpuaudit.analyze.gpu_time import UNKNOWN, GpuTime
+from gpuaudit.analyze.medians import median
 
 REASONS: dict[str, int] = {
     "sw_power_cap": 0x4,
@@ -82,7 +83,7 @@ def _of_gpu(context: Context, gpu: GpuTime) -> Finding | None:
     by_reason = {
         name: intervals.measure(gpu.time(known & (gpu.event_reasons & bit != 0))) for name, bit in REASONS.items()
     }
-    deficit = missing_clock_ns(gpu, chosen)
+    deficit, clocks = missing_clock_ns(gpu, chosen), gpu.clock_sm_mhz[chosen]
     return Finding(
         id=UNNUMBERED,
         rule=DECLARATION.id,
@@ -96,7 +97,9 @@ def _of_gpu(context: Context, gpu: GpuTime) -> Finding | None:
                 observed, "gpu_ns", "derived", known_rows, "time covered by samples that name reasons"
             ),
             "share": derived(Fraction(throttled, observed), "share", "throttled / observed"),
-            "clock": _median(gpu.clock_sm_mhz[chosen], evidence, "median SM clock of those samples"),
+            "clock": median(
+                clocks[clocks != UNKNOWN], "MHz", evidence, "median SM clock of those samples", "NVML told no SM clock"
+            ),
             "clock_max": _highest(gpu.clock_sm_max_mhz[chosen], evidence),
             "clock_deficit": derived(deficit, "gpu_ns", DEFICIT),
             **{n: derived(t, "gpu_ns", formula) for n, t in by_reason.items() if t},
@@ -117,13 +120,6 @@ def missing_clock_ns(gpu: GpuTime, chosen: npt.NDArray[np.bool_]) -> int:
         told = clock != UNKNOWN and highest > 0
         total += time * (Fraction(max(0, highest - clock), highest) if told else 1)
     return int(total)
-
-
-def _median(values: npt.NDArray[np.int64], evidence: tuple[str, ...], formula: str) -> Quantity:
-    told = np.sort(values[values != UNKNOWN])
-    if not len(told):
-        return Quantity(None, "MHz", "derived", evidence, formula, "NVML told no SM clock")
-    return Quantity(int(told[(len(told) + 1) // 2 - 1]), "MHz", "derived", evidence, formula)
 
 
 def _highest(values: npt.NDArray[np.int64], evidence: tuple[str, ...]) -> Quantity:
