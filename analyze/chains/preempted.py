@@ -150,6 +150,6 @@ DETECTOR = Detector(
     refuted_by="The same calls as slow with the thread alone on its CPU.",
     experiment="Pin the thread to a CPU that nothing else may use (taskset and a cpuset cgroup, or isolcpus), and "
     "capture again.",
-    next_step="See what else runs on the CPU (audit query: cpu_occupants by comm, or off_cpu by next_comm), and move one "
-    "of the two.",
+    next_step="See what else runs on the CPU (audit query: cpu_occupants by comm, or off_cpu by next_comm), and move "
+    "one of the two.",
 )
