@@ -152,6 +152,8 @@ def test_time_off_the_cpu_is_not_launching() -> None:
 def test_with_the_gpus_own_record_or_without_some_of_the_calls_nothing_is_inferred() -> None:
     timed = steps().add("gpu_activities", start_ns=T0, duration_ns=US, pid=7, op="kernel", name="k")
     assert paced(timed) == []
+    nobodys = steps().add("gpu_activities", start_ns=T0, duration_ns=US, pid=None, op="kernel", name="k")
+    assert paced(nobodys) == [], "whose work it was is not told: it may be this process's"
     lossy = steps()
     lossy.lost["cuda_calls"] = 1
     assert paced(lossy) == []
