@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from gpuaudit.bundle.tables_host import OCCUPANTS_FROM_NS
 from gpuaudit.capture.scenario import VIRTUAL_BOOT_ID, VIRTUAL_START_BOOT_NS, Draw, Row, Scenario, TimedRow
 
 RANKS = 4
@@ -106,6 +107,12 @@ class _Rank:
                 "waker_comm": waker[1],
             }
         self.rows.append(TimedRow(self.now_ns, "off_cpu", row))
+        if op == "preempted" and duration_ns >= OCCUPANTS_FROM_NS:  # one turn of the other fills the wait
+            turn = {
+                "start_ns": row["start_ns"], "duration_ns": duration_ns, "pid": by[0], "tid": by[0], "comm": by[1],
+                "priority": 120, "cgroup_id": 1, "cpu": 2 * self.rank,
+            }  # fmt: skip
+            self.rows.append(TimedRow(self.now_ns, "cpu_occupants", turn))
 
     def hold(self, size_bytes: int) -> None:
         """Remember from when on how much framebuffer the process holds, for NVML."""

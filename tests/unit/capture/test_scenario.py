@@ -22,7 +22,7 @@ from gpuaudit.capture.scenario import (
 )  # fmt: skip
 from tests.unit.capture.sinks import ListSink
 
-SEED_1_SHA256 = "8299cebbb80828abbaff8b0bb2776ed23659ca0ce4025778dc0d4582cbe9f535"
+SEED_1_SHA256 = "0e3ee8a3a342adf2a7e605487e9561bed360db872ad728a9d8dea977d823a6d2"
 """Of the rows of seed 1: a change means that every synthetic bundle changes, which the CHANGELOG must say."""
 
 
@@ -102,6 +102,9 @@ def test_the_cause_covers_the_lateness(played: ListSink) -> None:
     assert len(preempted) == len(late.LATE_STEPS)
     assert {r["next_comm"] for r in preempted} == {"zstd"}
     assert all(r["duration_ns"] >= late.LATE_NS and r["prev_state"] == 0 for r in preempted)
+    turns = {(r["start_ns"], r["duration_ns"], r["tid"], r["comm"], r["cpu"]) for r in played.rows["cpu_occupants"]}
+    waits = {(r["start_ns"], r["duration_ns"], r["next_tid"], r["next_comm"], r["cpu_out"]) for r in preempted}
+    assert turns == waits
 
 
 def test_one_gpu_is_allocated_but_idle_and_its_process_silent(played: ListSink) -> None:
