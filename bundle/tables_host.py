@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from gpuaudit.bundle.table import CPU, DURATION, PID, SEQ, START, TID, Table, col
 
-OFF_CPU = Table("off_cpu", "Intervals in which a thread of a traced process was not on a CPU.", (
+OFF_CPU = Table("off_cpu", "Intervals in which a thread of a traced process was not on a CPU. One whose end the kernel "
+    "did not tell (a row of gaps says so) ends with the wake-up, and has no runqueue_ns; without a wake-up it is "
+    "missing.", (
     START, DURATION, PID, TID,
     col("op", "text", "", "preempted (runnable when it left) or blocked (asleep), from prev_state; off where an import "
         "does not tell the state", in_ring=False),
@@ -22,7 +24,8 @@ OFF_CPU = Table("off_cpu", "Intervals in which a thread of a traced process was 
     col("waker_comm", "text", "", "name of the thread that woke it", ring="comm", nullable=True),
     col("cpu_out", "u16", "", "CPU it left; null in imports that do not tell it", nullable=True, always_in_ring=True),
     col("runqueue_ns", "u64", "ns", "of the interval, the part in which it was runnable and waited for a CPU: all of "
-        "it when preempted, from wake_ns on when blocked; null if the wake was not seen", nullable=True),
+        "it when preempted, from wake_ns on when blocked; null if the wake or the switch back was not seen",
+        nullable=True),
     col("began_before", "u8", "", "1: the thread was asleep already when its process was first followed, and start_ns "
         "is then; null otherwise", nullable=True),
     col("priority", "i32", "", "kernel priority of the thread: below 100 real-time, 120 is nice 0", nullable=True),

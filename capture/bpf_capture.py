@@ -45,7 +45,10 @@ _FULL = (
     ("block_io", "requests were not recorded: too many were open at once"),
     ("ioctl", "ioctls were not recorded: too many were open at once"),
     ("sockets", "sends and receives were not counted: too many threads or sockets at once"),
-    ("off_cpu", "off-CPU intervals were not recorded: the kernel did not tell when their threads came back"),
+    (
+        "off_cpu",
+        "off-CPU intervals end with the wake-up or are missing: the kernel did not tell when threads left or came back",
+    ),
 )
 """``enum full`` of capture/bpf/shared.h: source concerned, and what the count means."""
 

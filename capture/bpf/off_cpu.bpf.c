@@ -7,12 +7,23 @@ RING(ring_off_cpu);
 RING(ring_migrations);
 RING(ring_cpu_occupants);
 
+struct open_interval {
+	struct off_cpu_record row;
+	__u64 switches; /* how often the thread had been switched out by then, this time included: the kernel's own count */
+};
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 16384);
 	__type(key, __u32); /* tid */
-	__type(value, struct off_cpu_record);
+	__type(value, struct open_interval);
 } open_off_cpu SEC(".maps");
+
+static __always_inline __u64 switches_of(struct task_struct *task)
+{
+	struct task_struct___thread *t = (void *)task;
+
+	return t->nvcsw + t->nivcsw;
+}
 
 /*
  * The last turns on this CPU, whoever had them. They are remembered at every switch, because who waits for the CPU is
@@ -95,20 +106,42 @@ static __always_inline struct turns *turns_until(struct task_struct *prev)
 
 	if (t && t->count) {
 		last = turn(t, t->count - 1);
-		if (last->tid != (__u32)prev->pid)
+		if (last->tid != (__u32)prev->pid) {
 			last->told = 1; /* a switch was not seen: nobody knows when it ended, nor who came after it */
+			/* Of ours the interval is missing then. exec() by another thread than the first gives it that one's id. */
+			if (traced(last->pid) && !(last->pid == (__u32)prev->tgid && prev->pid == prev->tgid))
+				count_full(FULL_SWITCHES);
+		}
 	}
 	return t;
+}
+
+/* The kernel did not tell of its switch back. That it slept until somebody woke it is known all the same. */
+static __always_inline void came_back_unseen(struct off_cpu_record *r)
+{
+	count_full(FULL_SWITCHES);
+	if (!r->prev_state || !(r->valid_mask & OFF_CPU_HAS_WAKE_NS))
+		return;
+	r->duration_ns = r->wake_ns - r->start_ns;
+	r->valid_mask |= OFF_CPU_HAS_DURATION_NS;
+	EMIT(off_cpu, TABLE_OFF_CPU, r);
 }
 
 static __always_inline void came_back(struct task_struct *next, struct turns *turns, __u64 now)
 {
 	__u32 tid = next->pid;
+	struct open_interval *open;
 	struct off_cpu_record *r;
 
-	r = bpf_map_lookup_elem(&open_off_cpu, &tid); /* it was traced when it left */
-	if (!r)
+	open = bpf_map_lookup_elem(&open_off_cpu, &tid); /* it was traced when it left */
+	if (!open)
 		return;
+	r = &open->row;
+	if (open->switches != switches_of(next)) { /* it ran meanwhile, and left once more */
+		came_back_unseen(r);
+		bpf_map_delete_elem(&open_off_cpu, &tid);
+		return;
+	}
 	r->duration_ns = now - r->start_ns;
 	r->valid_mask |= OFF_CPU_HAS_DURATION_NS;
 	if (!r->prev_state) {
@@ -142,28 +175,30 @@ static __always_inline void describe(struct off_cpu_record *r, struct task_struc
 static __always_inline void left(struct task_struct *prev, struct task_struct *next, __u32 state, __u64 now)
 {
 	__u32 tid = prev->pid;
-	struct off_cpu_record *unended, r = {};
+	struct open_interval *unended, open = {};
+	struct off_cpu_record *r = &open.row;
 
+	if (!tid || !(traced(prev->tgid) || state & TASK_DEAD))
+		return;
+	unended = bpf_map_lookup_elem(&open_off_cpu, &tid);
+	if (unended && !(unended->row.valid_mask & OFF_CPU_HAS_BEGAN_BEFORE))
+		came_back_unseen(&unended->row);
 	if (state & TASK_DEAD) { /* no longer traced when it is the last thread; on_asleep may have come too late for it */
 		bpf_map_delete_elem(&open_off_cpu, &tid);
 		return;
 	}
-	if (!tid || !traced(prev->tgid))
-		return;
-	unended = bpf_map_lookup_elem(&open_off_cpu, &tid);
-	if (unended && !(unended->valid_mask & OFF_CPU_HAS_BEGAN_BEFORE))
-		count_full(FULL_SWITCHES);
-	describe(&r, prev, now);
-	r.prev_state = state;
-	r.next_pid = next->tgid;
-	r.next_tid = next->pid;
-	r.next_priority = thread_priority(next);
-	r.next_cgroup_id = thread_cgroup(next);
-	r.valid_mask |= OFF_CPU_HAS_NEXT_PID | OFF_CPU_HAS_NEXT_TID | OFF_CPU_HAS_NEXT_COMM | OFF_CPU_HAS_NEXT_PRIORITY |
+	open.switches = switches_of(prev);
+	describe(r, prev, now);
+	r->prev_state = state;
+	r->next_pid = next->tgid;
+	r->next_tid = next->pid;
+	r->next_priority = thread_priority(next);
+	r->next_cgroup_id = thread_cgroup(next);
+	r->valid_mask |= OFF_CPU_HAS_NEXT_PID | OFF_CPU_HAS_NEXT_TID | OFF_CPU_HAS_NEXT_COMM | OFF_CPU_HAS_NEXT_PRIORITY |
 			OFF_CPU_HAS_NEXT_CGROUP_ID;
-	r.cpu_out = bpf_get_smp_processor_id();
-	bpf_probe_read_kernel(r.next_comm, sizeof(r.next_comm), next->comm);
-	if (bpf_map_update_elem(&open_off_cpu, &tid, &r, BPF_ANY))
+	r->cpu_out = bpf_get_smp_processor_id();
+	bpf_probe_read_kernel(r->next_comm, sizeof(r->next_comm), next->comm);
+	if (bpf_map_update_elem(&open_off_cpu, &tid, &open, BPF_ANY))
 		count_full(FULL_OFF_CPU);
 }
 
@@ -210,11 +245,13 @@ int on_switch(__u64 *ctx)
 static __always_inline int note_wake(struct task_struct *task, bool interrupt)
 {
 	__u32 tid = task->pid;
-	struct off_cpu_record *r = bpf_map_lookup_elem(&open_off_cpu, &tid);
+	struct open_interval *open = bpf_map_lookup_elem(&open_off_cpu, &tid);
+	struct off_cpu_record *r;
 	__u64 who;
 
-	if (!r || (r->valid_mask & OFF_CPU_HAS_WAKE_NS))
+	if (!open || (open->row.valid_mask & OFF_CPU_HAS_WAKE_NS))
 		return 0;
+	r = &open->row;
 	r->wake_ns = bpf_ktime_get_boot_ns();
 	if (!interrupt) {
 		who = bpf_get_current_pid_tgid();
@@ -289,12 +326,12 @@ int on_wakeup(__u64 *ctx)
 {
 	struct task_struct *task = (void *)ctx[0];
 	__u32 tid = task->pid;
-	struct off_cpu_record *r = bpf_map_lookup_elem(&open_off_cpu, &tid);
+	struct open_interval *open = bpf_map_lookup_elem(&open_off_cpu, &tid);
 
-	if (!r || (r->valid_mask & OFF_CPU_HAS_WAKE_NS))
+	if (!open || (open->row.valid_mask & OFF_CPU_HAS_WAKE_NS))
 		return 0;
-	r->wake_ns = bpf_ktime_get_boot_ns();
-	r->valid_mask |= OFF_CPU_HAS_WAKE_NS;
+	open->row.wake_ns = bpf_ktime_get_boot_ns();
+	open->row.valid_mask |= OFF_CPU_HAS_WAKE_NS;
 	return 0;
 }
 
@@ -312,24 +349,24 @@ int on_asleep(struct bpf_iter__task *ctx)
 {
 	struct task_struct *task = ctx->task;
 	struct task_struct___thread *t = (void *)task;
-	struct off_cpu_record r = {};
-	unsigned long switches;
+	struct open_interval open = {};
+	struct off_cpu_record *r = &open.row;
 	__u32 tid;
 
 	if (!task || !traced(task->tgid))
 		return 0;
 	tid = task->pid;
-	switches = t->nvcsw + t->nivcsw;
-	r.prev_state = task->__state;
-	if (!(r.prev_state & ASLEEP) || t->on_cpu)
+	open.switches = switches_of(task);
+	r->prev_state = task->__state;
+	if (!(r->prev_state & ASLEEP) || t->on_cpu)
 		return 0; /* one that waits for a CPU has a row from its next switch on */
-	describe(&r, task, bpf_ktime_get_boot_ns());
-	r.began_before = 1;
-	r.valid_mask |= OFF_CPU_HAS_BEGAN_BEFORE;
-	r.cpu_out = thread_cpu(task);
-	if (bpf_map_update_elem(&open_off_cpu, &tid, &r, BPF_NOEXIST))
+	describe(r, task, bpf_ktime_get_boot_ns());
+	r->began_before = 1;
+	r->valid_mask |= OFF_CPU_HAS_BEGAN_BEFORE;
+	r->cpu_out = thread_cpu(task);
+	if (bpf_map_update_elem(&open_off_cpu, &tid, &open, BPF_NOEXIST))
 		return 0;
-	if (!(task->__state & ASLEEP) || t->on_cpu || t->nvcsw + t->nivcsw != switches)
+	if (!(task->__state & ASLEEP) || t->on_cpu || switches_of(task) != open.switches)
 		bpf_map_delete_elem(&open_off_cpu, &tid);
 	return 0;
 }
@@ -351,8 +388,10 @@ int on_migrate(__u64 *ctx)
 	return 0;
 }
 
-static long flush_off_cpu(void *map, __u32 *tid, struct off_cpu_record *r, struct flushed *f)
+static long flush_off_cpu(void *map, __u32 *tid, struct open_interval *open, struct flushed *f)
 {
+	struct off_cpu_record *r = &open->row;
+
 	if (!room_in(&ring_off_cpu, sizeof(*r))) {
 		f->left = 1;
 		return 0;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from gpuaudit.bundle.tables_host import OCCUPANTS_FROM_NS
 from gpuaudit.capture import libbpf
+from gpuaudit.capture.source import boottime_ns
 from tests.integration.recording import recording, start, wait_for_line
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf")]
@@ -113,6 +115,37 @@ def test_a_thread_that_ends_leaves_nothing_open(doubles: Path, tmp_path: Path) -
         mine = [row for row in still_open if row["pid"] == alive.pid]
         assert alive.pid in {row["tid"] for row in mine}
         assert {row["op"] for row in mine} == {"blocked"}
+
+
+def test_a_switch_that_the_kernel_does_not_tell_of_is_a_gap_and_no_long_sleep(doubles: Path) -> None:
+    """A while without the program at the switch: the sleep that it began in ends with the wake-up, as is known."""
+    cudart = doubles / "libcudart.so.13"
+    with recording() as r:
+        r.capture.prepare([str(cudart)])
+        process = start(doubles / "sleeper", "--cudart", cudart, "--naps", "100", "--realtime", "1")
+        ((part, program),) = [at for at in r.capture._links if at[1].startswith("on_switch")]
+        deaf = []
+        while process.poll() is None:
+            r.step()
+            if len(deaf) < 5 and r.of("off_cpu", comm="sleeper"):
+                time.sleep(0.03)
+                before = boottime_ns()
+                r.capture._links[part, program].close()
+                time.sleep(0.05)  # it wakes from its nap, and takes some more
+                r.capture._links[part, program] = part.attach_tracepoint(program)
+                deaf.append((before, boottime_ns()))
+                time.sleep(0.03)
+        sleeper = json.loads(process.communicate()[0].splitlines()[-1])["sleeper_tid"]
+        r.finish()
+    rows = [(row["start_ns"], row["start_ns"] + row["duration_ns"], row) for row in r.of("off_cpu", tid=sleeper)]
+    cut = [(begin, end, row) for begin, end, row in rows if row["wake_ns"] and row["runqueue_ns"] is None]
+    assert len(deaf) == 5
+    assert cut
+    assert all(end == row["wake_ns"] for _, end, row in cut)
+    assert [row for begin, end, row in rows for a, b in deaf if begin < a and b < end] == []
+    assert all(first[1] <= then[0] for first, then in pairwise(rows))
+    (reason,) = {row["reason"] for row in r.rows["gaps"] if "the kernel did not tell when" in row["reason"]}
+    assert int(reason.split()[0]) >= len(cut)
 
 
 def test_sleepers_that_cannot_be_found_cost_no_capture(doubles: Path, monkeypatch: pytest.MonkeyPatch) -> None:

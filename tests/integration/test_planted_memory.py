@@ -14,7 +14,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from gpuaudit.analyze.finding import Chain, Quantity
 from tests.integration.disks import folder_on_disk
 from tests.integration.memory_cgroups import inside, memory_cgroup
 from tests.integration.planted import (
+    ATTEMPTS,
     CPU,
     OTHER_CPU,
     TOLERANCE,
@@ -113,13 +114,17 @@ def together(b: Bench, file: Path, groups: tuple[Path, Path]) -> None:
 def out_of_memory(b: Bench, name: str, group: Path, held: Path, *, victim: str) -> Killed:
     """A launcher waits in a cgroup where another process asks for more than there is; one of them has to go first."""
     go = b.folder / f"{name}.go"
+    go.unlink(missing_ok=True)
     launcher = start(*inside(group), *b.command(name, "--slow", 1, "--pause-file", go, "--map", held))
     eater = start(*inside(group), *EATER, stdin=subprocess.PIPE)
     try:
         wait_for_line(launcher, "at ready")
         b.recording.step()
         first = {"launcher": launcher, "eater": eater}[victim]
-        Path(f"/proc/{first.pid}/oom_score_adj").write_text("1000", "ascii")
+        goes(first, 1000)
+        if first is eater:
+            with suppress(PermissionError):  # or the kernel kills it too, where the first one takes long to be gone
+                goes(launcher, -1000)
         eater.communicate("." * EATEN_BYTES, timeout=DEADLINE_S)
         go.touch()
         launcher.communicate(timeout=DEADLINE_S)
@@ -130,6 +135,21 @@ def out_of_memory(b: Bench, name: str, group: Path, held: Path, *, victim: str) 
     assert first.returncode == -signal.SIGKILL
     b.recording.step()
     return Killed(launcher.pid, launcher.returncode, eater.pid)
+
+
+def goes(process: subprocess.Popen[str], likely: int) -> None:
+    """How likely the kernel is to choose it when memory is short: -1000 is never."""
+    Path(f"/proc/{process.pid}/oom_score_adj").write_text(str(likely), "ascii")
+
+
+def spared_by(b: Bench, group: Path, held: Path) -> Killed:
+    """Once more where the launcher went too, which the kernel may do to anybody whom it was not forbidden."""
+    for _ in range(ATTEMPTS):
+        spared = out_of_memory(b, "spared", group, held, victim="eater")
+        if spared.status == 0:
+            break
+        b.given_up.add(spared.launcher)
+    return spared
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +168,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, bpf: None) -> Iterator[tuple
         together(b, holes(place, FILE_BYTES), (one, other))
         held = holes(memory, HELD_BYTES)
         killed = out_of_memory(b, "killed", one, held, victim="launcher")
-        spared = out_of_memory(b, "spared", other, held, victim="eater")
+        spared = spared_by(b, other, held)
         a = analysed(b)
         # What the twins are to have nothing claimed of is in the evidence.
         assert b.recording.of("reclaims", tid=b.victims["between"].tid)
