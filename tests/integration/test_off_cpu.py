@@ -124,7 +124,7 @@ def test_a_switch_that_the_kernel_does_not_tell_of_is_a_gap_and_no_long_sleep(do
         r.capture.prepare([str(cudart)])
         process = start(doubles / "sleeper", "--cudart", cudart, "--naps", "100", "--realtime", "1")
         ((part, program),) = [at for at in r.capture._links if at[1].startswith("on_switch")]
-        deaf = []
+        deaf: list[tuple[int, int]] = []
         while process.poll() is None:
             r.step()
             if len(deaf) < 5 and r.of("off_cpu", comm="sleeper"):
