@@ -1,6 +1,6 @@
 """Tests that failed in a run of pytest: ``python -m tests.failed CACHE`` prints their names, a line each.
 
-CACHE is the run's cache folder. Run side by side, pytest adds the group of a test to its name, which no longer selects it.
+CACHE is the run's cache folder. Side by side, pytest adds the group of a test to its name, which selects nothing then.
 """
 
 from __future__ import annotations
