@@ -19,6 +19,9 @@ UNINTERRUPTIBLE = "(prev_state & 2) <> 0 AND (prev_state & 1024) = 0"
 ASLEEP_NS = "greatest(duration_ns::HUGEINT - coalesce(runqueue_ns, 0), 0)"
 """SQL: time from leaving the CPU to the wake; all of it where the wake was not seen."""
 
+WOKEN = "(runqueue_ns IS NOT NULL OR wake_ns IS NOT NULL)"
+"""SQL: the wake was seen. One whose switch back was not told has no runqueue_ns, and ends with the wake."""
+
 PAGE_BYTES = 4096
 """Base page of x86-64; aarch64 kernels of this field use the same."""
 
@@ -50,15 +53,15 @@ def off_cpu(context: Context) -> list[Grouped]:
                       "sum(runqueue_ns) FILTER (op = 'blocked')::HUGEINT", "ns",
                       "sum of runqueue_ns of intervals that began asleep", "no wake was seen"),
                 Value("asleep", "asleep",
-                      f"sum({ASLEEP_NS}) FILTER (op = 'blocked' AND runqueue_ns IS NOT NULL "
+                      f"sum({ASLEEP_NS}) FILTER (op = 'blocked' AND {WOKEN} "
                       f"AND NOT ({UNINTERRUPTIBLE}))::HUGEINT", "ns",
                       "sum of duration_ns − runqueue_ns, interruptible sleep", "no such interval with its wake"),
                 Value("uninterruptible", "asleep, uninterruptible",
                       f"sum({ASLEEP_NS}) FILTER "
                       f"(op = 'blocked' AND {UNINTERRUPTIBLE})::HUGEINT", "ns",
                       "the same in TASK_UNINTERRUPTIBLE, as a rule a disk or a page", "no such interval"),
-                Value("unknown", "asleep, wake not seen", "sum(duration_ns) FILTER (op = 'blocked' AND runqueue_ns IS "
-                      f"NULL AND NOT ({UNINTERRUPTIBLE}))::HUGEINT", "ns",
+                Value("unknown", "asleep, wake not seen", "sum(duration_ns) FILTER (op = 'blocked' AND NOT "
+                      f"{WOKEN} AND NOT ({UNINTERRUPTIBLE}))::HUGEINT", "ns",
                       "sum of duration_ns of sleeps whose wake was not seen: the wait for a CPU is in it", "none"),
             ),
             "preempted + coalesce(run_queue, 0)", NOT_OWN,

@@ -12,6 +12,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from gpuaudit.analyze import intervals
+from gpuaudit.analyze.causal import unended
 from gpuaudit.analyze.finding import Link, Quantity
 from gpuaudit.analyze.intervals import Intervals
 from gpuaudit.analyze.store import quoted
@@ -66,8 +67,9 @@ def role(context: Context, pid: int) -> str:
 
 
 def on_cpu(context: Context, pid: int, tids: Sequence[int]) -> Intervals:
-    """Time between the first and the last own interval off the CPU of each thread in which it was on one."""
-    out = [intervals.EMPTY]
+    """Time between the first and the last own interval off the CPU of each thread in which it was on one, as far as is
+    known: not after a wake-up whose switch back was not told."""
+    out, unknown = [intervals.EMPTY], unended.after_wakes(context, [pid])
     for tid in sorted(set(tids)):
         a = context.store.arrays(
             "SELECT start_ns::BIGINT AS start_ns, end_ns::BIGINT AS end_ns FROM off_cpu "
@@ -76,7 +78,8 @@ def on_cpu(context: Context, pid: int, tids: Sequence[int]) -> Intervals:
         if len(a["start_ns"]):
             off = intervals.from_bounds(a["start_ns"], a["end_ns"])
             whole = intervals.single(int(a["start_ns"].min()), int(a["end_ns"].max()))
-            out.append(intervals.subtract(whole, off))
+            away = intervals.union(off, unknown.get((pid, tid), intervals.EMPTY))
+            out.append(intervals.subtract(whole, away))
     return intervals.union(*out)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuaudit.analyze import intervals
-from gpuaudit.analyze.causal import recorded, turns
+from gpuaudit.analyze.causal import recorded, turns, unended
 from gpuaudit.analyze.causal.during import THREAD, During, rows_during, thread_key
 from gpuaudit.analyze.causal.model import Effect
 from gpuaudit.analyze.intervals import Intervals
@@ -35,7 +35,7 @@ TASK_UNINTERRUPTIBLE, TASK_NOLOAD = 0x2, 0x400
 
 _NUMBERS = (
     "pid", "tid", "prev_state", "next_pid", "next_tid", "wake_ns", "waker_pid", "waker_tid", "cpu_out",
-    "cpu", "runqueue_ns", "syscall", "cgroup_id", "next_cgroup_id", "priority", "next_priority",
+    "cpu", "runqueue_ns", "syscall", "syscall_arg", "cgroup_id", "next_cgroup_id", "priority", "next_priority",
 )  # fmt: skip
 _TEXTS = ("op", "comm", "next_comm", "waker_comm")
 
@@ -136,7 +136,7 @@ def of_effects(context: Context, effects: Sequence[Effect]) -> dict[str, States]
     unread = {key: what for key, what in wanted.items() if places[key] not in known}
     numbers = {c: f"coalesce(try_cast({c} AS BIGINT), {UNKNOWN})" for c in _NUMBERS}
     texts = {c: f"coalesce({c}, '')" for c in _TEXTS}
-    found = rows_during(context, During("off_cpu", THREAD, {**numbers, **texts}), unread)
+    found = rows_during(context, During("off_cpu", THREAD, {**numbers, **texts}, end=unended.END), unread)
     cut = turns.cut(context, found, {key: States(a).runnable_from for key, a in found.items()})
     known.update({places[key]: States(*cut[key]) if key in cut else None for key in unread})
     return {key: s for key, place in places.items() if (s := known[place]) is not None}

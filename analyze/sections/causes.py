@@ -7,14 +7,14 @@ time is told as far as it was recorded, as no cause. Units: ns, shares 0–1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from fractions import Fraction
 
 import numpy as np
 
 from gpuaudit.analyze import intervals, system_calls
 from gpuaudit.analyze.aggregates import Cell, text
-from gpuaudit.analyze.causal import states
+from gpuaudit.analyze.causal import states, unended
 from gpuaudit.analyze.causal.detect import UNEXPLAINED, detectors, shares
 from gpuaudit.analyze.causal.leading import leading
 from gpuaudit.analyze.causal.model import LEAST_NS, WAITED_FOR, Effect
@@ -52,7 +52,8 @@ FIXED = (
     ("share", "Time allotted to a cause over the time of the effect. The rows of one effect add up to 1."),
     ("unexplained", "What no detector claimed. It is no cause: what the thread did then is told where recorded."),
     ("calls touched", "Calls (arrivals, pauses) of the effect that share a moment with what was allotted."),
-    ("on a CPU", "Time outside every recorded interval off a CPU of the thread, between its first and its last one."),
+    ("on a CPU", "Time outside every recorded interval off a CPU of the thread, between its first and its last one, "
+     "less what follows a wake-up whose switch back the kernel did not tell."),
 )  # fmt: skip
 
 
@@ -130,18 +131,20 @@ def _rest(context: Context, effects: Sequence[Effect]) -> Iterator[tuple[Cell, .
         return
     machine = system_calls.machine(context.store.open_body)
     left = [e for e in effects if len(context.causal.allotments[e.key].unexplained)]
-    found, seen = states.of_effects(context, left), _seen(context)
+    found, seen = states.of_effects(context, left), _seen(context, {e.pid for e in left})
     for effect in left:
         if effect.key in found and (effect.pid, effect.tid) in seen:
             yield _doing(context, effect, found[effect.key], seen[effect.pid, effect.tid], machine)
 
 
-def _seen(context: Context) -> dict[tuple[int, int | None], Intervals]:
-    """Per thread: from its first interval off a CPU to the end of its last one."""
+def _seen(context: Context, pids: Collection[int]) -> dict[tuple[int, int | None], Intervals]:
+    """Per thread: from its first interval off a CPU to the end of its last one, less what nobody knows of it."""
+    unknown = unended.after_wakes(context, pids)
     rows = context.store.sql(
         f"SELECT pid, tid, min(start_ns), max(coalesce(end_ns, {context.window.end_ns})) FROM off_cpu GROUP BY pid, tid"
     )
-    return {(int(pid), int(tid)): intervals.single(int(a), int(b)) for pid, tid, a, b in rows}
+    whole = {(int(pid), int(tid)): intervals.single(int(a), int(b)) for pid, tid, a, b in rows}
+    return {t: intervals.subtract(span, unknown.get(t, intervals.EMPTY)) for t, span in whole.items()}
 
 
 def _doing(context: Context, effect: Effect, s: states.States, seen: Intervals, machine: str) -> tuple[Cell, ...]:
