@@ -89,10 +89,11 @@ def text_column(values: Sequence[str | None]) -> ColumnData:
     if nulls:
         valid = np.ones(len(values), dtype=bool)
         valid[nulls] = False
-    return ColumnData(out, valid, tuple(_unicode(v) for v in codes))
+    return ColumnData(out, valid, tuple(readable(v) for v in codes))
 
 
-def _unicode(text: str) -> str:
+def readable(text: str) -> str:
+    """``text`` with a lone surrogate as ``\\udcNN``: what UTF-8, and so canonical JSON, can hold."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -92,7 +92,7 @@ class BpfCapture:
         self._written: list[tuple[ProbedFile, int]] = []
         """Files whose probes were taken off since the last pass, and when."""
         self._loaded_ns = 0
-        self._finished = False
+        self._finished = self._closed = False
 
     def load(self) -> None:
         """Load the programs, attach the kernel tracepoints. HostUnfit names what this host lacks.
@@ -415,6 +415,9 @@ class BpfCapture:
 
     def close(self) -> None:
         """Detach what is still attached and unload. Twice does no harm."""
+        if self._closed:
+            return
+        self._closed = True
         if self._stacks:
             self._stacks.close()
             self._stacks = None

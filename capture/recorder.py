@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gpuaudit.bundle.columns import Rows, check_rows, concat, from_records, row_count
+from gpuaudit.bundle.columns import Rows, check_rows, concat, from_records, readable, row_count
 from gpuaudit.bundle.limits import SEGMENT_RAW_BYTES, SEGMENT_ROWS, SEGMENT_SECONDS
 from gpuaudit.bundle.table import NUMPY_DTYPE, Table
 from gpuaudit.bundle.tables import TABLES
@@ -262,7 +262,7 @@ class Recorder:
         """Each reason of a source once: a source that is late all day gives the same ones again and again."""
         for gap in gaps:
             told = self.gap_reasons.setdefault(str(gap.get("source")), [])
-            reason = str(gap.get("reason"))
+            reason = readable(str(gap.get("reason")))  # it may hold a path, and paths are any bytes
             if len(told) < MAX_REASONS and reason not in told:
                 told.append(reason)
 

@@ -17,6 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpuaudit.bundle import keys
+from gpuaudit.bundle.canonical import Json
+from gpuaudit.bundle.columns import readable
 from gpuaudit.bundle.errors import Incomplete, UsageError
 from gpuaudit.bundle.note import spki_sha256
 from gpuaudit.bundle.tool import tool_facts
@@ -124,9 +126,18 @@ def _open_body(options: CaptureOptions, facts: dict[str, object], scenario: Scen
         "budget_per_s": options.budget_per_s, "ioctl_devices": list(options.ioctl_devices),
     }  # fmt: skip
     return {
-        "host": facts, "options": asked, "tool": tool_facts(), "synthetic": scenario is not None,
+        "host": facts, "options": _unicode(asked), "tool": tool_facts(), "synthetic": scenario is not None,
         "clock_hz": os.sysconf("SC_CLK_TCK"),
     }  # fmt: skip
+
+
+def _unicode(value: Json) -> Json:
+    """What was asked for, as canonical JSON can hold it: an argument may be any bytes."""
+    if isinstance(value, dict):
+        return {name: _unicode(v) for name, v in value.items()}
+    if isinstance(value, list):
+        return [_unicode(v) for v in value]
+    return readable(value) if isinstance(value, str) else value
 
 
 def _absolute(path: Path) -> Path:

@@ -210,6 +210,7 @@ def test_names_that_are_not_unicode_do_not_stop_a_capture() -> None:
     r.gap("cuda", b"\xff\xfe".decode("utf-8", "surrogateescape"), 0, 1)
     r.flush()
     assert memory.rows[0][1]["reason"].to_list() == ["\\udcff\\udcfe"]
+    assert dumps(r.gap_reasons) == rb'{"cuda":["\\udcff\\udcfe"]}'  # they stand in the last artefact
 
 
 EVENT = {"start_ns": 1, "duration_ns": 0, "gpu_index": 0, "gpu_uuid": "GPU-1", "op": "xid", "event_type": 8}
