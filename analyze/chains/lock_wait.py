@@ -4,7 +4,8 @@ Effect: slow calls, the lateness of a rank, or the wait for a thread that was it
 which the same thread slept in such a system call, from leaving the CPU to being woken, by the thread that woke it. For
 the lock of the address space that is a call which maps or unmaps memory, or a page fault, in which it slept
 uninterruptibly until another thread of its own process woke it: a disk wakes a thread from an interrupt or a kernel's
-worker. A sleep that no thread ended (a time-out, or a wake-up that was not seen) is no cause: it stays unexplained.
+worker. A sleep that no thread ended (a time-out, or a wake-up that was not seen) is no cause and stays unexplained,
+but where the thread asked for the same again at once, as CPython does every 5 ms for its lock, until one ended that.
 What the other thread did in that time is looked at in the same way, and told by the next links. Units: ns.
 """
 
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from gpuaudit.analyze import system_calls
 from gpuaudit.analyze.call_meanings import BLOCKING_COPY, SYNCHRONISE, any_of
@@ -33,7 +35,7 @@ DECLARATION = Declaration(
     question="Did a thread sleep until another one let it go on, while its calls were slow?",
     inputs=(
         ("off_cpu", ("start_ns", "duration_ns", "pid", "tid", "op", "prev_state", "syscall", "wake_ns", "waker_pid",
-                     "waker_tid", "waker_comm", "runqueue_ns")),
+                     "waker_tid", "waker_comm", "runqueue_ns", "syscall_arg")),
         ("cuda_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "parent_ns")),
         ("nccl_calls", ("start_ns", "duration_ns", "pid", "tid", "op", "parent_ns")),
     ),
@@ -46,15 +48,23 @@ DECLARATION = Declaration(
     "something itself, such as the GPU.",
     assumptions=(
         "Who made the thread runnable is who it waited for.",
+        "A wait that timed out, and was asked for again in the same system call with the same first argument within "
+        "100 µs, is one wait.",
         "In a call that waits for the GPU (a synchronisation, a blocking copy) a thread that makes no calls itself and "
         "wakes the caller is the driver's, which says that the GPU is done: that is no lock, and not counted.",
     ),
 )  # fmt: skip
 
 
+Numbers = npt.NDArray[np.int64]
+
 WAITS_FOR_GPU = any_of(SYNCHRONISE, BLOCKING_COPY)
 
 OTHERS = "other threads, each after less"
+
+AGAIN_NS = 100_000
+"""Between a time-out and the same wait once more: chosen. CPython asks for its lock again some µs after each 5 ms
+(``sys.getswitchinterval``)."""
 
 
 def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
@@ -76,21 +86,44 @@ def _callers(context: Context) -> frozenset[tuple[int, int]]:
 
 def _by_waker(context: Context, s: States, callers: frozenset[tuple[int, int]] | None) -> Iterator[Cause]:
     """``callers``: the only threads that count as wakers, where not all do."""
-    a = s.a
-    # The idle task (0) is not a thread that anybody waits for: an interrupt came while nothing ran.
-    waited = (a["op"] == "blocked") & _for_a_lock(context, s) & (a["waker_pid"] > 0) & (a["waker_tid"] > 0)
+    s = s.uncut
+    a, last = s.a, _last_of_each(context, s)
+    who = (a["waker_pid"][last], a["waker_tid"][last])
+    waited = (a["op"] == "blocked") & _for_a_lock(context, s) & _woken(*who)
     if callers is not None:
-        wakers = zip(a["waker_pid"].tolist(), a["waker_tid"].tolist(), strict=True)
+        wakers = zip(*(w.tolist() for w in who), strict=True)
         waited &= np.fromiter((w in callers for w in wakers), dtype=bool, count=len(waited))
     ns = s.runnable_from - a["start_ns"]
-    who = (a["waker_pid"], a["waker_tid"])
     named, rest = leading(codes(*who), ns, waited, who)
     for chosen in named:
-        at = int(np.flatnonzero(chosen)[-1])
+        at = int(last[np.flatnonzero(chosen)[-1]])
         pid, tid = int(a["waker_pid"][at]), int(a["waker_tid"][at])
         culprit = _named(context, int(a["pid"][0]), pid, tid, str(a["waker_comm"][at]))
         yield from _cause(context, s, chosen, culprit, (pid, tid))
     yield from _cause(context, s, rest, OTHERS, None)
+
+
+def _woken(pid: Numbers, tid: Numbers) -> Chosen:
+    """By a thread. The idle task (0) is none that anybody waits for: an interrupt came while nothing ran."""
+    out: Chosen = (pid > 0) & (tid > 0)
+    return out
+
+
+def _last_of_each(context: Context, s: States) -> Numbers:
+    """For each row the one that ended its wait: itself, but after a time-out the last of those that asked again."""
+    a, out = s.a, np.arange(len(s))
+    machine = system_calls.machine(context.store.open_body)
+    locks = np.flatnonzero((a["op"] == "blocked") & s.in_calls(system_calls.numbers(system_calls.LOCKS, machine)))
+    if not len(locks):
+        return out
+    this, then = locks[:-1], locks[1:]
+    asked_again = ~_woken(a["waker_pid"][this], a["waker_tid"][this]) & (a["syscall_arg"][this] != states.UNKNOWN)
+    for column in ("syscall", "syscall_arg"):
+        asked_again &= a[column][this] == a[column][then]
+    asked_again &= a["start_ns"][then] - a["end_ns"][this] <= AGAIN_NS
+    ends = np.flatnonzero(~np.append(asked_again, False))
+    out[locks] = locks[ends[np.searchsorted(ends, np.arange(len(locks)))]]
+    return out
 
 
 def _for_a_lock(context: Context, s: States) -> Chosen:

@@ -161,6 +161,36 @@ def test_a_sleep_that_is_no_wait_for_a_lock_stays_unexplained(row: dict[str, Any
     assert told(off(launches(), **row)) == {}
 
 
+def waits_5_ms_each(gap_ns: int, last: tuple[int, int, str] | None, words: tuple[int, ...]) -> Scene:
+    """Waits of 5 ms for these futexes, one after the other; all but the last time out."""
+    scene = launches()
+    for n, word in enumerate(words):
+        who = last if n == len(words) - 1 else None
+        row = sleeping(AT + n * (5 * MS + gap_ns), 5 * MS, who, prev_state=INTERRUPTIBLE, syscall=FUTEX)
+        off(scene, **row, syscall_arg=word)
+    return scene
+
+
+def test_a_wait_that_times_out_and_is_asked_for_again_is_one_wait() -> None:
+    """As CPython waits for its lock, 5 ms at a time, until who has it lets it go."""
+    scene = waits_5_ms_each(20 * US, (7, 9, "loader"), (0x7F00, 0x7F00, 0x7F00))
+    assert told(scene) == {("lock_wait", "loader (thread 9 of its own process)"): 15 * MS}
+
+
+@pytest.mark.parametrize(
+    ("scene", "explained_ns"),
+    [
+        (waits_5_ms_each(200 * US, (7, 9, "loader"), (0x7F00, 0x7F00)), 5 * MS),
+        (waits_5_ms_each(20 * US, (7, 9, "loader"), (0x7F00, 0x7F00, 0x7F04, 0x7F00)), 5 * MS),
+        (waits_5_ms_each(20 * US, (7, 9, "loader"), (0x7F04, 0x7F00, 0x7F00)), 10 * MS),
+        (waits_5_ms_each(20 * US, None, (0x7F00, 0x7F00)), 0),
+    ],
+    ids=["much later", "another one between", "another one first", "the last one times out too"],
+)
+def test_a_wait_that_timed_out_is_no_part_of_another_one(scene: Scene, explained_ns: int) -> None:
+    assert sum(told(scene).values()) == explained_ns
+
+
 def test_the_wait_for_a_lock_goes_on_with_what_its_holder_went_through() -> None:
     """Thread 7 waits for thread 9, which waits for thread 10, which has no CPU because of a neighbour."""
     scene = off(launches(), **sleeping(AT, 30 * MS, (7, 9, "loader"), prev_state=INTERRUPTIBLE, syscall=FUTEX))
