@@ -24,8 +24,13 @@ def cgroup_mount() -> str | None:
 
 
 def cgroup_id(path: str) -> int | None:
-    """The kernel's id of a version 2 cgroup (path as in /proc/PID/cgroup): its inode; None when it is gone."""
+    """The kernel's id of a version 2 cgroup (path as in /proc/PID/cgroup): its inode; None when it is gone.
+
+    None too for one that is not below the root of our own cgroup namespace: its path begins with ``/..``.
+    """
     mount = cgroup_mount()
+    if f"{path}/".startswith("/../"):  # it leads out of the hierarchy, to a folder of another file system
+        return None
     try:
         return os.stat(f"{mount}{path}").st_ino if mount and path.startswith("/") else None  # noqa: PTH116 - hot
     except (OSError, ValueError):

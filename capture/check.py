@@ -29,7 +29,7 @@ from gpuaudit.capture.map_events import MapEvents
 from gpuaudit.capture.nvml_check import try_everything
 from gpuaudit.capture.nvml_source import NvmlSource
 from gpuaudit.capture.parts import PARTS
-from gpuaudit.capture.privileges import FOREIGN_PIDS, FOREIGN_PIDS_HINT, in_initial_pid_namespace, missing_for_bpf
+from gpuaudit.capture.privileges import foreign_namespace, missing_for_bpf
 from gpuaudit.capture.probed_files import ProbedFiles
 from gpuaudit.capture.ring import LossCounters, RingReader
 from gpuaudit.capture.system_calls import IOCTL, SystemCalls, watched_now
@@ -131,8 +131,8 @@ def _stacks(programs: Programs) -> CheckResult:
 
 def _privileges() -> CheckResult:
     missing = missing_for_bpf()
-    if not missing and not in_initial_pid_namespace():
-        return CheckResult("privileges", False, FOREIGN_PIDS, FOREIGN_PIDS_HINT)
+    if not missing and (foreign := foreign_namespace()):
+        return CheckResult("privileges", False, *foreign)
     if not missing:
         lacking = without(CapabilitySets.of().effective)
         detail = "; ".join(["CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE are there", *lacking])

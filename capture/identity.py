@@ -27,7 +27,7 @@ _ID = r"[0-9a-f]{64}"
 _UID = r"[0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12}|[0-9a-f]{32}"
 _POD = re.compile(rf"(?:.*-)?pod({_UID})(?:\.slice)?(?::.*)?")
 """``pod<uid>`` (cgroupfs) or ``kubepods-burstable-pod<uid>.slice``; a static pod's uid is 32 digits without hyphens."""
-_SCOPE = re.compile(rf"(?:.*:)?(docker|cri-containerd|nerdctl|crio|libpod|podman)[-:]({_ID})(?:\.scope)?")
+_SCOPE = re.compile(rf"(?:.*:)?(docker|cri-containerd|nerdctl|crio|libpod|podman)(?:-payload)?[-:]({_ID})(?:\.scope)?")
 _BARE = re.compile(_ID)
 _FARGATE = re.compile(r"[0-9a-f]{32}-[0-9]{6,10}")
 _ECS_TASK = re.compile(r"ecstasks-[0-9a-f]{32}\.slice")

@@ -32,11 +32,13 @@ FOR_ANOTHER_USER = frozenset({"CAP_SETUID", "CAP_SETGID", "CAP_CHOWN", "CAP_FOWN
 FOR_A_COMMAND = frozenset({"CAP_SETUID", "CAP_SETGID"})
 """What it takes to start the command as the user who called sudo."""
 
-_INITIAL_PID_NAMESPACE = 0xEFFFFFFC
-"""include/linux/proc_ns.h: PROC_PID_INIT_INO."""
+_INITIAL_PID_NAMESPACE, _INITIAL_TIME_NAMESPACE = 0xEFFFFFFC, 0xEFFFFFFA
+"""include/linux/proc_ns.h: PROC_PID_INIT_INO, PROC_TIME_INIT_INO."""
 
 FOREIGN_PIDS = "process ids here are a container's own, BPF programs see the host's, and the two cannot be matched"
 FOREIGN_PIDS_HINT = "run audit on the host, or with its process ids: docker --pid=host, Kubernetes hostPID: true"
+FOREIGN_CLOCK = "the clock here is a time namespace's own, BPF programs see the host's, and the two cannot be matched"
+FOREIGN_CLOCK_HINT = "run audit on the host, or in a container without a time namespace"
 
 _PR_SET_DUMPABLE = 4
 """include/uapi/linux/prctl.h."""
@@ -108,11 +110,19 @@ def import_numpy_without_threads() -> None:
             os.environ[name] = before
 
 
-def in_initial_pid_namespace() -> bool:
-    """Whether process ids here are the ones that BPF programs see; in a container they usually are not."""
+def foreign_namespace() -> tuple[str, str] | None:
+    """Why numbers or times of BPF programs are not those of this process, and what to do; None where they are."""
+    if not _in_namespace("pid", _INITIAL_PID_NAMESPACE):
+        return FOREIGN_PIDS, FOREIGN_PIDS_HINT
+    if not _in_namespace("time", _INITIAL_TIME_NAMESPACE):
+        return FOREIGN_CLOCK, FOREIGN_CLOCK_HINT
+    return None
+
+
+def _in_namespace(kind: str, number: int) -> bool:
     try:
-        return Path("/proc/self/ns/pid").stat().st_ino == _INITIAL_PID_NAMESPACE
-    except OSError:  # a kernel without PID namespaces
+        return Path(f"/proc/self/ns/{kind}").stat().st_ino == number
+    except OSError:  # a kernel without namespaces of this kind
         return True
 
 

@@ -21,7 +21,7 @@ from gpuaudit.capture.launch import Command, InvokingUser, Workload
 from gpuaudit.capture.linked import linked_files
 from gpuaudit.capture.obey import denied_functions, denied_sources, why_not_recorded
 from gpuaudit.capture.options import CaptureOptions
-from gpuaudit.capture.privileges import FOREIGN_PIDS, FOREIGN_PIDS_HINT, in_initial_pid_namespace, missing_for_bpf
+from gpuaudit.capture.privileges import foreign_namespace, missing_for_bpf
 from gpuaudit.capture.processes import read_process, start_ns
 from gpuaudit.capture.ring import RingDescription
 from gpuaudit.capture.rules import parse_rules
@@ -82,8 +82,8 @@ class Probing:
                 f"capturing {', '.join(wanted)} needs {' and '.join(missing)}, which this process lacks",
                 hint="sudo audit capture; without privileges only --source nvml can be captured",
             )
-        if not in_initial_pid_namespace():
-            raise HostUnfit(FOREIGN_PIDS, hint=FOREIGN_PIDS_HINT)
+        if foreign := foreign_namespace():
+            raise HostUnfit(foreign[0], hint=foreign[1])
         self._costs_ns = probe_costs_ns()
         pids = frozenset(options.pids) if options.pids or options.command else None
         role = "workload" if options.command else "traced"

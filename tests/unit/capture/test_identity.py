@@ -41,6 +41,7 @@ CONTAINERS = [
     (f"/machine.slice/libpod-{ID}.scope/container", ID, "podman", None),
     (f"/machine.slice/machine-libpod_pod_{INNER}.slice/libpod-{ID}.scope", ID, "podman", None),
     (f"/libpod_parent/libpod-{ID}", ID, "podman", None),
+    (f"/system.slice/train.service/libpod-payload-{ID}", ID, "podman", None),
     (f"{USER}/user.slice/libpod-{ID}.scope/container", ID, "podman", None),
     ("/lxc/build-7/system.slice/cron.service", "build-7", "lxc", None),
     ("/lxc.payload.build-7/init.scope", "build-7", "lxc", None),
