@@ -143,7 +143,9 @@ class Context:
     def late_limits(self) -> lateness.Limits:
         """What makes an arrival late, as the policy has it."""
         return lateness.Limits(
-            int(self.policy.value(lateness.FLOOR, LATE_RANK)), Fraction(self.policy.value(lateness.K, LATE_RANK))
+            int(self.policy.value(lateness.FLOOR, LATE_RANK)),
+            Fraction(self.policy.value(lateness.K, LATE_RANK)),
+            self.window.sleeps,
         )
 
     @cached_property

@@ -3,7 +3,8 @@
 For a collective: arrivals of all observed ranks; *late candidate* is the last to arrive; *lateness* is its arrival
 minus the median arrival of the others (mean of the two middle ones, rounded down to ns, where their number is even).
 *Spread* is 1.4826 times the median absolute deviation, which estimates one standard deviation of normal scatter: the
-larger of that of the others in this collective and that of all arrivals in all collectives. Units: ns.
+larger of that of the others in this collective and that of all arrivals in all collectives. Of a rank that came while
+the host slept, or after it, nobody can say that it was late: what stood still then was nobody's. Units: ns.
 """
 
 from __future__ import annotations
@@ -42,10 +43,14 @@ THRESHOLDS = (FLOOR, K, MAD_SCALE)
 
 @dataclass(frozen=True)
 class Limits:
-    """How far from the median an arrival is late: ``floor_ns``, or ``k`` times the spread where that is more."""
+    """How far from the median an arrival is late: ``floor_ns``, or ``k`` times the spread where that is more.
+
+    ``sleeps`` are times (from, to) in which the host was suspended: lateness that shares a moment with one is none.
+    """
 
     floor_ns: int = int(FLOOR.value)
     k: Fraction = Fraction(K.value)
+    sleeps: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,10 @@ def judge(arrival: Array, limits: Limits) -> Lateness:
     spread = np.maximum(spread_here, spread_usual)
     threshold = np.maximum(limits.floor_ns, _scaled(spread, limits.k))
     usual = max(limits.floor_ns, int(_scaled(np.array([spread_usual]), limits.k)[0]))
-    return Lateness(last, median, lateness, threshold, lateness > threshold, usual)
+    late = lateness > threshold
+    for begin, end in limits.sleeps:
+        late &= (ordered[-1] <= begin) | (median >= end)
+    return Lateness(last, median, lateness, threshold, late, usual)
 
 
 def of_every_rank(arrival: Array) -> Array:
