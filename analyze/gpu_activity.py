@@ -2,11 +2,12 @@
 
 Definitions, all in ns of the recording's axis, per process and device:
 
-- *span*: from the start of the first kernel, copy or memory set to the end of the last one.
+- *span*: from the start of the first kernel, copy, memory set or graph to the end of the last one.
 - *busy*: time in which at least one of them ran; *idle*: the rest of the span.
 - *communication*: time in which a kernel ran that is a collective (the recording names one, or the kernel's name has
   ``nccl`` or ``rccl``: NCCL's and RCCL's kernels are called ncclKernel…, ncclDevKernel… and rccl…).
 - *compute*: time in which any other kernel ran; *memory*: time in which a copy or memory set ran.
+- *graph*: time in which a CUDA graph ran that was recorded as a whole: what ran in it is not known.
 - *overlap*: compute and communication at once; *exposed communication*: communication without compute.
 
 They overlap, so they do not add up; busy and idle do. Waits that CUPTI records as activities are no work.
@@ -29,10 +30,13 @@ COMMUNICATION = (
 )
 """SQL condition of a row of ``gpu_activities``: its kernel is a collective."""
 
-WORK = "op IN ('kernel', 'memcpy', 'memset') AND duration_ns IS NOT NULL"
+OF_GPU = "op IN ('kernel', 'memcpy', 'memset', 'graph')"
+"""SQL condition: the row is work of the GPU."""
+
+WORK = f"{OF_GPU} AND duration_ns IS NOT NULL"
 """SQL condition: the row is work of the GPU, and its end is known."""
 
-CLASSES = ("compute", "communication", "memory")
+CLASSES = ("compute", "communication", "memory", "graph")
 MAX_DEVICES = 1024
 """Pairs of process and device that are told apart; a host has at most 16 GPUs."""
 
@@ -108,7 +112,8 @@ def read_devices(store: Store) -> list[Device]:
 def _device(store: Store, pid: int | None, device: int | None, count: int, streams: int) -> Device:
     a = store.arrays(
         "SELECT start_ns::BIGINT AS a, end_ns::BIGINT AS b, "
-        f"CASE WHEN op <> 'kernel' THEN 2 WHEN {COMMUNICATION} THEN 1 ELSE 0 END::TINYINT AS class "
+        f"CASE WHEN op = 'graph' THEN 3 WHEN op <> 'kernel' THEN 2 WHEN {COMMUNICATION} THEN 1 ELSE 0 END::TINYINT "
+        "AS class "
         f"FROM gpu_activities WHERE {WORK} AND {_is('pid', pid)} AND {_is('device', device)} ORDER BY start_ns"
     )
     sets = {

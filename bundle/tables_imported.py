@@ -12,7 +12,8 @@ GPU_ACTIVITIES = Table("gpu_activities", "Kernels, copies, memory sets and waits
     "CUPTI or ROCm through another tool.", (
     START, DURATION, col("pid", "u32", "", "process that gave the work; null where the recording does not say",
         nullable=True),
-    col("op", "text", "", "kernel, memcpy, memset or sync, as CUPTI's kinds of activity"),
+    col("op", "text", "", "kernel, memcpy, memset or sync, as CUPTI's kinds of activity; graph: a whole CUDA graph, "
+        "whose kernels and copies have no rows of their own"),
     col("name", "text", "", "name of the kernel, or of the copy as recorded"),
     col("device", "i32", "", "device ordinal of the recording", nullable=True),
     col("context", "i64", "", "context number", nullable=True),

@@ -103,7 +103,7 @@ def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
     for pid in pids:
         of_process = rows.a["pid"] == pid
         memory[of_process] = _memory(context, pid, rows.of(of_process))
-    kernels = {p: Rows.read(context, "gpu_activities", f"pid = {p} AND op = 'kernel'") for p in pids}
+    kernels = {p: Rows.read(context, "gpu_activities", f"pid = {p} AND op IN ('kernel', 'graph')") for p in pids}
     out = {}
     for e in effects:
         mine = (rows.a["pid"] == e.pid) & (rows.a["tid"] == (UNKNOWN if e.tid is None else e.tid))

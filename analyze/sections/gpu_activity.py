@@ -14,7 +14,7 @@ from gpuaudit.analyze.context import Context
 from gpuaudit.analyze.device_lateness import PAIRWISE, read_device_lateness
 from gpuaudit.analyze.drafts import derived
 from gpuaudit.analyze.finding import Quantity, Section, SectionTable, Statement
-from gpuaudit.analyze.gpu_activity import COMMUNICATION, Device, idle_time, read_devices, unlinked
+from gpuaudit.analyze.gpu_activity import COMMUNICATION, OF_GPU, Device, idle_time, read_devices, unlinked
 from gpuaudit.analyze.store import is_text
 
 ORDER = 31
@@ -58,7 +58,8 @@ NO_COLLECTIVE = (
 )
 
 DEFINITIONS = (
-    ("span", "From the start of a device's first kernel, copy or memory set to the end of its last one."),
+    ("span", "From the start of a device's first kernel, copy, memory set or graph to the end of its last "
+     "one."),
     ("idle", "Time of the span in which none of them ran; the rest of the span is busy."),
     ("communication", "Time in which a kernel of a collective ran: the recording names its collective, or the name "
      "of the kernel has nccl or rccl. Compute is time in which any other kernel ran."),
@@ -92,12 +93,15 @@ def evaluate(context: Context) -> Section:
 
 
 def _notes(context: Context) -> tuple[str, ...]:
-    open_ended = context.store.sql(
-        "SELECT count(*) FROM gpu_activities WHERE op IN ('kernel', 'memcpy', 'memset') AND duration_ns IS NULL"
-    )[0][0]
-    if not open_ended:
-        return ()
-    return (f"{int(open_ended)} kernels or copies have no recorded end and count nowhere.",)
+    ((open_ended, whole),) = context.store.sql(
+        f"SELECT count(*) FILTER ({OF_GPU} AND duration_ns IS NULL), count(*) FILTER (op = 'graph') FROM gpu_activities"
+    )
+    told = (
+        (open_ended, f"{open_ended} kernels or copies have no recorded end and count nowhere."),
+        (whole, f"{whole} executions of CUDA graphs were recorded as a whole: what ran in them is in no column but "
+                "span and idle."),
+    )  # fmt: skip
+    return tuple(sentence for number, sentence in told if number)
 
 
 def _names(context: Context, d: Device) -> tuple[str, str]:

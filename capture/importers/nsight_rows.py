@@ -120,6 +120,13 @@ class Rows:
         kind = r["syncType"] if isinstance(r["syncType"], int) else 0
         self._activity(r, "sync", SYNCS.get(kind, "synchronize"), {})
 
+    def graph(self, r: Row) -> None:
+        """CUPTI_ACTIVITY_KIND_GRAPH_TRACE: a graph as a whole, where its nodes were not traced one by one."""
+        if r["start"] == r["end"] == 0:  # CUPTI could not tell
+            self.left["executions of graphs without a recorded time"] += 1
+            return
+        self._activity({**r, "graphNodeId": r["graphId"]}, "graph", "graph", {})
+
     def _activity(self, r: Row, op: str, name: str, more: Mapping[str, object]) -> None:
         start, duration = self._span(r)
         owner = r["globalPid"]
@@ -277,6 +284,7 @@ SOURCES = (
     Source("CUPTI_ACTIVITY_KIND_MEMCPY", ("start", "end", *_GPU, "bytes", "copyKind"),
            (*_GPU_ALSO, "srcKind", "dstKind"), Rows.memcpy),
     Source("CUPTI_ACTIVITY_KIND_MEMSET", ("start", "end", *_GPU, "bytes"), _GPU_ALSO, Rows.memset),
+    Source("CUPTI_ACTIVITY_KIND_GRAPH_TRACE", ("start", "end", *_GPU), ("globalPid", "graphId"), Rows.graph),
     Source("CUPTI_ACTIVITY_KIND_SYNCHRONIZATION", ("start", "end", "contextId", "streamId", "correlationId"),
            ("deviceId", *_GPU_ALSO, "syncType"), Rows.sync),
     Source("CUPTI_ACTIVITY_KIND_RUNTIME", ("start", "end", "globalTid", "nameId", "correlationId"), ("returnValue",),

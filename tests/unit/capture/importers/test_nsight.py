@@ -133,7 +133,7 @@ def test_rows_that_cannot_be_are_counted_and_the_rest_is_kept(tmp_path: Path) ->
 
 
 def test_a_database_with_no_trace_in_it_is_refused(tmp_path: Path) -> None:
-    drops = [f"DROP TABLE {s.table}" for s in nsight_rows.SOURCES]
+    drops = [f"DROP TABLE IF EXISTS {s.table}" for s in nsight_rows.SOURCES]
     with pytest.raises(InputUnusable, match="none of its tables"):
         imported(changed(tmp_path, *drops))
 
