@@ -16,7 +16,7 @@ from gpuaudit.capture.address_space import AddressSpace, Region
 from gpuaudit.capture.cpython_offsets import COOKIE, Layout, Unsupported, debug_offsets_bytes, layout_from, layout_of
 from gpuaudit.capture.elf_tables import ElfTables
 from gpuaudit.capture.process_memory import Memory, ProcessMemory, Unreadable
-from gpuaudit.capture.processes import PROC, CannotOpen, open_mapping
+from gpuaudit.capture.processes import PROC, CannotOpen, file_name, open_mapping
 from gpuaudit.capture.symbols import NotElf
 
 RUNTIME, VERSION = "_PyRuntime", "Py_Version"
@@ -139,6 +139,11 @@ def _minor(memory: Memory, region: Region, version_at: int | None, bias: int) ->
     if named is None:
         raise Unsupported(f"{region.path} holds a CPython that does not say its version")
     return int(named.group(1))
+
+
+def libraries_in(space: AddressSpace) -> set[tuple[int, int]]:
+    """Device and inode of each mapped file that is called like a CPython library: it may be loaded at any time."""
+    return {(r.device, r.inode) for r in space.regions if r.inode and _LIBRARY.match(file_name(r.path))}
 
 
 def _candidates(pid: int, space: AddressSpace) -> list[Region]:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from gpuaudit.capture import processes
 from gpuaudit.capture.address_space import AddressSpace, read_address_space
-from gpuaudit.capture.cpython import Finder, Interpreter
+from gpuaudit.capture.cpython import Finder, Interpreter, libraries_in
 from gpuaudit.capture.cpython_code import CodeReader, NotReadable
 from gpuaudit.capture.cpython_offsets import Unsupported
 from gpuaudit.capture.process_memory import ProcessMemory
@@ -55,6 +55,9 @@ class _Process:
         self.looked = False
         """Whether an interpreter was looked for when its first stack came."""
         self.last_space: AddressSpace | None = None
+        self.searched: AddressSpace | None = None
+        self.libraries: set[tuple[int, int]] = set()
+        """The mappings in which CPython libraries were looked for last, and all that were found."""
         self._hint: bytes | None = None
         self._second_began_s = self._reading_s = 0.0
 
@@ -173,6 +176,12 @@ class StackNames:
 
     def _tell_native(self, stack: RawStack, process: _Process, gone: str | None) -> None:
         space = process.last_space if gone else process.space()
+        if space is not None and gone is None and space is not process.searched:
+            process.searched = space
+            new = libraries_in(space) - process.libraries
+            process.libraries |= new
+            if new and stack.pid not in self._interpreters:  # a program may load one long after it began
+                self._look(stack)
         frames = self._native_frames(stack, process, space, gone)
         why = gone or (NOT_AN_ADDRESS if space else CHANGES_TOO_FAST)
         for depth, frame in enumerate(frames or [NativeFrame(reason=why)]):

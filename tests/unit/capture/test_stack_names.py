@@ -231,6 +231,25 @@ def test_no_gap_where_the_programs_knew_the_interpreter(desk: Desk) -> None:
     assert not desk.gaps
 
 
+def test_an_interpreter_that_is_loaded_later_is_looked_for(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that embeds CPython may load it any time after its first calls."""
+    looks: list[int] = []
+    monkeypatch.setattr(Finder, "interpreter_of", lambda _, pid, __: looks.append(pid))
+    address = address_of(LIBC.qsort) + 4
+    desk.tell(address)
+    at_first = len(looks)
+    desk.tell(address)
+    assert len(looks) == at_first
+    library = tmp_path / "libpython3.12.so.1.0"
+    library.write_bytes(bytes(mmap.PAGESIZE))
+    with library.open("rb") as f, mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ | mmap.PROT_EXEC):
+        for _ in range(3):
+            desk.tell(address)
+    assert len(looks) == at_first + 1
+
+
 def test_an_interpreter_that_cannot_be_read_is_a_gap_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise Unsupported("the free-threaded build of CPython 3.13 is not supported")
