@@ -8,12 +8,13 @@ table of calls are, and to hold them took three fifths of the time in which evid
 
 Every store of a process is a database of its own in one DuckDB, which it leaves when nobody holds it any more; beside
 them lies one with an empty table for each, for those that a store has no rows of: making forty is what a small store
-would cost most.
+would cost most. What a query says of these alone is the same for every store, and is asked once in a process.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import itertools
 import re
@@ -21,7 +22,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -56,6 +57,9 @@ COMPRESS_ROWS = 1_000_000
 
 NOT_OWN = "pid NOT IN (SELECT pid FROM processes WHERE role IN ('recorder', 'attacher'))"
 """SQL condition that keeps the recorder's and the attacher's own rows out of what is said of the workload."""
+
+MAX_KNOWN, MAX_KNOWN_TEXT = 2_000, 8_000
+"""Queries over tables without rows whose answers are kept, and the longest of them in characters."""
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.:-]*\Z")
 
@@ -112,6 +116,8 @@ class Store:
         """Columns of each such table that are not null throughout."""
         self._disordered: set[str] = set()
         """Tables whose columns are not in their order any more."""
+        self._own = {*_EXTRA_TABLES}
+        """Names that mean something else in another store: tables with rows, and relations."""
         self.leaves: list[Leaf] = []
         self.artefacts: list[Artefact] = []
         self.open_body: dict[str, Any] = {}
@@ -172,12 +178,15 @@ class Store:
 
     def sql(self, query: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """Rows of a query over the views, as Python values."""
+        if not parameters and self._of_no_rows(query):
+            return copy.deepcopy(_rows_of_nothing(query))
         return self._con.execute(query, list(parameters)).fetchall()
 
     def arrays(self, query: str) -> dict[str, npt.NDArray[Any]]:
         """Columns of a query as numpy arrays; the query casts to BIGINT and replaces nulls itself."""
-        out = {name: np.ma.getdata(values) for name, values in self._con.execute(query).fetchnumpy().items()}
-        return {name: _one_of_each(values) if values.dtype == object else values for name, values in out.items()}
+        if self._of_no_rows(query):
+            return copy.deepcopy(_arrays_of_nothing(query))
+        return _arrays(self._con, query)
 
     def batches(self, query: str) -> Iterator[dict[str, npt.NDArray[Any]]]:
         """Numeric columns of a query, some rows at a time, for what need not be in memory at once. Nothing else may be
@@ -201,9 +210,11 @@ class Store:
     def relation(self, name: str, columns: Mapping[str, npt.NDArray[Any]]) -> Iterator[None]:
         """Columns of ours under a name that queries can use, for as long as the context lasts."""
         self._con.register(name, pa.table({k: pa.array(v) for k, v in columns.items()}))
+        self._own.add(name)
         try:
             yield
         finally:
+            self._own.discard(name)
             self._con.unregister(name)
 
     def row_count(self, table: str) -> int:
@@ -253,6 +264,12 @@ class Store:
             self._con.execute(f"SET {setting}")
         return self._con
 
+    def _of_no_rows(self, query: str) -> bool:
+        """Whether it names nothing of this store's own. Whose processes rows belong to means nothing where there are
+        none; a name that is part of another, or of a text, counts as named."""
+        text = query.replace(NOT_OWN, "").lower()
+        return len(query) <= MAX_KNOWN_TEXT and not any(name in text for name in self._own)
+
     def _insert(self, table: Table, leaf: int, rows: Rows) -> None:
         count = row_count(rows)
         if not count:
@@ -272,6 +289,7 @@ class Store:
                 columns[c.name] = _arrow(data)
         self._hold(table, columns.keys())
         self._rows[table.name] = self._rows.get(table.name, 0) + count
+        self._own.add(table.name)
         columns["leaf"] = pa.array(np.full(count, leaf, dtype=np.uint32))
         columns["row"] = pa.array(np.arange(count, dtype=np.uint32))
         self._con.register("batch", pa.table(columns))
@@ -337,6 +355,21 @@ def _instance() -> duckdb.DuckDBPyConnection:
         con.execute(f"CREATE TABLE {_declared(table, {c.name for c in table.columns})}")
     con.execute(MACRO)
     return con
+
+
+@lru_cache(MAX_KNOWN)
+def _rows_of_nothing(query: str) -> list[tuple[Any, ...]]:
+    return _instance().execute(query).fetchall()
+
+
+@lru_cache(MAX_KNOWN)
+def _arrays_of_nothing(query: str) -> dict[str, npt.NDArray[Any]]:
+    return _arrays(_instance(), query)
+
+
+def _arrays(con: duckdb.DuckDBPyConnection, query: str) -> dict[str, npt.NDArray[Any]]:
+    out = {name: np.ma.getdata(values) for name, values in con.execute(query).fetchnumpy().items()}
+    return {name: _one_of_each(values) if values.dtype == object else values for name, values in out.items()}
 
 
 def _leave(con: duckdb.DuckDBPyConnection, name: str) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
-from gpuaudit.analyze.store import Store
+from gpuaudit.analyze.store import NOT_OWN, Store
 from gpuaudit.bundle.columns import from_records
 from gpuaudit.bundle.table import SQL_TYPE, Table
 from gpuaudit.bundle.tables import TABLES
@@ -55,3 +56,23 @@ def test_a_column_that_is_null_in_the_first_leaf_has_its_values_in_the_next() ->
     with pytest.raises(pa.ArrowInvalid, match="null"):
         list(store.batches("SELECT size_bytes FROM cuda_calls"))
     assert store.sql("DESCRIBE cuda_calls") == Store.from_tables({}).sql("DESCRIBE cuda_calls")
+
+
+def test_what_is_said_of_tables_without_rows_is_said_of_no_others() -> None:
+    """Such answers are kept, for every store: nothing that is done to one shows in the next, and no rows are missed."""
+    empty, full = Scene().clock().store(), Scene().cuda(7, "cudaMalloc", T0, US).process(7).store()
+    for query in ("SELECT pid, op FROM cuda_calls", f"SELECT pid, op FROM CUDA_CALLS WHERE {NOT_OWN}"):
+        for _ in range(2):
+            rows, arrays = empty.sql(query), empty.arrays(query)
+            assert (rows, {n: a.tolist() for n, a in arrays.items()}) == ([], {"pid": [], "op": []})
+            rows.append((1, "spoiled"))
+            arrays["pid"] = np.ones(1)
+        assert full.sql(query) == [(7, "cudaMalloc")]
+        assert full.arrays(query)["op"].tolist() == ["cudaMalloc"]
+    assert empty.sql("SELECT count(*) FROM processes") == [(0,)]
+    assert full.sql("SELECT count(*) FROM processes") == [(1,)]
+    leaves = "SELECT count(*) FROM leaves"
+    assert [store.sql(leaves) for store in (empty, full)] == [[(2,)], [(3,)]]
+    for n in (1, 2):
+        with empty.relation("handed_over", {"n": np.arange(n)}):
+            assert empty.sql("SELECT count(*) FROM handed_over") == [(n,)]
