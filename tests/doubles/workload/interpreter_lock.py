@@ -8,6 +8,8 @@ has the lock whenever the launcher wants it back; with ``compute`` the launcher 
 OUT gets a line for the process, one for each slow step, when it began and ended (CLOCK_BOOTTIME), one for the rest.
 """
 
+from __future__ import annotations
+
 import ctypes
 import json
 import os
@@ -16,20 +18,15 @@ import threading
 import time
 from pathlib import Path
 
-STEPS, SLOW, KERNELS, PAUSE_S, COMPUTE_S = 799, 8, 3, 0.0001, 0.02
+STEPS, SLOW, KERNELS, PAUSE_S, COMPUTE_NS = 799, 8, 3, 0.0001, 20_000_000
 
 
 class Dim3(ctypes.Structure):
     _fields_ = (("x", ctypes.c_uint), ("y", ctypes.c_uint), ("z", ctypes.c_uint))
 
 
-cudart, out, go, cpu, plan = (
-    ctypes.CDLL(sys.argv[1]),
-    Path(sys.argv[2]),
-    Path(sys.argv[3]),
-    int(sys.argv[4]),
-    sys.argv[5],
-)
+cudart, out, go = ctypes.CDLL(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
+cpu, plan = int(sys.argv[4]), sys.argv[5]
 launch, synchronize = cudart.cudaLaunchKernel, cudart.cudaDeviceSynchronize
 launch.argtypes = (ctypes.c_void_p, Dim3, Dim3, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
 kernel = ctypes.cast(cudart.cudaFree, ctypes.c_void_p)
@@ -37,11 +34,11 @@ one = Dim3(1, 1, 1)
 wanted = threading.Event()
 
 
-def now():
+def now() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
-def beside():
+def beside() -> None:
     os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     while True:
         wanted.wait()
@@ -49,7 +46,7 @@ def beside():
             pass
 
 
-def step(slow):
+def step(*, slow: bool) -> tuple[int, int]:
     before = now()
     if slow and plan == "lock":
         wanted.set()
@@ -57,7 +54,7 @@ def step(slow):
         launch(kernel, one, one, None, 0, None)
         time.sleep(PAUSE_S)
     if slow and plan == "compute":
-        while now() < before + COMPUTE_S * 1e9:
+        while now() < before + COMPUTE_NS:
             pass
     wanted.clear()
     synchronize()
