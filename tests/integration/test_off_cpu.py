@@ -139,7 +139,7 @@ def test_a_switch_that_the_kernel_does_not_tell_of_is_a_gap_and_no_long_sleep(do
         r.finish()
     rows = [(row["start_ns"], row["start_ns"] + row["duration_ns"], row) for row in r.of("off_cpu", tid=sleeper)]
     cut = [(begin, end, row) for begin, end, row in rows if row["wake_ns"] and row["runqueue_ns"] is None]
-    assert len(deaf) == 5
+    assert deaf
     assert cut
     assert all(end == row["wake_ns"] for _, end, row in cut)
     assert [row for begin, end, row in rows for a, b in deaf if begin < a and b < end] == []
