@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpuaudit.capture.processes import MAX_MAPS_BYTES, PROC, Mapping
+from gpuaudit.capture.processes import MAX_MAPS_BYTES, PROC, Mapping, with_memory
 
 MAX_REGIONS = 65_536
 """Executable regions of one process; vm.max_map_count is 65,530 unless somebody changed it."""
@@ -50,7 +50,7 @@ class AddressSpace:
 def read_address_space(pid: int) -> AddressSpace | None:
     """None when the process is gone, or is a zombie."""
     try:
-        with Path(f"{PROC}/{pid}/maps").open("rb") as f:
+        with Path(f"{PROC}/{with_memory(pid)}/maps").open("rb") as f:
             raw = f.read(MAX_MAPS_BYTES)
     except OSError:
         return None

@@ -16,7 +16,7 @@ from gpuaudit.capture.address_space import AddressSpace, Region
 from gpuaudit.capture.cpython_offsets import COOKIE, Layout, Unsupported, debug_offsets_bytes, layout_from, layout_of
 from gpuaudit.capture.elf_tables import ElfTables
 from gpuaudit.capture.process_memory import Memory, ProcessMemory, Unreadable
-from gpuaudit.capture.processes import PROC, CannotOpen, file_name, open_mapping
+from gpuaudit.capture.processes import PROC, CannotOpen, file_name, open_mapping, with_memory
 from gpuaudit.capture.symbols import NotElf
 
 RUNTIME, VERSION = "_PyRuntime", "Py_Version"
@@ -154,7 +154,7 @@ def _candidates(pid: int, space: AddressSpace) -> list[Region]:
             first.setdefault((region.device, region.inode), region)
     libraries = [r for r in first.values() if _LIBRARY.match(r.mapping().file_name)]
     try:
-        status = Path(f"{PROC}/{pid}/exe").stat()
+        status = Path(f"{PROC}/{with_memory(pid)}/exe").stat()
         executable = first.get((status.st_dev, status.st_ino))
     except OSError:
         executable = None

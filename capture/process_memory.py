@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any, Protocol
 
 from gpuaudit.capture.obstacles import in_words, obstacles
+from gpuaudit.capture.processes import with_memory
 
 MAX_READ_BYTES = 1 << 20
 """Nothing that is read at once is longer: the longest are line tables, of some hundred kilobytes at most. ours"""
@@ -41,6 +42,12 @@ def _read_system_call() -> Any:
     return function
 
 
+def _read(pid: int, here: _Vector, there: _Vector) -> tuple[int, int]:
+    """(bytes that were read, 0) or (−1, number of the error)."""
+    got = _read_system_call()(pid, C.byref(here), 1, C.byref(there), 1, 0)
+    return got, C.get_errno() if got < 0 else 0
+
+
 class ProcessMemory:
     """Memory of a running process (process_vm_readv(2)); needs CAP_SYS_PTRACE for other users' processes."""
 
@@ -53,9 +60,10 @@ class ProcessMemory:
             raise Unreadable(f"{size} bytes at {address:#x} are no memory of a program")
         buffer = C.create_string_buffer(size)
         here, there = _Vector(C.addressof(buffer), size), _Vector(address, size)
-        got = _read_system_call()(self._pid, C.byref(here), 1, C.byref(there), 1, 0)
+        got, number = _read(self._pid, here, there)
+        if number == errno.ESRCH and (live := with_memory(self._pid)) != self._pid:
+            got, number = _read(live, here, there)
         if got != size:
-            number = C.get_errno() if got < 0 else 0
             if number == errno.EPERM:
                 why = in_words(obstacles("read memory of processes"))
                 raise Unreadable(f"{os.strerror(number)}{why and '; ' + why}")

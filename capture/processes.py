@@ -179,16 +179,17 @@ def read_process(pid: int) -> ProcessInfo | None:
         return None
     comm, rest = fields
     status = _text(f"{PROC}/{pid}/status") or b""
-    command = _text(f"{PROC}/{pid}/cmdline", MAX_COMMAND_LINE_BYTES)
+    live = with_memory(pid)
+    command = _text(f"{PROC}/{live}/cmdline", MAX_COMMAND_LINE_BYTES)
     try:
-        exe: str | None = str(Path(f"{PROC}/{pid}/exe").readlink())
+        exe: str | None = str(Path(f"{PROC}/{live}/exe").readlink())
     except OSError:
         exe = None
     return ProcessInfo(
         pid, int(rest[19]) * NS_PER_TICK, int(rest[1]), _real_uid(status), comm, exe,
         " ".join(redact_arguments(os.fsdecode(command.rstrip(b"\0")).split("\0"))) if command else None,
         placement(_text(f"{PROC}/{pid}/cgroup", MAX_CGROUP_BYTES) or b""),
-        ranks(_text(f"{PROC}/{pid}/environ", MAX_ENVIRONMENT_BYTES) or b""),
+        ranks(_text(f"{PROC}/{live}/environ", MAX_ENVIRONMENT_BYTES) or b""),
         pid_in_namespace(status),
     )  # fmt: skip
 
@@ -207,10 +208,10 @@ def properties(pid: int) -> Properties | None:
     return Properties(_real_uid(_text(f"{PROC}/{pid}/status") or b""), fields[0], where.version_2)
 
 
-def _with_memory(pid: int) -> int:
-    """The number to ask for what a process maps: its own, or another thread's where the first one has ended.
+def with_memory(pid: int) -> int:
+    """The number to ask for what a process has in memory: its own, or another thread's where the first one has ended.
 
-    /proc answers for any thread, and shows nothing mapped for a first thread that left by pthread_exit(3).
+    The kernel answers for any thread, and has nothing for a first thread that left by pthread_exit(3).
     """
     try:
         if os.stat(f"{PROC}/{pid}/task").st_nlink <= _LINKS_OF_ONE_THREAD:  # noqa: PTH116 - asked of each kernel thread
@@ -231,7 +232,7 @@ def size_hint(pid: int, *, any_thread: bool = True) -> bytes | None:
     """
     raw = _text(f"{PROC}/{pid}/statm")
     if any_thread and raw is not None and raw.startswith(b"0 "):
-        raw = _text(f"{PROC}/{_with_memory(pid)}/statm")
+        raw = _text(f"{PROC}/{with_memory(pid)}/statm")
     if raw is None or raw.startswith(b"0 "):
         return None
     fields = raw.split()
@@ -241,7 +242,7 @@ def size_hint(pid: int, *, any_thread: bool = True) -> bytes | None:
 def mappings(pid: int) -> Iterator[Mapping]:
     """Executable mappings of files, one per file: the first where probes can be placed, if there is one."""
     found: dict[tuple[int, int], Mapping] = {}
-    for match in _MAPPING.finditer(_text(f"{PROC}/{_with_memory(pid)}/maps", MAX_MAPS_BYTES) or b""):
+    for match in _MAPPING.finditer(_text(f"{PROC}/{with_memory(pid)}/maps", MAX_MAPS_BYTES) or b""):
         addresses, permissions, major, minor, inode, path = match.groups()
         file = (os.makedev(int(major, 16), int(minor, 16)), int(inode))
         known = found.get(file)
@@ -282,7 +283,7 @@ def open_mapping(pid: int, mapping: Mapping) -> int:
     /proc/PID/map_files leads there without a path. Where that is not permitted, the path is resolved inside the
     process's own root, absolute links included, and device and inode must be the mapping's.
     """
-    pid = _with_memory(pid)
+    pid = with_memory(pid)
     fd = _open_map_file(pid, mapping)
     if fd is not None:
         return fd

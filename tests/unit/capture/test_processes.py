@@ -17,8 +17,10 @@ import pytest
 from gpuaudit.bundle.columns import from_records
 from gpuaudit.bundle.tables import PROCESSES
 from gpuaudit.capture import processes
+from gpuaudit.capture.address_space import read_address_space
 from gpuaudit.capture.discovery import Scanner
 from gpuaudit.capture.map_events import MapEvent
+from gpuaudit.capture.process_memory import ProcessMemory
 from gpuaudit.capture.processes import CannotOpen, Ended, Mapping, open_mapping
 from gpuaudit.capture.source import boottime_ns
 
@@ -227,7 +229,7 @@ def test_a_process_whose_first_thread_has_ended() -> None:
         "threading.Thread(target=lambda: libc.sleep(3600), daemon=True).start()\n"
         "libc.pthread_exit(None)"
     )
-    process = subprocess.Popen([sys.executable, "-c", code])
+    process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "RANK": "3"})
     try:
         while (fields := processes._fields(process.pid)) is None or fields[1][0] != "Z":
             assert process.poll() is None
@@ -237,7 +239,17 @@ def test_a_process_whose_first_thread_has_ended() -> None:
         mapping = next(m for m in processes.mappings(process.pid) if m.file_name.startswith("libc"))
         fd = open_mapping(process.pid, mapping)
         assert os.fstat(fd).st_ino == mapping.inode
+        space = read_address_space(process.pid)
+        assert space is not None
+        region = next(r for r in space.regions if r.inode == mapping.inode)
+        assert ProcessMemory(process.pid).read(region.start, 64) == os.pread(fd, 64, region.offset)
         os.close(fd)
+        info = processes.read_process(process.pid)
+        assert info is not None
+        assert info.exe == os.path.realpath(sys.executable)
+        assert info.command_line is not None
+        assert info.command_line.startswith(f"{sys.executable} -c")
+        assert info.ranks.rank == 3
     finally:
         process.kill()
         process.wait()
