@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from gpuaudit.capture.cgroup_files import read_text
+from gpuaudit.capture.processes import with_memory
 
 NS_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -23,8 +24,9 @@ _SWITCHES = re.compile(r"^(voluntary|nonvoluntary)_ctxt_switches:\s+([0-9]{1,19}
 
 def sample(pid: int, now_ns: int, proc: Path | str = "/proc") -> dict[str, object] | None:
     """One row of ``process_samples``; None when the process is gone, or only its exit status is left."""
-    text = read_text(f"{proc}/{pid}/stat") or ""
-    fields = ["", "", *text.rpartition(")")[2].split()]  # the name may hold blanks and brackets
+    fields = _fields(f"{proc}/{pid}/stat")
+    if len(fields) > _RESIDENT and fields[2] == "Z" and fields[_THREADS - 1] not in ("0", "1"):
+        fields = _fields(f"{proc}/{with_memory(pid)}/stat")  # the first thread has ended: another one tells for all
     if len(fields) <= _RESIDENT or fields[2] in ("Z", "X"):
         return None
     try:
@@ -39,3 +41,8 @@ def sample(pid: int, now_ns: int, proc: Path | str = "/proc") -> dict[str, objec
         "threads": count[_THREADS], "voluntary_switches": switches.get("voluntary"),
         "involuntary_switches": switches.get("nonvoluntary"),
     }  # fmt: skip
+
+
+def _fields(path: str) -> list[str]:
+    """Two empty ones for number and name, which may hold blanks and brackets, and those after them."""
+    return ["", "", *(read_text(path) or "").rpartition(")")[2].split()]

@@ -21,6 +21,7 @@ from gpuaudit.capture.address_space import read_address_space
 from gpuaudit.capture.discovery import Scanner
 from gpuaudit.capture.map_events import MapEvent
 from gpuaudit.capture.process_memory import ProcessMemory
+from gpuaudit.capture.process_samples import sample
 from gpuaudit.capture.processes import CannotOpen, Ended, Mapping, open_mapping
 from gpuaudit.capture.source import boottime_ns
 
@@ -250,6 +251,11 @@ def test_a_process_whose_first_thread_has_ended() -> None:
         assert info.command_line is not None
         assert info.command_line.startswith(f"{sys.executable} -c")
         assert info.ranks.rank == 3
+        counted = sample(process.pid, 1)
+        assert counted is not None
+        assert counted["threads"] == 2
+        assert isinstance(counted["resident_bytes"], int)
+        assert counted["resident_bytes"] > mmap.PAGESIZE
     finally:
         process.kill()
         process.wait()
