@@ -44,6 +44,8 @@ collective."""
 ALIVE = np.iinfo(np.int64).max
 """No exit of the process was seen."""
 
+APART = "its ranks' times are of several hosts' clocks, and how far these are apart is not known"
+
 SIGNATURE = ("count", "size_bytes", "datatype", "root")
 
 
@@ -127,17 +129,23 @@ _ROWS = 1 << 32
 """More than a leaf has rows: leaf and row as one number that sorts as they do."""
 
 
-def read_collectives(store: Store, syncs: Syncs, nccl_lost: int, cohort: Cohort) -> list[Collectives]:
-    """Every communicator with an identity, by identity. ``nccl_lost``: calls that the counters say were lost."""
+def read_collectives(
+    store: Store, syncs: Syncs, nccl_lost: int, cohort: Cohort, *, several_clocks: bool = False
+) -> list[Collectives]:
+    """Every communicator with an identity, by identity. ``nccl_lost``: calls that the counters say were lost;
+    ``several_clocks``: its ranks' times are not of one clock."""
     ids = store.sql(
         f"SELECT DISTINCT comm_id FROM nccl_calls WHERE comm_id IS NOT NULL AND {COLLECTIVE} AND {NOT_OWN} ORDER BY 1"
     )
-    return [_read_one(store, int(i), syncs, nccl_lost, cohort) for (i,) in ids]
+    apart = APART if several_clocks else ""
+    return [_read_one(store, int(i), syncs, nccl_lost, cohort, apart=apart) for (i,) in ids]
 
 
-def _read_one(store: Store, comm_id: int, syncs: Syncs, nccl_lost: int, cohort: Cohort) -> Collectives:
+def _read_one(
+    store: Store, comm_id: int, syncs: Syncs, nccl_lost: int, cohort: Cohort, *, apart: str
+) -> Collectives:  # fmt: skip
     ranks = _read_ranks(store, comm_id)
-    reason = _why_not(store, ranks, nccl_lost, cohort)
+    reason = apart or _why_not(store, ranks, nccl_lost, cohort)
     numbers = tuple(r.rank for r in ranks)
     pids = tuple(r.pids[0] for r in ranks)
     nranks = max((r.nranks for r in ranks), default=0)

@@ -12,12 +12,12 @@ from fractions import Fraction
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from gpuaudit.analyze import collectives, gpu_time, lateness, waits
+from gpuaudit.analyze import collectives, gpu_time, lateness, unlisted, waits
 from gpuaudit.analyze.barriers import Barriers, read_barriers
 from gpuaudit.analyze.catalogue import Catalogue
 from gpuaudit.analyze.causal.detect import Findings, detect
 from gpuaudit.analyze.causal.states import Place, States
-from gpuaudit.analyze.collectives import Collectives
+from gpuaudit.analyze.collectives import Cohort, Collectives
 from gpuaudit.analyze.evidence import EvidenceBook
 from gpuaudit.analyze.finding import Chain, Finding, Group, RuleOutcome
 from gpuaudit.analyze.gpu_time import GpuTime
@@ -109,11 +109,11 @@ class Context:
     @cached_property
     def collectives(self) -> list[Collectives]:
         """Every communicator with an identity."""
-        cohort = collectives.Cohort(
+        cohort = Cohort(
             int(self.policy.value(collectives.COHORT, LATE_RANK)),
             Fraction(self.policy.value(collectives.QUORUM, LATE_RANK)),
         )
-        return collectives.read_collectives(self.store, self._syncs, self.quality.lost("nccl_calls"), cohort)
+        return self._collectives(cohort)
 
     @cached_property
     def observers(self) -> frozenset[int]:
@@ -126,8 +126,12 @@ class Context:
         """The same however few ranks were observed: for what needs arrivals side by side and judges nobody late."""
         if not any(c.not_evaluated for c in self.collectives):
             return self.collectives
-        few = collectives.Cohort(1, Fraction(0))
-        return collectives.read_collectives(self.store, self._syncs, self.quality.lost("nccl_calls"), few)
+        few = Cohort(1, Fraction(0))
+        return self._collectives(few)
+
+    def _collectives(self, cohort: Cohort) -> list[Collectives]:
+        lost, clocks = self.quality.lost("nccl_calls"), unlisted.of_several_clocks(self, "nccl_calls")
+        return collectives.read_collectives(self.store, self._syncs, lost, cohort, several_clocks=clocks)
 
     @cached_property
     def barriers(self) -> dict[int, Barriers]:

@@ -6,7 +6,8 @@ An import says that rows of a table are a selection, and until when all of them 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from gpuaudit.analyze import intervals
 from gpuaudit.analyze.intervals import Intervals
@@ -23,6 +24,9 @@ _OF_GPU = "regexp_matches(op, '^(cuda|cu|hip|nccl)[A-Z]')"
 SELECTION = "selection"
 """``kind`` of a weakness of an import."""
 
+CLOCKS = "clocks"
+"""``kind`` of one whose processes did not have one clock."""
+
 A_CALL_NS = 1_000_000_000
 """Chosen: a process that uses a GPU calls many times a second, so a period with at most one call without a row in each
 second is told by its rows; with more, nothing can be said of when it called."""
@@ -34,19 +38,27 @@ MAX_PERIODS = 10_080
 
 def complete_until(context: Context, table: str) -> int | None:
     """Until when every row of a table was kept; None where an import says of no file that its rows are a selection."""
+    return min((_time(w.get("complete_until_ns")) for w in _weaknesses(context, table, SELECTION)), default=None)
+
+
+def of_several_clocks(context: Context, table: str) -> bool:
+    """Whether rows of different processes have times that nobody can put in order."""
+    return any(True for _ in _weaknesses(context, table, CLOCKS))
+
+
+def _weaknesses(context: Context, table: str, kind: str) -> Iterator[dict[str, Any]]:
+    """What imports say of a table, of one kind; an artefact may hold anything."""
     artefact = context.store.artefact("imports")
     try:
         told = canonical.loads(artefact.body) if artefact else []
     except BundleInvalid:
         told = []
-    found = []
     for file in told if isinstance(told, list) else []:
         weaknesses = file.get("weaknesses") if isinstance(file, dict) else None
         for w in weaknesses if isinstance(weaknesses, list) else []:
-            tables = w.get("tables") if isinstance(w, dict) and w.get("kind") == SELECTION else None
+            tables = w.get("tables") if isinstance(w, dict) and w.get("kind") == kind else None
             if isinstance(tables, list) and table in tables:
-                found.append(_time(w.get("complete_until_ns")))
-    return min(found, default=None)
+                yield w
 
 
 def _time(told: object) -> int:

@@ -102,7 +102,8 @@ class Told:
     def weak(self, grade: str, text: str, tables: Sequence[str] = (), **more: str) -> None:
         """The recording cannot support all that complete rows could: why, and what grade that allows at best.
 
-        ``more``: ``kind="selection"`` where rows of the tables are one, with ``complete_until_ns``.
+        ``more``: ``kind="selection"`` where rows of the tables are one, with ``complete_until_ns``; ``kind="clocks"``
+        where times of different processes are not of one clock.
         """
         self.weaknesses.append({"grade": grade, "text": text[:400], "tables": list(tables), **more})
 

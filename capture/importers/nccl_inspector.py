@@ -239,7 +239,7 @@ def _tell(log: _Log, sink: RowSink, told: Told) -> None:
                        "known, and when is not (NCCL_INSPECTOR_DUMP_VERBOSE=1 tells it)", ("nccl_calls",))  # fmt: skip
     if log.most_nodes > 1:
         told.weak("C", "ranks of several hosts, each with its own wall clock: how far these are apart is not known",
-                  ("nccl_calls",))  # fmt: skip
+                  ("nccl_calls",), kind="clocks")  # fmt: skip
     told.not_carried += [f"records of {what}: {n}" for what, n in sorted(log.others.items())]
     told.not_carried.append("bandwidths, algorithm, protocol, and times of single channels")
     found = sorted((recorded, pid) for pids in log.pids.values() for recorded, pid in pids.all.items())
