@@ -92,6 +92,12 @@ class Leaf:
     utc_ns: int | None = None
 
 
+_OF_LEAF = {
+    "index": pa.uint32(), "kind": pa.string(), "table": pa.string(), "rows": pa.uint64(), "seen": pa.uint64(),
+    "written": pa.uint64(), "lost": pa.uint64(), "boot_ns": pa.uint64(), "utc_ns": pa.int64(),
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Artefact:
     """A named body in the bundle."""
@@ -320,19 +326,10 @@ class Store:
             columns = ", ".join(f'"{c}"' for (c, *_) in self.sql(f'DESCRIBE {_NOTHING}."{name}"'))
             self._con.execute(f'ALTER TABLE "{name}" RENAME TO "{name}_as_held"')
             self._con.execute(f'CREATE VIEW "{name}" AS SELECT {columns} FROM "{name}_as_held"')
-        for leaf in self.leaves:
-            values = (
-                leaf.index,
-                leaf.kind,
-                leaf.table,
-                leaf.rows,
-                leaf.seen,
-                leaf.written,
-                leaf.lost,
-                leaf.boot_ns,
-                leaf.utc_ns,
-            )
-            self._con.execute("INSERT INTO leaves VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", list(values))
+        told = {name: pa.array([getattr(x, name) for x in self.leaves], type=t) for name, t in _OF_LEAF.items()}
+        self._con.register("told", pa.table(told))
+        self._con.execute("INSERT INTO leaves SELECT * FROM told")
+        self._con.unregister("told")
         for a in self.artefacts:
             text = a.body.decode("utf-8", "replace")
             self._con.execute("INSERT INTO artefacts VALUES (?, ?, ?, ?)", [a.leaf, a.name, len(a.body), text])

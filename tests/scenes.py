@@ -20,6 +20,7 @@ from tests.verifications import SEALED
 T0 = 1_000_000_000_000
 US, MS, S = 1_000, 1_000_000, 1_000_000_000
 COMM = 0x5EED_0000_0000_0001
+OF_RINGS = {name for name, table in TABLES.items() if {"cpu", "seq"} <= {c.name for c in table.columns}}
 Mode = Literal["blocking", "asynchronous"]
 Row = dict[str, Any]
 
@@ -36,8 +37,7 @@ class Scene:
     def add(self, table: str, **row: Any) -> Scene:
         """One row; what a ring adds (CPU, sequence) is filled in."""
         rows = self.rows.setdefault(table, [])
-        columns = {c.name for c in TABLES[table].columns}
-        ring = {"cpu": 0, "seq": len(rows)} if {"cpu", "seq"} <= columns else {}
+        ring = {"cpu": 0, "seq": len(rows)} if table in OF_RINGS else {}
         rows.append({**ring, **row})
         return self
 
