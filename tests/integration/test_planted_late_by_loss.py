@@ -14,7 +14,7 @@ from fractions import Fraction
 import pytest
 
 from tests.integration.network import Network, network
-from tests.integration.planted import SOURCES, TOLERANCE, Analysed, Bench, analysed, bench, close, covered
+from tests.integration.planted import SOURCES, TOLERANCE, Analysed, Bench, analysed, bench, close, covered, undisturbed
 from tests.integration.recording import start, wait_for_line
 from tests.integration.test_planted_lateness import (
     LATE,
@@ -22,6 +22,8 @@ from tests.integration.test_planted_lateness import (
     STEPS,
     Told,
     chain_of,
+    given_up,
+    kept,
     nothing_else,
     others_of,
     parts,
@@ -72,6 +74,7 @@ class Found:
 
 def run(b: Bench, net: Network, name: str, *options: object) -> Told:
     """Record ranks in the client's namespace, of which one is late, from their start to their end."""
+    given_up(b, b.folder / name)
     fixed = ("--out", b.folder / name, "--ranks", RANKS, "--steps", STEPS, "--late-rank", LATE, "--realtime", 1,
              "--step-ms", 5)  # fmt: skip
     b.follow(start("ip", "netns", "exec", net.client, b.programs / "planted-ranks", *map(str, (*fixed, *options))))
@@ -92,11 +95,13 @@ def found(tmp_path_factory: pytest.TempPathFactory, bpf: None) -> Iterator[Found
         server = net.start(net.server, SERVER, str(ASKED), str(NOISY))
         try:
             wait_for_line(server, "listening")
-            asking = run(b, net, "asking", "--late-by", "socket", "--server", ADDRESS, "--port", ASKED, "--busy-ms", 40)
+            asked = ("--late-by", "socket", "--server", ADDRESS, "--port", ASKED, "--busy-ms", 40)
+            asking = undisturbed(lambda: run(b, net, "asking", *asked), kept)
             neighbour = net.start(net.client, NEIGHBOUR, ADDRESS, str(NOISY))
             try:
                 wait_for_line(neighbour, "asking")
-                napping = run(b, net, "napping", "--late-by", "nap", "--hold-ms", 150, "--busy-ms", 5)
+                naps = ("--late-by", "nap", "--hold-ms", 150, "--busy-ms", 5)
+                napping = undisturbed(lambda: run(b, net, "napping", *naps), kept)
             finally:
                 ended(neighbour)
         finally:

@@ -88,12 +88,17 @@ def told(out: Path) -> Told:
 def run(b: Bench, name: str, *options: object) -> Told:
     """Record ranks of which one is late, from their start to their end."""
     out = b.folder / name
-    if out.with_name(f"{name}.0").exists():
-        before = told(out)
-        b.given_up |= {before.pid, *before.peers}
+    given_up(b, out)
     fixed = ("--ranks", RANKS, "--steps", STEPS, "--late-rank", LATE, "--realtime", 1, "--step-ms", 5)
     b.follow(start(b.programs / "planted-ranks", "--out", out, *map(str, (*options, *fixed))))
     return told(out)
+
+
+def given_up(b: Bench, out: Path) -> None:
+    """Ranks that are planted again were nobody."""
+    if out.with_name(f"{out.name}.0").exists():
+        before = told(out)
+        b.given_up |= {before.pid, *before.peers}
 
 
 def kept(rank: Told) -> Fraction:

@@ -31,6 +31,7 @@ from tests.integration.planted import (
     effect_ns,
     explained,
     kept_most,
+    mistaken,
     share,
     undisturbed,
 )
@@ -86,15 +87,15 @@ def found(tmp_path_factory: pytest.TempPathFactory, bpf: None, stalls: Path) -> 
         pytest.skip("needs two CPUs")
     with network() as net, bench(folder) as b:
         with crowd(b, *inside(stalls)):
-            b.run("crowded", "--cpu", CPU, *BUSY)
+            undisturbed(lambda: [b.run("crowded", "--cpu", CPU, *BUSY)], mistaken)
             undisturbed(lambda: [b.run("another core", "--cpu", OTHER_CPU, *BUSY)], kept_most)
         with crowd(b, *inside(stalls), bursts=False):
             b.run("one of many", "--cpu", CPU, *BUSY, priority=0)
         with crowd(b):
-            b.run("at home", "--cpu", CPU, *BUSY)
+            undisturbed(lambda: [b.run("at home", "--cpu", CPU, *BUSY)], mistaken)
         receive_slowly(net)
         with before_launchers(handler(CPU)), flood(net, OTHER_CPU, CPU):
-            b.run("interrupted", "--cpu", CPU, *BUSY)
+            undisturbed(lambda: [b.run("interrupted", "--cpu", CPU, *BUSY)], mistaken)
         with flood(net, OTHER_CPU, OTHER_CPU):
             undisturbed(lambda: [b.run("interrupts elsewhere", "--cpu", CPU, *BUSY)], kept_most)
         yield analysed(b)
@@ -112,14 +113,18 @@ def test_the_neighbours_cgroup_is_named(found: Analysed, stalls: Path) -> None:
 
 
 def test_a_crowd_that_takes_turns_has_all_of_them(found: Analysed) -> None:
-    """One wait has many turns; who else had the CPU, if for a moment, has that moment and no more."""
+    """One wait has many turns; who else had the CPU, if for a moment, has that moment and no more.
+
+    Each of the crowd has about as much as the launcher, and whoever else this host runs there has the rest.
+    """
     told = found.victims["one of many"]
+    gap = told.planted("gap")
     (chain,) = [c for c in found.chains("one of many") if c.detector == "noisy_neighbour"]
     others = {c.detector for c in found.chains("one of many") if c is not chain}
     assert others <= {"preempted"}
-    assert share(chain) > told.planted("gap") / 2 > TOLERANCE
+    assert share(chain) > min(gap, len(CROWD) * (1 - gap)) / 2 > TOLERANCE
     (nothing,) = [s.share.value or 0 for s in chain.shares if s.label == UNEXPLAINED]
-    assert close(1 - Fraction(nothing), told.planted("gap"))
+    assert close(1 - Fraction(nothing), gap)
 
 
 def test_interrupts_are_named(found: Analysed) -> None:
