@@ -40,6 +40,8 @@ ENDBR64 = b"\xf3\x0f\x1e\xfa"
 NOP5 = b"\x0f\x1f\x44\x00\x00"
 
 SINGLE_STEPPED = "single-stepped"
+ANOTHER_VERSION = " (another version)"
+"""Behind the name of a function that a library exports in several versions (``.symver``)."""
 
 
 class NotElf(Exception):
@@ -99,13 +101,13 @@ def read_symbols(fd: int, names: frozenset[str], exports: str) -> Symbols:
     pattern = re.compile(exports)
     for dynamic, table, strings in tables:
         for name, address in _defined(table, strings, names, pattern).items():
-            if dynamic:
+            if dynamic and pattern.fullmatch(name.removesuffix(ANOTHER_VERSION)):
                 listed.add(name)
             if name in names and name not in found and address is not None:
                 offset = _file_offset(segments, address, size)
                 if offset is not None:
                     found[name] = _function(fd, name, offset)
-    return Symbols(build_id, found, tuple(sorted(n for n in listed if pattern.fullmatch(n))))
+    return Symbols(build_id, found, tuple(sorted(listed)))
 
 
 def _segments(elf: ELFFile) -> list[_Segment]:
@@ -157,7 +159,8 @@ def _defined(
 ) -> dict[str, int | None]:
     """Name → address of the defined functions that are asked for; only names with a likely first part are decoded.
 
-    None for one that the loader chooses (IFUNC): at its address lies what chooses, and not what is called.
+    None for one that the loader chooses (IFUNC): at its address lies what chooses, and not what is called. None too for
+    :data:`ANOTHER_VERSION` of a name that leads to several places: the first of them is the one that is known by it.
     """
     kind, binding = table["info"] & 0xF, table["info"] >> 4
     is_function = ((kind == STT_FUNC) | (kind == STT_GNU_IFUNC)) & (table["shndx"] != 0) & (binding <= STB_WEAK)
@@ -174,7 +177,9 @@ def _defined(
     for symbol in chosen[likely].tolist():
         name = strings[symbol[0] : strings.find(b"\0", symbol[0], symbol[0] + 256)].decode("ascii", "replace")
         if name in names or pattern.fullmatch(name):
-            out.setdefault(name, None if symbol[1] & 0xF == STT_GNU_IFUNC else symbol[4])
+            address = None if symbol[1] & 0xF == STT_GNU_IFUNC else symbol[4]
+            if out.setdefault(name, address) != address:
+                out[name + ANOTHER_VERSION] = None
     return out
 
 

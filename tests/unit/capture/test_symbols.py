@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,22 @@ def test_a_function_that_the_loader_chooses_has_no_place() -> None:
     table = np.array([(1, 0x12, 0, 1, 16, 8), (12, 0x1A, 0, 1, 32, 8)], dtype=symbols.SYMBOL)
     strings = b"\0cudaMalloc\0cudaFree\0"
     assert symbols._defined(table, strings, NAMES, re.compile("cuda")) == {"cudaMalloc": 16, "cudaFree": None}
+
+
+def test_a_function_of_several_versions_is_known_once_and_the_others_are_listed(tmp_path: Path) -> None:
+    """A program that was linked long ago calls the old one: that nobody probes it must be said."""
+    if compiler() is None:
+        pytest.skip("gcc is not installed")
+    source, script, path = tmp_path / "two.c", tmp_path / "two.map", tmp_path / "libcudart.so.12"
+    source.write_text(
+        "int first(void) { return 1; }\nint second(void) { return 2; }\nint cudaFree(void) { return 3; }\n"
+        '__asm__(".symver first,cudaMalloc@V1\\n.symver second,cudaMalloc@@V2");\n'
+    )
+    script.write_text("V1 { global: cudaMalloc; }; V2 { global: cuda*; local: *; } V1;")
+    subprocess.run(["gcc", "-shared", "-fPIC", f"-Wl,--version-script={script}", "-o", path, source], check=True)
+    found = read(path)
+    assert set(found.functions) == {"cudaMalloc", "cudaFree"}
+    assert found.exports == ("cudaFree", "cudaMalloc", "cudaMalloc (another version)")
 
 
 def test_limits(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
