@@ -119,7 +119,7 @@ AT_ONCE = 9
 def test_shares_sum_to_one_in_every_scenario_of_the_corpus(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of every effect, whether or not a chain is told of it; none is told here."""
     monkeypatch.setattr(detect, "tell", lambda *_: [])
-    played = list(PLAYED.values())[first : first + AT_ONCE]
+    played = [PLAYED[name] for name in list(PLAYED)[first : first + AT_ONCE]]
     host = Scene()
     host.rows["clock"] = max((p.scene.rows["clock"] for p in played), key=lambda rows: rows[-1]["start_ns"])
     context = together([host, *(copied(p.scene, k) for k, p in enumerate(played))]).context()

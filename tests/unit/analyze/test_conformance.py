@@ -6,7 +6,9 @@ import ast
 import importlib
 import inspect
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
@@ -22,6 +24,7 @@ from gpuaudit.analyze.context import Context, Found, NotEvaluated
 from gpuaudit.analyze.finding import Chain, Finding, Quantity, Threshold
 from gpuaudit.analyze.policy import Policy, allowed
 from gpuaudit.analyze.registry import Plugin, plugins
+from gpuaudit.analyze.store import Store
 from gpuaudit.bundle.tables import TABLES
 from tests.rule_scenes import scenes_of
 from tests.scenes import MS, T0, S, Scene, collectives
@@ -168,6 +171,34 @@ def once(make: Maker, known: Context, read: dict[str, Any], name: str) -> Maker:
     return make if name in noting.asked else lambda _: effects
 
 
+def remembered(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a store answer from memory what it was asked before, but for what was handed over to it for a while."""
+
+    def once_each(ask: Callable[..., Any]) -> Callable[..., Any]:
+        known: dict[tuple[str, tuple[object, ...]], Any] = {}
+
+        def asked(query: str, parameters: Sequence[object] = ()) -> Any:
+            if any(name in query for name in handed_over):
+                return ask(query, *([parameters] if parameters else []))
+            key = query, tuple(parameters)
+            if key not in known:
+                known[key] = ask(query, *([parameters] if parameters else []))
+            return deepcopy(known[key])
+
+        return asked
+
+    handed_over: set[str] = set()
+    relation = store.relation
+
+    def noted(name: str, columns: Mapping[str, Any]) -> AbstractContextManager[None]:
+        handed_over.add(name)
+        return relation(name, columns)
+
+    monkeypatch.setattr(store, "relation", noted)
+    for method in ("sql", "arrays"):
+        monkeypatch.setattr(store, method, once_each(getattr(store, method)))
+
+
 class Unasked(Policy):
     """A policy that nothing may ask."""
 
@@ -189,11 +220,12 @@ def test_a_policy_at_either_end_of_the_range_is_evaluated(plugin: Plugin, monkey
     """The least and the largest value that a policy file may set for each threshold, one at a time.
 
     Thresholds that all detectors of causes share are read in one place: one detector shows that. Effects that do not
-    ask for this plugin's are made once.
+    ask for this plugin's are made once, and what is asked of the evidence in the same words is answered once.
     """
     d = plugin.declaration
     shared = model.THRESHOLDS if d.id != "preempted" else ()
     context = contexts(d.id)[0]
+    remembered(context.store, monkeypatch)
     plugin.evaluate(context)
     read = {k: v for k, v in vars(context).items() if k in OF_NO_POLICY}
     if d.kind == "chain":

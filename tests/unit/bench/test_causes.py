@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -14,10 +15,30 @@ from bench.causes import __main__ as command
 from bench.causes import baseline, score, stages
 from bench.causes.events import write_bundle
 from gpuaudit.analyze.registry import plugins
-from tests.corpus.model import Played, play
+from tests.corpus.model import Played, Scenario, play
 from tests.corpus.scenarios import COMPOUND, SCENARIOS, SINGLE, TWINS
 
-PLAYED = {s.name: play(s) for s in SCENARIOS}
+
+class Corpus(Mapping[str, Played]):
+    """The scenarios by name, each played when it is first asked for: who only collects these tests plays none."""
+
+    def __init__(self, scenarios: Sequence[Scenario]) -> None:
+        self.scenarios = {s.name: s for s in scenarios}
+        self.played: dict[str, Played] = {}
+
+    def __getitem__(self, name: str) -> Played:
+        if name not in self.played:
+            self.played[name] = play(self.scenarios[name])
+        return self.played[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.scenarios)
+
+    def __len__(self) -> int:
+        return len(self.scenarios)
+
+
+PLAYED = Corpus(SCENARIOS)
 
 SHOWN = (
     "launches wait for a cold file", "the CPU quota is used up", "a container next door has the CPU",
