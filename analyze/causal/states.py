@@ -149,3 +149,18 @@ def _place(e: Effect) -> Place:
 def unrecorded(context: Context) -> NotEvaluated | None:
     """Why nobody can say what a thread did off its CPU, where so."""
     return recorded.unrecorded(context, "off_cpu", "interval off a CPU")
+
+
+TOLD = "op IN ('preempted', 'blocked')"
+"""SQL condition: in what state the thread left the CPU was recorded."""
+
+
+def untold(context: Context, told: str = TOLD) -> NotEvaluated | None:
+    """The same for those who must know whether it slept or was ready to run: imports may have no row with ``told``."""
+    from gpuaudit.analyze.context import NotEvaluated  # noqa: PLC0415 - it imports what imports this
+
+    why = unrecorded(context)
+    rows = context.store.row_count("off_cpu")
+    if why is not None or not rows or context.store.sql(f"SELECT 1 FROM off_cpu WHERE {told} LIMIT 1"):
+        return why
+    return NotEvaluated("in what state threads left their CPUs was not recorded")

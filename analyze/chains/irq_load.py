@@ -54,7 +54,7 @@ _SERVED = re.compile(r"ksoftirqd/[0-9]{1,5}|irq/[0-9]{1,6}-.{0,15}")
 
 def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
     """Runnable time of each effect's thread while interrupts were served, by CPU and handler."""
-    why = states.unrecorded(context)
+    why = states.untold(context)
     if why is not None:
         return why
     seen = states.of_effects(context, effects)

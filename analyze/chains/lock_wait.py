@@ -69,7 +69,7 @@ AGAIN_NS = 100_000
 
 def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
     """Sleep of each effect's thread in calls that wait for another thread, by the one that ended it."""
-    why = states.unrecorded(context)
+    why = states.untold(context)
     if why is not None:
         return why
     seen = states.of_effects(context, effects)

@@ -62,15 +62,11 @@ IDLE = 0
 
 def find(context: Context, effects: Sequence[Effect]) -> Causes | NotEvaluated:
     """Runnable time of each effect's thread, by who ran instead."""
-    why = states.unrecorded(context)
+    why = states.untold(context, f"{states.TOLD} OR runqueue_ns IS NOT NULL")
     if why is not None:
         return why
     seen = states.of_effects(context, effects)
     return {key: list(_by_culprit(context, s)) for key, s in seen.items()}
-
-
-unrecorded = states.unrecorded
-"""Why nobody can say what a thread did off its CPU, where so."""
 
 
 def _by_culprit(context: Context, s: States) -> Iterator[Cause]:
