@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from gpuaudit.analyze.context import Found, NotEvaluated
 from tests.rule_scenes.slow import AT, MS, launches, off
 
-NOT_TOLD = {"op": "off", "prev_state": None, "next_pid": None, "next_tid": None, "next_comm": None}
+NOT_TOLD: dict[str, Any] = {"op": "off", "prev_state": None, "next_pid": None, "next_tid": None, "next_comm": None}
 
 
 @pytest.mark.parametrize("detector", ["preempted", "lock_wait", "irq_load"])
