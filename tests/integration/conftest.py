@@ -20,7 +20,8 @@ LONGEST = (
     "test_kill_9_at_random_moments", "test_no_command_opens_a_socket_to_anywhere", "test_two_renders_are_byte_equal",
     "test_kill_9_with_bpf",
 )  # fmt: skip
-"""The longest that share no fixture: begun first, or one worker would be left with one of them at the end."""
+"""The longest that share no fixture, and one of a long module: begun first, or one worker would be left with one of
+them at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

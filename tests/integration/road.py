@@ -17,7 +17,7 @@ from typing import Any
 
 from gpuaudit.analyze.finding import number_from_json
 from gpuaudit.bundle.errors import AuditError
-from tests.commands import audit
+from tests.commands import audit, audit_here
 from tests.integration.sessions import DEADLINE_S, environment, rows
 
 CALLS = " UNION ALL ".join(
@@ -41,7 +41,18 @@ class Road:
         env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """``audit`` with these arguments, in the folder; it must end with ``status``."""
-        done = audit(*args, env={**self.env, **(env or {})}, cwd=cwd or self.folder, prefix=prefix)
+        return self._checked(
+            audit(*args, env={**self.env, **(env or {})}, cwd=cwd or self.folder, prefix=prefix), args, status
+        )
+
+    def read(self, *args: str | Path) -> str:
+        """What a command says that only reads, in this process: a Python of its own takes a second to start."""
+        return self._checked(audit_here(*args, env=self.env, cwd=self.folder), args, 0).stdout
+
+    @staticmethod
+    def _checked(
+        done: subprocess.CompletedProcess[str], args: Sequence[str | Path], status: int
+    ) -> subprocess.CompletedProcess[str]:
         assert done.returncode == status, f"{args}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr
         return done
@@ -62,7 +73,7 @@ class Road:
 
     def query(self, name: str, sql: str) -> list[dict[str, Any]]:
         """Rows of ``audit query --json``."""
-        rows: list[dict[str, Any]] = json.loads(self.run("query", f"{name}.db", sql, "--json").stdout)
+        rows: list[dict[str, Any]] = json.loads(self.read("query", f"{name}.db", sql, "--json"))
         return rows
 
     def wait_for_probes(self, name: str, least: int, among: set[int] | None = None) -> None:

@@ -1,49 +1,94 @@
-"""Every command on one synthetic capture, as a person without root and GPU would run them."""
+"""Every command on one synthetic capture, as a person without root and GPU would run them; none connects anywhere.
+
+There is no engine to ask. The road is gone once, for setting a report takes half a minute: under strace, and in a
+network namespace without even a loopback, where those can be had.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gpuaudit.capture.exposition import parse as parse_exposition
-from tests.commands import audit, environment
+from tests.commands import audit, audit_here, environment
+
+SQL = "SELECT op, count(*) AS n, max(stream) AS s FROM cuda_calls GROUP BY op ORDER BY op"
+
+ROAD: dict[str, tuple[str, ...]] = {
+    "capture": ("capture", "--synthetic", "late-rank", "--out", "a.db", "--challenge", "quarter 4", "--json"),
+    "verify": ("verify", "a.db", "--receipt", "a.db.receipt", "--challenge", "quarter 4", "--json"),
+    "analyze": ("analyze", "a.db", "--rate", "2.10", "--currency", "EUR", "--json"),
+    "export": ("export", "a.findings.json", "--out", "a.prom"),
+    "explain": ("explain", "a.db"),
+    "query": ("query", "a.db", SQL, "--json"),
+    "report": ("report", "a.findings.json", "--out", "packet", "--json"),
+    "packet": ("verify", "packet", "--bundle", "a.db", "--json"),
+}
+"""Each in a process of its own."""
+
+CALLS = ("socket", "connect", "sendto", "sendmsg", "bind")
+SOCKET = re.compile(rf"\b({'|'.join(CALLS)})\(")
+STRACE = ("strace", "-f", "-qq", "--seccomp-bpf", "-e", f"trace={','.join(CALLS)}", "-o")
+"""The log's path follows."""
+
+with_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A synthetic bundle, its findings, its packet, and what each command printed as JSON."""
+    """A synthetic bundle, its findings, its packet, what each command printed, and its calls of sockets."""
     path = tmp_path_factory.mktemp("synthetic")
-    for name, args in {
-        "capture": ("capture", "--synthetic", "late-rank", "--out", "a.db", "--challenge", "quarter 4", "--json"),
-        "analyze": ("analyze", "a.db", "--rate", "2.10", "--currency", "EUR", "--json"),
-        "report": ("report", "a.findings.json", "--out", "packet", "--json"),
-    }.items():
-        done = audit(*args, env=environment(path / "keys"), cwd=path)
+    env = environment(path / "keys")
+    alone = ("unshare", "--user", "--map-root-user", "--net")
+    offline = alone if audit("--version", env=env, prefix=alone).returncode == 0 else ()
+    for name, args in ROAD.items():
+        watched = (*STRACE, str(path / f"{name}.strace")) if shutil.which("strace") else ()
+        done = audit(*args, env=env, cwd=path, prefix=(*offline, *watched))
         assert done.returncode == 0, done.stderr
-        (path / f"{name}.json").write_text(done.stdout)
+        (path / f"{name}.out").write_text(done.stdout)
     return path
 
 
 def run(folder: Path, *args: str, status: int = 0) -> str:
-    done = audit(*args, env=environment(folder / "keys"), cwd=folder)
+    """What a command says that only reads."""
+    done = audit_here(*args, env=environment(folder / "keys"), cwd=folder)
     assert done.returncode == status, done.stderr
     return done.stdout
 
 
 def told(folder: Path, name: str) -> Any:
-    return json.loads((folder / f"{name}.json").read_text())
+    return json.loads((folder / f"{name}.out").read_text())
+
+
+@with_strace
+def test_no_command_opens_a_socket_to_anywhere(folder: Path) -> None:
+    for name in ROAD:
+        log = (folder / f"{name}.strace").read_text(errors="replace")
+        calls = [line for line in log.splitlines() if SOCKET.search(line)]
+        if name == "capture":  # attacher and recorder talk over a pair of their own, which no socket() makes
+            calls = [c for c in calls if " sendmsg(" not in c and " sendto(" not in c]
+        assert calls == [], name
+
+
+@with_strace
+def test_strace_would_see_a_socket(tmp_path: Path) -> None:
+    """The first test can fail: a connection made the same way is seen."""
+    script = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(('127.0.0.1', 9))"
+    subprocess.run([*STRACE, str(tmp_path / "log"), sys.executable, "-c", script], check=True)
+    assert len([line for line in (tmp_path / "log").read_text().splitlines() if SOCKET.search(line)]) == 2
 
 
 def test_capture_tells_what_it_sealed_and_verify_agrees(folder: Path) -> None:
-    captured = told(folder, "capture")
-    verified = json.loads(
-        run(folder, "verify", "a.db", "--receipt", "a.db.receipt", "--challenge", "quarter 4", "--json")
-    )
+    captured, verified = told(folder, "capture"), told(folder, "verify")
     assert (verified["status"], verified["exit_code"]) == ("SEALED", 0)
     for here, there in (
         ("origin", "origin"),
@@ -73,14 +118,14 @@ def test_verify_with_the_receipt_of_another_capture(folder: Path, tmp_path: Path
 
 
 def test_analyze_prints_as_json_what_it_writes(folder: Path) -> None:
-    assert (folder / "analyze.json").read_bytes() == (folder / "a.findings.json").read_bytes() + b"\n"
+    assert (folder / "analyze.out").read_bytes() == (folder / "a.findings.json").read_bytes() + b"\n"
     assert told(folder, "analyze")["options"]["currency"] == "EUR"
 
 
 def test_analyze_strict_on_evidence_that_is_not_complete(folder: Path, tmp_path: Path) -> None:
     """Nobody trusts the signer there, so that the grade is C at best."""
     out = tmp_path / "f.json"
-    done = audit("analyze", "a.db", "--out", out, "--strict", env=environment(tmp_path / "none"), cwd=folder)
+    done = audit_here("analyze", "a.db", "--out", out, "--strict", env=environment(tmp_path / "none"), cwd=folder)
     assert done.returncode == 5
     assert "grade C" in done.stderr
     assert out.exists()
@@ -106,22 +151,21 @@ def test_show_gives_the_rows_of_the_evidence_table(folder: Path) -> None:
 
 
 def test_query_gives_the_same_rows_in_every_form(folder: Path) -> None:
-    sql = "SELECT op, count(*) AS n, max(stream) AS s FROM cuda_calls GROUP BY op ORDER BY op"
-    objects = json.loads(run(folder, "query", "a.db", sql, "--json"))
-    table = [line.split() for line in run(folder, "query", "a.db", sql).splitlines()]
-    sheet = list(csv.reader(io.StringIO(run(folder, "query", "a.db", sql, "--csv"))))
+    objects = told(folder, "query")
+    table = [line.split() for line in run(folder, "query", "a.db", SQL).splitlines()]
+    sheet = list(csv.reader(io.StringIO(run(folder, "query", "a.db", SQL, "--csv"))))
     assert table[0] == sheet[0] == list(objects[0]) == ["op", "n", "s"]
     assert [row[:2] for row in table[1:]] == [row[:2] for row in sheet[1:]] == [[o["op"], str(o["n"])] for o in objects]
     assert sum(o["n"] for o in objects) == told(folder, "capture")["totals"]["cuda_calls"]["written"]
 
 
 def test_explain_and_its_json(folder: Path) -> None:
-    assert run(folder, "explain", "a.db").startswith("SYNTHETIC")
+    assert (folder / "explain.out").read_text().startswith("SYNTHETIC")
     assert json.loads(run(folder, "explain", "a.db", "--json"))["bundle"]["synthetic"] is True
 
 
 def test_export_gives_every_rank_its_ratio_and_every_gpu_its_memory(folder: Path) -> None:
-    samples = parse_exposition(export(folder)).samples
+    samples = parse_exposition((folder / "a.prom").read_text(encoding="utf-8")).samples
     ratios = [s for s in samples if s.metric == "arca_gpu_compute_efficiency_ratio" and s.labels["pid"]]
     assert {s.labels["shard"].partition(" (")[0] for s in ratios} == {f"rank {r} of 4" for r in range(4)}
     assert all(0 <= s.value <= 1 for s in ratios)
@@ -130,17 +174,10 @@ def test_export_gives_every_rank_its_ratio_and_every_gpu_its_memory(folder: Path
     assert {"unattributed", "driver_reserved"} <= {s.labels["category"] for s in memory}
 
 
-def export(folder: Path) -> str:
-    """The metrics of the findings."""
-    run(folder, "export", "a.findings.json", "--out", "a.prom", "--force")
-    return (folder / "a.prom").read_text(encoding="utf-8")
-
-
 def test_packet_and_its_bundle(folder: Path) -> None:
     assert set(told(folder, "report")["sizes"]) == {p.name for p in (folder / "packet").iterdir()}
-    verified = json.loads(run(folder, "verify", "packet", "--bundle", "a.db", "--json"))
+    verified = told(folder, "packet")
     assert (verified["status"], verified["exit_code"]) == ("VERIFIED", 0)
-    assert run(folder, "report", "a.findings.json", "--out", "packet").count("there already, and the same") == 1
 
 
 def test_probes_tell_every_function_and_its_table(folder: Path) -> None:

@@ -28,7 +28,7 @@ def shared(doubles: Path, bpf: None) -> Iterator[Road]:
 
 def sealed(r: Road, name: str) -> str:
     """How the verified, sealed bundle says that it ended; nothing of the capture is left lying about."""
-    assert r.run("verify", f"{name}.db", "--receipt", f"{name}.db.receipt").stdout.startswith("SEALED ")
+    assert r.read("verify", f"{name}.db", "--receipt", f"{name}.db.receipt").startswith("SEALED ")
     assert not (r.folder / f"{name}.db.partial").exists()
     (row,) = r.query(name, "SELECT max(exit_status) AS status FROM processes WHERE op = 'exited' AND role = 'workload'")
     return str(row["status"])

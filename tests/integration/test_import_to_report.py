@@ -37,6 +37,7 @@ def test_all_formats_end_in_a_report_that_says_imported_on_every_page(tmp_path: 
     assert told["bundle"]["imported"] is True
     assert [g["uuid"] for g in told["host"]["gpus"]] == ["GPU-aa", "GPU-bb"]
     run("report", "one.json", "--out", "packet")
+    assert run("report", "one.json", "--out", "packet").count("there already, and the same") == 1
     text = subprocess.run(
         ["pdftotext", "-layout", tmp_path / "packet" / "report.pdf", "-"], capture_output=True, text=True, check=True
     ).stdout

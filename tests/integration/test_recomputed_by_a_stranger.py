@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.commands import audit, environment
+from tests.commands import audit, audit_here, environment
 
 Row = dict[str, Any]
 Span = tuple[int, int]
@@ -59,7 +59,9 @@ class Stranger:
         return [r for r in self.samples if r["gpu_uuid"] == uuid]
 
     def rows(self, sql: str) -> list[Row]:
-        found: list[Row] = json.loads(self.audit("query", "x.db", sql, "--json"))
+        done = audit_here("query", "x.db", sql, "--json", env=self.env, cwd=self.folder)
+        assert done.returncode == 0, done.stderr
+        found: list[Row] = json.loads(done.stdout)
         return found
 
 
