@@ -61,6 +61,9 @@ NOT_OWN = "pid NOT IN (SELECT pid FROM processes WHERE role IN ('recorder', 'att
 MAX_KNOWN, MAX_KNOWN_TEXT = 2_000, 8_000
 """Queries over tables without rows whose answers are kept, and the longest of them in characters."""
 
+_READS = re.compile(r"\s*(SELECT|WITH|DESCRIBE)\b", re.IGNORECASE)
+"""Statements that make nothing."""
+
 _PLAIN = re.compile(r"[A-Za-z0-9_.:-]*\Z")
 
 _CONFIG: dict[str, str | bool | int | float | list[str]] = {
@@ -124,6 +127,8 @@ class Store:
         """Tables whose columns are not in their order any more."""
         self._own = {*_EXTRA_TABLES}
         """Names that mean something else in another store: tables with rows, and relations."""
+        self._altered = False
+        """Whether a statement was run that may have made others."""
         self.leaves: list[Leaf] = []
         self.artefacts: list[Artefact] = []
         self.open_body: dict[str, Any] = {}
@@ -184,6 +189,8 @@ class Store:
 
     def sql(self, query: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """Rows of a query over the views, as Python values."""
+        if not _READS.match(query):
+            self._altered = True
         if not parameters and self._of_no_rows(query):
             return copy.deepcopy(_rows_of_nothing(query))
         return self._con.execute(query, list(parameters)).fetchall()
@@ -274,7 +281,7 @@ class Store:
         """Whether it names nothing of this store's own. Whose processes rows belong to means nothing where there are
         none; a name that is part of another, or of a text, counts as named."""
         text = query.replace(NOT_OWN, "").lower()
-        return len(query) <= MAX_KNOWN_TEXT and not any(name in text for name in self._own)
+        return not self._altered and len(query) <= MAX_KNOWN_TEXT and not any(name in text for name in self._own)
 
     def _insert(self, table: Table, leaf: int, rows: Rows) -> None:
         count = row_count(rows)

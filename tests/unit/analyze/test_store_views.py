@@ -76,3 +76,5 @@ def test_what_is_said_of_tables_without_rows_is_said_of_no_others() -> None:
     for n in (1, 2):
         with empty.relation("handed_over", {"n": np.arange(n)}):
             assert empty.sql("SELECT count(*) FROM handed_over") == [(n,)]
+    full.sql("CREATE TEMP TABLE made AS SELECT 1 AS n")
+    assert full.sql("SELECT n FROM made") == [(1,)]
