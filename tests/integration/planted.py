@@ -261,6 +261,12 @@ def mistaken(victims: Sequence[Victim]) -> Fraction:
     return Fraction(not all(v.slowest for v in victims))
 
 
+def lacking(victims: Sequence[Victim]) -> Fraction:
+    """1 if one that was to be kept from its CPU hardly was: then nothing was planted. Or if one is mistaken."""
+    kept = all(v.planted("gap") > 2 * TOLERANCE for v in victims)
+    return max(mistaken(victims), Fraction(not kept))
+
+
 @contextmanager
 def bench(folder: Path, sources: frozenset[str] = SOURCES) -> Iterator[Bench]:
     """A recording with the libraries of launchers and ranks probed before anybody starts.

@@ -31,6 +31,7 @@ from tests.integration.planted import (
     effect_ns,
     explained,
     kept_most,
+    lacking,
     mistaken,
     share,
     undisturbed,
@@ -95,7 +96,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, bpf: None, stalls: Path) -> 
             undisturbed(lambda: [b.run("at home", "--cpu", CPU, *BUSY)], mistaken)
         receive_slowly(net)
         with before_launchers(handler(CPU)), flood(net, OTHER_CPU, CPU):
-            undisturbed(lambda: [b.run("interrupted", "--cpu", CPU, *BUSY)], mistaken)
+            undisturbed(lambda: [b.run("interrupted", "--cpu", CPU, *BUSY)], lacking)
         with flood(net, OTHER_CPU, OTHER_CPU):
             undisturbed(lambda: [b.run("interrupts elsewhere", "--cpu", CPU, *BUSY)], kept_most)
         yield analysed(b)
