@@ -151,6 +151,13 @@ class Bench:
             _, err = p.communicate()
             assert p.returncode == 0, err
 
+    def released(self, go: Path, *processes: subprocess.Popen[str]) -> None:
+        """Record launchers to their end, of which each says that it is ready and waits for this file."""
+        for process in processes:
+            wait_for_line(process, "at ready")
+        go.touch()
+        self.follow(*processes)
+
     def ended(self, name: str) -> Victim:
         """What the launcher wrote down."""
         if name in self.victims:

@@ -32,7 +32,7 @@ from tests.integration.planted import (
     share,
     undisturbed,
 )
-from tests.integration.recording import start, wait_for_line
+from tests.integration.recording import start
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf"), pytest.mark.alone]
 
@@ -50,10 +50,7 @@ def together(b: Bench) -> None:
             start(python, "-I", "-S", work, cudart, b.folder / f"{plan}.truth", go, str(cpu), plan, env=environment)
             for plan, cpu in (("lock", CPU), ("compute", OTHER_CPU))
         ]  # fmt: skip
-        for process in processes:
-            wait_for_line(process, "at ready")
-        go.touch()
-        b.follow(*processes)
+        b.released(go, *processes)
         return [b.ended(plan) for plan in ("lock", "compute")]
 
     undisturbed(plant, mistaken)

@@ -29,7 +29,7 @@ from tests.integration.planted import (
     share,
     undisturbed,
 )
-from tests.integration.recording import start, wait_for_line
+from tests.integration.recording import start
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("bpf"), pytest.mark.alone]
 
@@ -43,10 +43,7 @@ def together(b: Bench, **options: tuple[object, ...]) -> None:
         go.unlink(missing_ok=True)
         plans = zip(names, options.values(), (CPU, OTHER_CPU), strict=True)
         processes = [start(*b.command(name, "--cpu", cpu, "--pause-file", go, *more)) for name, more, cpu in plans]
-        for process in processes:
-            wait_for_line(process, "at ready")
-        go.touch()
-        b.follow(*processes)
+        b.released(go, *processes)
         return [b.ended(name) for name in names]
 
     undisturbed(plant, kept_most)
